@@ -1,0 +1,3 @@
+from delving.cli import main
+
+main()

@@ -1,0 +1,84 @@
+"""From a configuration to a net with its initial or its saved weights, and what it deviates in."""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from delving import config as configs
+from delving.data.input import Input
+from delving.initializer import INITIALIZERS, gaussian, initialize
+from delving.net import Layer, Net, build_net, count_depth, crowded_levels, describe, read_layers
+from delving.rectifier import RECTIFIERS
+from delving.schema import Config
+
+
+CLASSES = {"tiny_imagenet": 200, "imagenette": 10, "cifar10": 10, "cifar100": 100}
+
+
+def build_model(config: Config, classes: int) -> tuple[Net, list[Layer]]:
+    """The net of a configuration on the meta device, and its layers."""
+    act, model = config.act, config.model
+    if act.name not in RECTIFIERS:
+        raise ValueError(f"act={act.name}: choose from {', '.join(RECTIFIERS)}")
+    layers = read_layers(
+        model.layers, depth=model.depth, width=model.width, stem_stride=model.stem_stride
+    )
+    rectifier = partial(RECTIFIERS[act.name], slope=act.slope)
+    net = build_net(
+        layers, rectifier, classes=classes, crop=config.data.crop, dropout=config.train.dropout
+    )
+    return net, layers
+
+
+def describe_model(config: Config) -> dict:
+    """`delving show`: the layers, totals and deviations, without data; the data's own number of
+    classes where the configuration does not set it."""
+    net, layers = build_model(config, config.data.classes or CLASSES.get(config.data.name, 1000))
+    rows = describe(net, layers, config.data.crop)
+    return {
+        "model": config.model.name,
+        "depth": count_depth(layers),
+        "params": sum(row["params"] for row in rows),
+        "multiply_adds": sum(row["multiply_adds"] for row in rows),
+        "layers": rows,
+        "deviations": list_deviations(config, net, config.precision),
+    }
+
+
+def materialise(net: Net, config: Config, device: torch.device) -> Net:
+    """Gives a meta net its storage and its initial values."""
+    init = config.init
+    rules = INITIALIZERS | {"gaussian": gaussian(init.std)}
+    if init.name not in rules:
+        raise ValueError(f"init={init.name}: choose from {', '.join(rules)}")
+    net = net.to_empty(device=device)
+    initialize(net, rules[init.name], slope=config.act.slope, range=init.range, seed=config.seed)
+    return net.to(memory_format=torch.channels_last)
+
+
+def list_deviations(config: Config, net: Net, precision: str) -> list[str]:
+    """What differs from the paper's recipe, knobs first, then what follows from them."""
+    lines = configs.deviations(config)
+    if precision == "bf16":
+        lines.append(f"precision {precision} (paper: fp32)")
+    cells = f"{net.map_size}x{net.map_size}"
+    lines += [f"SPP level {n}x{n} on a map of {cells} (paper: more cells than bins)"
+              for n in crowded_levels(net)]  # fmt: skip
+    return lines
+
+
+def load_weights(net: Net, input: Input, tensors: dict, folder: Path) -> None:
+    """Both from a checkpoint's model.safetensors; ValueError names what does not fit."""
+    wanted = {f"net.{k}": v for k, v in net.state_dict().items()}
+    wanted |= {f"input.{k}": v for k, v in input.state_dict().items()}
+    if set(wanted) != set(tensors):
+        odd = ", ".join(sorted(set(wanted) ^ set(tensors))[:4])
+        raise ValueError(f"{folder}: its checkpoint is of another model (differs in {odd})")
+    for key, value in wanted.items():
+        if value.shape != tensors[key].shape:
+            raise ValueError(
+                f"{folder}: its checkpoint is of another model ({key} is "
+                f"{list(tensors[key].shape)}, here {list(value.shape)})"
+            )
+        value.copy_(tensors[key])

@@ -1,0 +1,247 @@
+"""The commands: parse, call, print. torch and hydra are imported inside them alone."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    help="Reproduces 'Delving Deep into Rectifiers' (He, Zhang, Ren, Sun 2015).",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+data_app = typer.Typer(no_args_is_help=True, help="Prepare, verify or preview a data set.")
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="key=value words: model=c act=prelu scale=cpu train.lr=0.02 seed=3",
+                   show_default=False),
+]  # fmt: skip
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+@app.command()
+def train(overrides: Overrides = None) -> None:
+    """Train one run and score it; the same command goes on with an unfinished one."""
+    from delving.config import compose
+
+    config = compose(overrides or [])
+    with _display() as display:
+        from delving.run import train_run
+
+        folder = train_run(config, display)
+    _print_result(folder)
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[str, typer.Argument(help="A run's folder or name.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="protocol=center|ten_view|dense device=... data.root=...",
+                       show_default=False),
+    ] = None,
+) -> None:  # fmt: skip
+    """Score a run by its own protocols or by others."""
+    from delving import record
+    from delving.config import amend
+
+    root = next((x[12:] for x in overrides or [] if x.startswith("output_root=")), "outputs")
+    folder = record.find_run(run, root)
+    config = amend(folder / "config.yaml", overrides or [])
+    with _display() as display:
+        from delving.run import eval_run
+
+        eval_run(folder, config, display)
+    typer.echo(f"saved in {folder / 'eval'}")
+
+
+@app.command()
+def show(overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """The layers of a net, its parameters and cost, and what deviates from the paper's recipe."""
+    from delving.config import compose
+
+    config = compose(overrides or [])
+    from delving.build import describe_model
+
+    card = describe_model(config)
+    typer.echo(json.dumps(card, indent=2)) if as_json else _print_card(card)
+
+
+@app.command("list")
+def list_(what: Annotated[str, typer.Argument(help="models, acts, inits, data, scales or runs.")] = "",
+          output_root: Annotated[str, typer.Option(help="Where outputs lie.")] = "outputs") -> None:  # fmt: skip
+    """What there is."""
+    from delving import groups
+
+    groups_of = {"models": "model", "acts": "act", "inits": "init", "data": "data", "scales": "scale"}
+    if what and what not in [*groups_of, "runs"]:
+        raise ValueError(f"list {what}: choose from {', '.join([*groups_of, 'runs'])}")
+    for plural in [what] if what else groups_of:
+        if plural == "runs":
+            _print_runs(output_root)
+            continue
+        group = groups_of[plural]
+        typer.echo(f"{plural} ({group}=...)")
+        for name in groups.choices(group):
+            typer.echo(f"  {name:14} {groups.describe(group, name)}")
+
+
+@data_app.command()
+def prepare(overrides: Overrides = None) -> None:
+    """Generate or download a data set, and count what it holds."""
+    from delving.config import compose
+    from delving.data import load_data, prepare_data
+
+    config = compose(overrides or [])
+    prepare_data(config.data.name, config.data.root)
+    train, val = load_data(**_data_arguments(config))
+    typer.echo(f"{config.data.name}: {len(train):,} training and {len(val):,} validation images "
+               f"of {len(train.classes)} classes")  # fmt: skip
+
+
+@data_app.command()
+def verify(overrides: Overrides = None) -> None:
+    """Decode every image: counts by class, undecodable ones, duplicates between train and val."""
+    from delving.config import compose
+    from delving.data import load_data
+    from delving.data.verify import verify_data
+
+    config = compose(overrides or [])
+    report = verify_data(*load_data(**_data_arguments(config)))
+    for split, counts in report.counts.items():
+        per_class = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:12])
+        more = f", and {len(counts) - 12} more" if len(counts) > 12 else ""
+        typer.echo(f"{split}: {sum(counts.values()):,} images, {len(counts)} classes: {per_class}{more}")
+    for line in report.bad:
+        typer.echo(f"bad: {line}")
+    for train, val in report.duplicates:
+        typer.echo(f"duplicate: {train} = {val}")
+    typer.echo("sound" if report.sound else
+               f"{len(report.bad)} undecodable, {len(report.duplicates)} duplicates")  # fmt: skip
+    raise typer.Exit(0 if report.sound else 1)
+
+
+@data_app.command()
+def preview(overrides: Overrides = None) -> None:
+    """Draw a contact sheet of the images, and one of what augmentation makes of them."""
+    from delving.config import compose
+    from delving.data import load_data
+    from delving.data.preview import augmented_rows, sheet_rows
+    from delving.plot import draw_sheet, save_figure
+
+    config = compose(overrides or [])
+    images, _ = load_data(**_data_arguments(config))
+    folder = Path(config.output_root) / config.scale / "preview"
+    sides = tuple(k * config.data.crop // 7 for k in config.train.s)
+    rows = augmented_rows(images, crop=config.data.crop, sides=sides, color=config.train.color,
+                          seed=config.seed)  # fmt: skip
+    title = f"s in {list(sides)}, crop {config.data.crop}, flip, colour altering"
+    for name, figure in (
+        (config.data.name, draw_sheet(sheet_rows(images), title=f"{config.data.name}, training images")),
+        (f"{config.data.name}-augmented", draw_sheet(rows, title=title)),
+    ):
+        typer.echo(save_figure(figure, folder / f"{name}.png"))
+
+
+@app.command()
+def doctor(output_root: Annotated[str, typer.Option(help="Where outputs lie.")] = "outputs") -> None:
+    """Versions, devices, data, disk: what this machine can do."""
+    from delving.doctor import examine
+
+    for name, finding in examine(output_root):
+        typer.echo(f"{name:14} {finding}")
+
+
+def _data_arguments(config) -> dict:
+    data = config.data
+    return {
+        "name": data.name, "root": data.root, "classes": data.classes,
+        "train_images": data.train_images, "val_images": data.val_images,
+        "output_root": config.output_root,
+    }  # fmt: skip
+
+
+def _display():
+    from rich.console import Console
+
+    from delving.display import Display
+
+    return Display(Console())
+
+
+def _print_result(folder: Path) -> None:
+    from delving.record import read_json
+
+    result = read_json(folder / "result.json")
+    for protocol, scores in result["eval"].items():
+        typer.echo(f"{protocol}: top-1 {scores['top1_err']:.2f} %, top-5 {scores['top5_err']:.2f} %")
+    typer.echo(
+        f"{result['status']} after {result['epochs']:g} epochs, {result['seconds']:.0f} s at "
+        f"{result['images_per_second']:.0f} images/s; {len(result['deviations'])} deviations from "
+        f"the paper's recipe, see {folder / 'result.json'}"
+    )
+
+
+def _print_card(card: dict) -> None:
+    typer.echo(f"{card['model']}: {card['depth']} conv and fc layers")
+    typer.echo(f"{'layer':10} {'notation':14} {'output':>14} {'parameters':>13} {'mult-adds':>16}")
+    for row in card["layers"]:
+        typer.echo(f"{row['name']:10} {row['notation']:14} {row['output']:>14} "
+                   f"{row['params']:>13,} {row['multiply_adds']:>16,}")  # fmt: skip
+    typer.echo(f"{'total':10} {'':14} {'':>14} {card['params']:>13,} {card['multiply_adds']:>16,}")
+    typer.echo("deviations from the paper's recipe:" if card["deviations"] else "the paper's recipe")
+    for line in card["deviations"]:
+        typer.echo(f"  {line}")
+
+
+def _print_runs(output_root: str) -> None:
+    from delving.record import list_runs, read_json
+
+    for folder in list_runs(output_root):
+        result = read_json(folder / "result.json") if (folder / "result.json").exists() else None
+        scores = "" if result is None else "  ".join(
+            f"{name} {e['top1_err']:.1f}/{e['top5_err']:.1f}" for name, e in result["eval"].items()
+        )  # fmt: skip
+        typer.echo(f"{folder}  {result['status'] if result else 'unfinished'}  {scores}")
+
+
+def main() -> None:
+    """The console script: every error in a line, with the exit codes of the contract."""
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        code = app(arguments, prog_name="delving", standalone_mode=False)
+        sys.exit(code or 0)
+    except Exception as error:
+        if debug:
+            raise
+        sys.exit(_report(error))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted", 130))
+
+
+def _report(error: Exception) -> int:
+    import signal
+
+    number = getattr(error, "signal", None)
+    if number is not None:
+        return _fail(str(error), 75 if number == signal.SIGUSR1 else 128 + number)
+    if hasattr(error, "format_message"):  # typer's own: an unknown option or command
+        return _fail(error.format_message(), 2)
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return _fail(str(error) or type(error).__name__, 2 if isinstance(error, ValueError) else 1)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"delving: {message}", file=sys.stderr)
+    return code
+
+

@@ -1,0 +1,211 @@
+"""Composes conf/ and the command line into a `Config`. The only importer of hydra and omegaconf."""
+
+import difflib
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from delving.groups import CONF, GROUPS, choices
+from delving.schema import NEUTRAL, Config, Families, leaves, validate
+
+PAPER_DEPTH = 14  # of small14, which small-N lengthens
+
+
+@dataclass
+class _Composed(Config):
+    family: Families = field(default_factory=Families)
+
+
+ConfigStore.instance().store(name="schema", node=_Composed)
+KEYS = {key: f.type for key, _, f in leaves(Config())}
+
+
+def compose(overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """The validated configuration of `key=value` words, every `${...}` resolved.
+
+    Raises:
+        ValueError: for a key or value that does not exist or cannot be, with the nearest ones.
+    """
+    words = [word for text in overrides for word in _check(text)]
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = hydra_compose("config", words)
+        config = OmegaConf.to_object(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_explain(error)) from error
+    return validate(_without_family(config))
+
+
+def load(path: Path) -> Config:
+    """Reads the config.yaml of a run folder; ValueError where it does not fit the schema."""
+    try:
+        saved = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
+        return validate(OmegaConf.to_object(saved))
+    except (OmegaConfBaseException, OSError) as error:
+        raise ValueError(f"{path}: {_explain(error)}") from error
+
+
+def amend(path: Path, overrides: list[str]) -> Config:
+    """A saved configuration with other words on how, where and on what to score it.
+
+    Raises:
+        ValueError: for a key that would make it another run.
+    """
+    allowed = [key for key in KEYS if key in NEUTRAL or key.startswith("eval.") or key == "precision"]
+    config = load(path)
+    for text in overrides:
+        key, sign, value = text.partition("=")
+        key = "eval.protocols" if key == "protocol" else key
+        if key not in allowed:
+            raise ValueError(f"{text!r}: scoring takes protocol and {', '.join(allowed)}")
+        [word] = _check(f"{key}{sign}{value}")
+        tree = OmegaConf.structured(config)
+        try:
+            OmegaConf.update(tree, key, _parse(word).value())
+        except OmegaConfBaseException as error:
+            raise ValueError(_explain(error)) from error
+        config = OmegaConf.to_object(tree)
+    return validate(config)
+
+
+def to_yaml(config: Config) -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _without_family(composed: _Composed) -> Config:
+    names = [name for name in vars(composed) if name != "family"]
+    return Config(**{name: getattr(composed, name) for name in names})
+
+
+def _check(text: str) -> list[str]:
+    """Refuses what Hydra would not, and words lists and small-N as Hydra wants them."""
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise ValueError(f"{text!r} is not key=value; for example model=c train.lr=0.02")
+    if key not in KEYS and key not in GROUPS:
+        raise ValueError(f"there is no {key!r}{nearest(key, [*GROUPS, *KEYS])}")
+    if key in GROUPS:
+        return _choose(key, value)
+    if "${" in value:
+        raise ValueError(f"{text!r}: a value, not an interpolation")
+    if key.endswith(".name"):
+        group = key.removesuffix(".name")
+        raise ValueError(f"{key} comes with its group: {group}=... ({', '.join(choices(group))})")
+    if "list[" in str(KEYS[key]) and not value.startswith("["):
+        return [f"{key}=[{value}]"]
+    if isinstance(_parse(text).value(), ChoiceSweep):
+        raise ValueError(f"{text!r}: one value, please")
+    return [text]
+
+
+def _parse(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        raise ValueError(f"{text!r} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _choose(group: str, value: str) -> list[str]:
+    names = choices(group)
+    if value in names:
+        return [f"{group}={value}"]
+    deeper = re.fullmatch(r"small(\d+)", value)
+    if group == "model" and deeper and int(deeper[1]) >= PAPER_DEPTH:
+        return ["model=small14", f"model.name={value}", f"model.depth={int(deeper[1])}"]
+    more = f", small<N> with N >= {PAPER_DEPTH}" if group == "model" else ""
+    close = difflib.get_close_matches(value, names, n=1)
+    advice = f"; did you mean {close[0]}?" if close else ""
+    raise ValueError(f"{group}={value}: choose from {', '.join(names)}{more}{advice}")
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """'; did you mean x?' with the likeliest of `known`, or what there is."""
+    same_end = [k for k in known if k.split(".")[-1] == word.split(".")[-1]]
+    found = same_end or difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    if not found:
+        by_end = {k.split(".")[-1]: k for k in known}
+        ends = difflib.get_close_matches(word.split(".")[-1], by_end, n=3)
+        found = [by_end[end] for end in ends]
+    return f"; did you mean {' or '.join(found)}?" if found else f"; there is {', '.join(known)}"
+
+
+def _explain(error: Exception) -> str:
+    """One line of a library's message; for a key of a YAML that the schema lacks, the nearest ones."""
+    inner = error
+    while not isinstance(inner, OmegaConfBaseException) and inner.__context__:
+        inner = inner.__context__
+    file, key = str(error).split(":")[0], getattr(inner, "full_key", None)
+    text = " ".join(str(inner).splitlines()[0].split())
+    if file.startswith("In '"):
+        text = f"conf/{file[4:].rstrip(chr(39))}.yaml: {text}"
+    if key and key not in KEYS and "not in" in text:
+        return f"{text.split(': ')[0]}: unknown key {key!r}{nearest(key, list(KEYS))}"
+    return f"{key}: {text}" if key and key not in text else text
+
+
+def differences(ours: Config, theirs: Config) -> dict[str, tuple]:
+    """{key: (ours, theirs)} of the knobs that change a result and differ."""
+    other = {key: value for key, value, _ in leaves(theirs)}
+    return {
+        key: (value, other[key])
+        for key, value, _ in leaves(ours)
+        if key not in NEUTRAL and value != other[key]
+    }
+
+
+def name_run(config: Config) -> str:
+    """The run's name by its meaning: model-act-init, what else was asked for, seed.
+
+    Keys stand in their order, values in short form; beyond 60 characters a hash takes their place.
+    """
+    groups = [f"{group}={getattr(config, group).name}" for group in ("model", "act", "init")]
+    usual = compose([f"scale={config.scale}", *groups])
+    changed = differences(config, usual)
+    extra = [config.data.name] if "data.name" in changed else []
+    if "data.name" in changed:
+        changed = differences(config, compose([f"scale={config.scale}", f"data={config.data.name}", *groups]))
+    if config.data.name == "folder" and config.data.root:
+        extra.append(Path(config.data.root).name)
+    extra += [_short(key, changed[key][0]) for key in sorted(changed) if key != "seed"]
+    head = f"{config.model.name}-{config.act.name}-{config.init.name}"
+    name = "-".join([head, *extra, f"s{config.seed}"])
+    if len(name) <= 60:
+        return name
+    digest = hashlib.sha256("-".join(extra).encode()).hexdigest()[:8]
+    return f"{head}-{digest}-s{config.seed}"
+
+
+def _short(key: str, value: object) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, list):
+        text = "_".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value)
+    return key.split(".")[-1] + re.sub(r"[^A-Za-z0-9_.+-]", "", text)
+
+
+def deviations(config: Config) -> list[str]:
+    """What differs from the paper's own recipe for this model, one line each."""
+    paper = compose(["scale=paper", f"model={config.model.name}", f"act={config.act.name}"])
+    skip = ("scale", "seed", "precision", "model.depth", "model.layers")
+    return [
+        f"{key} {_plain(ours)} (paper: {_plain(theirs)})"
+        for key, (ours, theirs) in differences(config, paper).items()
+        if key not in skip
+    ]
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return "as listed"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+

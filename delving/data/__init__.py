@@ -1,0 +1,67 @@
+"""Section 3's images: data sets, the generated one, augmentation, loading."""
+
+import hashlib
+from pathlib import Path
+
+from delving.data.images import Images, select
+from delving.data.sources import SOURCES
+
+
+def load_data(name: str, root: str | None, *, classes: int | None, train_images: int | None,
+              val_images: int | None, output_root: str) -> tuple[Images, Images]:  # fmt: skip
+    """The training and the validation split of a data set, limited as asked.
+
+    Args:
+        name: a key of SOURCES.
+        root: the folder or zip; None only for shapes, which are generated below output_root.
+
+    Raises:
+        ValueError: unknown name, no root, nothing there, or fewer images than asked for.
+    """
+    if name not in SOURCES:
+        raise ValueError(f"data={name}: choose from {', '.join(SOURCES)}")
+    if name == "shapes" and root is None:
+        where = generate_shapes(output_root, classes, train_images, val_images)
+    elif root is None:
+        raise ValueError(f"data={name} needs data.root=... (its folder{_or_zip(name)})")
+    else:
+        where = Path(root).expanduser()
+    if not where.exists():
+        raise ValueError(f"data.root={where}: there is no such file or folder")
+    train, val = SOURCES[name](where)
+    return (
+        select(train, classes=classes, count=train_images),
+        select(val, classes=classes, count=val_images),
+    )
+
+
+def prepare_data(name: str, root: str | None) -> None:
+    """Downloads what can be downloaded; the rest must lie there or is generated when loaded."""
+    from delving.data.prepare import PREPARE
+
+    if name in PREPARE:
+        if root is None:
+            raise ValueError(f"data={name} needs data.root=... (the folder to download to)")
+        PREPARE[name](name, Path(root).expanduser())
+
+
+def _or_zip(name: str) -> str:
+    return " or zip" if name == "tiny_imagenet" else ""
+
+
+def generate_shapes(output_root: str, classes: int | None, train_images: int | None,
+                    val_images: int | None) -> Path:  # fmt: skip
+    """Writes the generated data set once, below output_root/data."""
+    from delving.data.shapes import TEXTURES, write_shapes
+
+    counts = (classes or len(TEXTURES), train_images or 4000, val_images or 1000)
+    where = Path(output_root) / "data" / "shapes-{}x{}+{}".format(*counts)
+    return write_shapes(where, classes=counts[0], train_images=counts[1], val_images=counts[2])
+
+
+def fingerprint(train: Images, val: Images) -> str:
+    """A hash of what the two splits hold, by name and label: the same data at another root agrees."""
+    digest = hashlib.sha256()
+    for split in (train, val):
+        digest.update("\n".join(split.names).encode() + split.labels.tobytes())
+    return digest.hexdigest()[:16]

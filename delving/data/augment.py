@@ -1,0 +1,92 @@
+"""Section 3's augmentation. Every draw is keyed by (seed, epoch, image), so neither the number of
+loader processes nor an interruption changes it.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+RESAMPLING = Image.Resampling.BILINEAR  # assumed: the filter, antialiased; the aspect ratio is kept
+ORDER, DRAWS = 0, 1
+
+
+def _generator(seed: int, epoch: int, purpose: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[seed, 2 * epoch + purpose]))
+
+
+@lru_cache(maxsize=2)  # a batch may straddle two epochs
+def draw_order(seed: int, epoch: int, images: int) -> np.ndarray:
+    """A permutation of range(images)."""
+    return _generator(seed, epoch, ORDER).permutation(images)
+
+
+@lru_cache(maxsize=2)
+def draw_augmentation(seed: int, epoch: int, images: int) -> np.ndarray:
+    """(images, 7) float32: uniform in [0, 1) for s, x, y and flip, then three standard normals."""
+    rng = _generator(seed, epoch, DRAWS)
+    uniform = rng.random((images, 4), np.float32)
+    return np.hstack([uniform, rng.standard_normal((images, 3), np.float32)])
+
+
+def samples_of(step: int, batch: int, *, seed: int, images: int) -> tuple[np.ndarray, np.ndarray]:
+    """The epochs and indices (batch,) of a step's images. Batches run on across epochs' ends, so
+    that every image is seen once an epoch, whatever the batch."""
+    places = np.arange(step * batch, (step + 1) * batch)
+    epochs = places // images
+    orders = {int(e): draw_order(seed, int(e), images) for e in np.unique(epochs)}
+    indices = [orders[int(e)][p] for e, p in zip(epochs, places % images, strict=True)]
+    return epochs, np.array(indices)
+
+
+def pick_side(u: float, sides: tuple[int, int]) -> int:
+    """The shorter side s: uniform over the integers from sides[0] to sides[1]."""
+    return sides[0] + int(u * (sides[1] - sides[0] + 1))
+
+
+def resized_size(size: tuple[int, int], s: int) -> tuple[int, int]:
+    """(width, height) with the shorter side s and the aspect ratio kept."""
+    shorter = min(size)
+    return round(size[0] * s / shorter), round(size[1] * s / shorter)
+
+
+def crop_at(image: Image.Image, s: int, crop: int, at: tuple[float, float]) -> np.ndarray:
+    """The crop x crop view of the image resized to shorter side s: uint8 (crop, crop, 3).
+
+    `at` in [0, 1] says where along the free width and height; 0.5 is the center. Only the view's
+    own source box is resized, so a pixel at its rim does not see beyond it.
+    """
+    full = resized_size(image.size, s)
+    corner = [min(int(u * (side - crop + 1)), side - crop) for u, side in zip(at, full, strict=True)]
+    ratio = [side / whole for side, whole in zip(image.size, full, strict=True)]
+    (x, y), (rx, ry) = corner, ratio
+    box = (x * rx, y * ry, (x + crop) * rx, (y + crop) * ry)
+    return np.asarray(image.resize((crop, crop), RESAMPLING, box=box))
+
+
+def augment(image: Image.Image, draws: np.ndarray, *, crop: int, sides: tuple[int, int],
+            flip: bool) -> np.ndarray:  # fmt: skip
+    """Random s, random crop, flipped half the time: uint8 (crop, crop, 3)."""
+    view = crop_at(image, pick_side(draws[0], sides), crop, (draws[1], draws[2]))
+    return view[:, ::-1] if flip and draws[3] < 0.5 else view
+
+
+CENTER = ((0.5, 0.5),)
+CORNERS = ((0, 0), (1, 0), (0, 1), (1, 1))
+
+
+def center_view(image: Image.Image, s: int, crop: int) -> np.ndarray:
+    """(1, crop, crop, 3): one view, not flipped."""
+    return crop_at(image, s, crop, CENTER[0])[None]
+
+
+def ten_views(image: Image.Image, s: int, crop: int) -> np.ndarray:
+    """(10, crop, crop, 3): the four corners and the center, and their flips."""
+    views = np.stack([crop_at(image, s, crop, at) for at in (*CORNERS, *CENTER)])
+    return np.concatenate([views, views[:, :, ::-1]])
+
+
+def whole_views(image: Image.Image, s: int) -> np.ndarray:
+    """(2, height, width, 3): the whole image with shorter side s, and its flip."""
+    whole = np.asarray(image.resize(resized_size(image.size, s), RESAMPLING))
+    return np.stack([whole, whole[:, ::-1]])

@@ -1,0 +1,100 @@
+"""From uint8 pixels to the net's input, on the device: mean image, PCA colour altering, range."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from delving.data.augment import crop_at
+from delving.data.images import UndecodableImageError
+from delving.data.loader import Cache
+
+SAMPLED = 10_000  # ours: the statistics come from at most so many training images, evenly spaced
+
+
+class Input(nn.Module):
+    """Subtracts the per-pixel mean of the training set; its buffers travel with the weights.
+
+    Args:
+        mean: (3, crop, crop), grey levels.
+        color: (3, 3), eigenvectors times eigenvalues of the covariance of RGB in [0, 1].
+        std: what to divide by, grey levels; 1 leaves the paper's range of about +-128.
+    """
+
+    def __init__(self, mean: Tensor, color: Tensor, std: float):
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("color", color)
+        self.register_buffer("std", torch.tensor(float(std)))
+
+    def forward(self, pixels: Tensor, shift: Tensor | None = None) -> Tensor:
+        """uint8 (N, H, W, 3) to (N, 3, H, W) fp32, channels last.
+
+        `shift` (N, 3) is added in grey levels. Where the image is not of the crop's size, the mean
+        image is resized to the whole image. assumed: so that at the crop's size it is its own.
+        """
+        x = pixels.permute(0, 3, 1, 2).float()  # (N, 3, H, W)
+        mean = self.mean
+        if mean.shape[1:] != x.shape[2:]:
+            mean = F.interpolate(mean[None], x.shape[2:], mode="bilinear", align_corners=False)[0]
+        if shift is not None:
+            x = x + shift[:, :, None, None]
+        return (x - mean) / self.std
+
+    def color_shift(self, draws: Tensor, std: float) -> Tensor:
+        """AlexNet's colour altering: standard normal (N, 3) to shifts in grey levels (N, 3).
+
+        assumed: the eigenvalues are those of pixels in [0, 1], and the shift is then scaled to
+        grey levels: a few of them. Taken literally on 0 to 255 it would be hundreds.
+        """
+        return 255 * draws * std @ self.color.T
+
+
+def measure_input(source: Cache, *, crop: int, s: int, normalised: bool) -> Input:
+    """The Input of a training set: from center crops of images with shorter side s.
+
+    Images that cannot be decoded are left out here; training counts them.
+    """
+    total, outer, square, count = np.zeros((crop, crop, 3)), np.zeros((3, 3)), 0.0, 0
+    for crops in _center_crops(source, crop, s):
+        x = crops.astype(np.float64) / 255  # (n, crop, crop, 3)
+        flat = x.reshape(-1, 3)
+        total += x.sum(0)
+        outer += flat.T @ flat
+        square += (flat**2).sum()
+        count += len(x)
+    if not count:
+        raise ValueError("no training image can be decoded")
+    mean = total / count
+    rgb = mean.mean((0, 1))
+    values, vectors = np.linalg.eigh(outer / (count * crop * crop) - np.outer(rgb, rgb))
+    variance = square / (count * crop * crop * 3) - (mean**2).mean()
+    std = 255 * max(float(variance), 1e-8) ** 0.5 if normalised else 1.0
+    return Input(_tensor(255 * mean.transpose(2, 0, 1)), _tensor(vectors * values), std)
+
+
+def blank_input(crop: int) -> Input:
+    """An Input to load saved buffers into."""
+    return Input(torch.zeros(3, crop, crop), torch.zeros(3, 3), 1.0)
+
+
+def _tensor(x: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+
+
+def _center_crops(source: Cache, crop: int, s: int, group: int = 256) -> Sequence[np.ndarray]:
+    images = len(source.images)
+    chosen = np.unique(np.linspace(0, images - 1, min(images, SAMPLED)).round().astype(int))
+    crops = []
+    for i in chosen:
+        try:
+            crops.append(crop_at(source.load(int(i)), s, crop, (0.5, 0.5)))
+        except UndecodableImageError:
+            continue
+        if len(crops) == group:
+            yield np.stack(crops)
+            crops = []
+    if crops:
+        yield np.stack(crops)

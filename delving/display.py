@@ -1,0 +1,80 @@
+"""What a person sees of a run: a progress bar on a terminal, plain timed lines elsewhere."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Display:
+    """Watches a run's events (see run.Watch); use it as a context."""
+
+    def __init__(self, console: Console, every: float = 5.0):
+        self.console, self.every = console, every
+        self.bar: Progress | None = None
+        self.task, self.steps, self.spoken = None, 0, time.monotonic()
+
+    def __enter__(self) -> "Display":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:  # fmt: skip
+        if self.bar:
+            self.bar.stop()
+
+    def __call__(self, event: dict) -> None:
+        getattr(self, f"_on_{event['event']}", lambda event: None)(event)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def _on_opening(self, event: dict) -> None:
+        self.say(event["line"])
+
+    def _on_finished(self, event: dict) -> None:
+        self.say("Finished earlier; nothing to train.")
+
+    def _on_start(self, event: dict) -> None:
+        self.steps = event["steps"]
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(), console=self.console,
+            )  # fmt: skip
+            self.bar.start()
+            self.task = self.bar.add_task(event["run"], total=self.steps, note="")
+
+    def _on_resume(self, event: dict) -> None:
+        self.say(f"Goes on after step {event['step']}.")
+
+    def _on_tick(self, event: dict) -> None:
+        if self.bar:
+            self.bar.update(self.task, completed=event["step"])
+
+    def _on_step(self, event: dict) -> None:
+        note = (
+            f"step {event['step']}/{self.steps or '?'}  loss {event['loss']:.3f}  "
+            f"err {event['err']:.1f} %  {event['images_per_second']:.0f} images/s  "
+            f"data wait {100 * event['wait']:.0f} %"
+        )
+        if self.bar:
+            self.bar.update(self.task, note=note)
+        elif time.monotonic() - self.spoken >= self.every:
+            self.spoken = time.monotonic()
+            self.say(f"[{event['seconds']:7.1f} s] epoch {event['epoch']:.2f}  {note}")
+
+    def _on_val(self, event: dict) -> None:
+        self.say(f"epoch {event['epoch']:g}: validation error {event['top1_err']:.1f} % top-1 "
+                 f"({event['images']} images, center crop)")  # fmt: skip
+
+    def _on_bad_image(self, event: dict) -> None:
+        self.say(f"cannot be decoded, the next one took its place: {event['name']}")
+
+    def _on_diverged(self, event: dict) -> None:
+        self.say(f"DIVERGED at step {event['step']}: loss {event['loss']}, "
+                 f"gradient norm {event['grad_norm']}; recorded as such")  # fmt: skip
+
+    def _on_score(self, event: dict) -> None:
+        self.say(f"{event['protocol']:>10}: top-1 {event['top1_err']:.2f} %  "
+                 f"top-5 {event['top5_err']:.2f} %  ({event['images']} images)")  # fmt: skip

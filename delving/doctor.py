@@ -1,0 +1,58 @@
+"""`delving doctor`: what this machine has, line by line."""
+
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "hydra-core", "omegaconf", "safetensors",
+            "typer", "rich", "matplotlib", "pandas")  # fmt: skip
+
+
+def examine(output_root: str) -> Iterator[tuple[str, str]]:
+    """Yields (what, finding): versions, devices and precision, images, disk."""
+    yield "python", f"{platform.python_version()} on {platform.platform()}"
+    yield "packages", ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+    yield "operators", _operators()
+    yield from _devices()
+    yield "shapes", _shapes(Path(output_root))
+    free = shutil.disk_usage(_existing(Path(output_root))).free
+    yield "disk", f"{free / 1e9:.1f} GB free for {Path(output_root).resolve()}"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _operators() -> str:
+    """torch and torchvision of unequal builds import, but fail at the first compiled operator."""
+    import torch
+    from torchvision.ops import nms
+
+    try:
+        nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5)
+    except (RuntimeError, NotImplementedError) as error:
+        return f"torchvision does not fit torch: {str(error).splitlines()[0]}"
+    return "torchvision's compiled operators load"
+
+
+def _devices() -> Iterator[tuple[str, str]]:
+    from delving import device as devices
+
+    device = devices.pick_device("auto")
+    precision = devices.pick_precision("auto", device)
+    scale = "cpu" if device.type == "cpu" else "quarter or paper"
+    yield "device", f"{devices.name_device(device)}, precision {precision}; fitting scale: {scale}"
+
+
+def _shapes(output_root: Path) -> str:
+    found = sorted(p.name for p in (output_root / "data").glob("shapes-*"))
+    return ", ".join(found) if found else "not generated yet (the first training does)"
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.resolve().parent)

@@ -1,0 +1,131 @@
+"""Section 3's testing: center, ten_view, dense at one or several scales; error rates.
+
+assumed: scores are averaged after the softmax, over views, windows and scales alike.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from delving.data.augment import center_view, resized_size, ten_views, whole_views
+from delving.data.input import Input
+from delving.data.loader import Cache, Views, iterate
+from delving.net import Net
+
+WINDOWS = 1024  # scored by the fc layers at once
+
+
+def name_protocols(protocols: list[str], dense_sides: list[int]) -> list[str]:
+    """The names under which scores are saved: dense becomes dense@<s> for each s, and dense."""
+    names = []
+    for protocol in protocols:
+        names += [f"dense@{s}" for s in dense_sides] if protocol == "dense" else []
+        names.append(protocol)
+    return names
+
+
+@dataclass(frozen=True)
+class Tester:
+    """Scores images with a net; every image counts exactly once, whatever the batch.
+
+    Attributes:
+        net, input: on one device; `autocast` makes the context of a forward pass.
+        batch: views a forward for center and ten_view; dense takes an eighth as many images.
+        workers: loader processes.
+    """
+
+    net: Net
+    input: Input
+    autocast: Callable[[], AbstractContextManager]
+    batch: int = 128
+    workers: int = 0
+
+    def center(self, source: Cache, s: int, chosen: np.ndarray | None = None) -> np.ndarray:
+        """(images, classes) probabilities of the center crop at shorter side s.
+
+        `chosen`, rising indices, limits it to some of the images.
+        """
+        view = partial(center_view, s=s, crop=self.input.mean.shape[1])
+        wanted = np.arange(len(source.images)) if chosen is None else chosen
+        return self._score(source, view, _chunks(wanted, self.batch), self._crops)
+
+    def ten_view(self, source: Cache, s: int) -> np.ndarray:
+        """The same over four corners, center and flips."""
+        view = partial(ten_views, s=s, crop=self.input.mean.shape[1])
+        groups = _chunks(np.arange(len(source.images)), max(1, self.batch // 10))
+        return self._score(source, view, groups, self._crops)
+
+    def dense(self, source: Cache, s: int) -> np.ndarray:
+        """The same over every window of the whole image's feature map, and of its flip's."""
+        groups = _groups_by_shape(source, s, max(1, self.batch // 8))
+        return self._score(source, partial(whole_views, s=s), groups, self._windows)
+
+    @torch.no_grad()
+    def _score(self, source: Cache, view: Callable, groups: list[np.ndarray],
+               score: Callable[[Tensor], Tensor]) -> np.ndarray:  # fmt: skip
+        self.net.eval()
+        device = self.input.mean.device
+        wanted = np.sort(np.concatenate(groups))
+        probabilities, counted = None, np.zeros(len(source.images), int)
+        views = Views(source, view, groups)
+        pin = device.type == "cuda"
+        for indices, pixels in iterate(views, range(len(groups)), workers=self.workers, pin=pin):
+            scores = score(pixels.to(device).flatten(0, 1))  # (images x views, classes)
+            mean = scores.unflatten(0, pixels.shape[:2]).mean(1).cpu().numpy()
+            if probabilities is None:
+                probabilities = np.empty((len(counted), mean.shape[1]), np.float32)
+            probabilities[indices] = mean
+            counted[indices] += 1
+        if not (counted[wanted] == 1).all() or counted.sum() != len(wanted):
+            raise RuntimeError("an image was not scored exactly once")
+        return probabilities[wanted]
+
+    def _crops(self, pixels: Tensor) -> Tensor:
+        with self.autocast():
+            logits = self.net(self.input(pixels))
+        return logits.float().softmax(1)
+
+    def _windows(self, pixels: Tensor) -> Tensor:
+        return score_windows(self.net, self.input(pixels), self.autocast)
+
+
+def score_windows(net: Net, x: Tensor, autocast: Callable[[], AbstractContextManager]) -> Tensor:
+    """Dense testing: (N, 3, H, W) to (N, classes), the mean over all windows of the feature map.
+
+    The conv layers run once over the whole image; each window of the training map's size is pooled
+    by SPP and scored by the fc layers.
+    """
+    with autocast():
+        pooled = net.spp.windows(net.features(x), net.map_size)  # (N, rows, columns, features)
+        flat = pooled.flatten(0, 2)
+        logits = torch.cat([net.classifier(part) for part in flat.split(WINDOWS)])
+    return logits.float().softmax(1).unflatten(0, pooled.shape[:3]).mean((1, 2))
+
+
+def _groups_by_shape(source: Cache, s: int, size: int) -> list[np.ndarray]:
+    """Images whose resized shapes agree go together, in the order of the shapes."""
+    shapes: dict[tuple[int, int], list[int]] = {}
+    for i in range(len(source.images)):
+        shapes.setdefault(resized_size(source.size(i), s), []).append(i)
+    return [part for shape in sorted(shapes) for part in _chunks(np.array(shapes[shape]), size)]
+
+
+def _chunks(indices: np.ndarray, size: int) -> list[np.ndarray]:
+    return [indices[i : i + size] for i in range(0, len(indices), size)]
+
+
+def error_rates(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """top-1 and top-5 error in percent: the share of images whose class is not among the best.
+
+    Classes of equal probability rank in their order, so that a net that says the same of all
+    classes is right on the first alone.
+    """
+    of_label = probabilities[np.arange(len(labels)), labels][:, None]
+    before = np.arange(probabilities.shape[1]) < labels[:, None]
+    rank = ((probabilities > of_label) | ((probabilities == of_label) & before)).sum(1)
+    return {f"top{k}_err": round(float(100 * (rank >= k).mean()), 4) for k in (1, 5)}

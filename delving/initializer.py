@@ -1,0 +1,110 @@
+"""The initialisers of section 2.2: zero-mean Gaussians whose std keeps the signal's variance.
+
+Eq. 10 keeps the responses', Eq. 14 the gradients'; Eq. 15 adds the factor 1 + a^2 for a rectifier
+with slope a. Xavier is their a = 1 case. Biases start at 0, slopes at their rectifier's value.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from delving.rectifier import PReLU
+
+INPUT_STD = 128.0  # the paper: mean-subtracted pixels lie in about [-128, 128]
+
+
+def he(fan_in: int, fan_out: int, slope: float) -> float:
+    """Eq. 10 with Eq. 15: 1/2 (1 + a^2) n Var[w] = 1, forward."""
+    return math.sqrt(2 / ((1 + slope**2) * fan_in))
+
+
+def he_backward(fan_in: int, fan_out: int, slope: float) -> float:
+    """Eq. 14 with Eq. 15: 1/2 (1 + a^2) nhat Var[w] = 1, backward."""
+    return math.sqrt(2 / ((1 + slope**2) * fan_out))
+
+
+def xavier(fan_in: int, fan_out: int, slope: float) -> float:
+    """As the paper compares it: n Var[w] = 1, Gaussian, the rectifier ignored."""
+    return math.sqrt(1 / fan_in)
+
+
+def gaussian(std: float) -> Callable[[int, int, float], float]:
+    """One std for every layer, as before the paper (0.01)."""
+    return lambda fan_in, fan_out, slope: std
+
+
+INITIALIZERS: dict[str, Callable[[int, int, float], float]] = {
+    "he": he,
+    "he_backward": he_backward,
+    "xavier": xavier,
+}
+
+
+def fc_raw(stds: list[float]) -> list[float]:
+    """The paper's way with raw input: 0.01 for the first fc layers, 0.001 for the last."""
+    return [0.01] * (len(stds) - 1) + [0.001]
+
+
+# What keeps the softmax from overflowing on input of about +-128: three ways, one per comparison.
+# paper: 2.2 names all three. assumed: the He and the Xavier arm of a comparison use the same one.
+RANGES = ("raw", "scaled", "normalised")
+
+
+def layer_stds(
+    layers: Sequence[nn.Module], rule: Callable[[int, int, float], float], *, slope: float, range: str
+) -> list[float]:
+    """The std of each weight layer, first to last.
+
+    Args:
+        layers: the nn.Conv2d and nn.Linear of a net in order.
+        rule: one of INITIALIZERS or gaussian(std).
+        slope: the rectifier's a at the start (0 for ReLU).
+        range: `raw` (the fc layers 0.01, ..., 0.001), `scaled` (every weight times
+            (1/128)^(1/L)) or `normalised` (input of unit variance, the rule everywhere).
+
+    Raises:
+        ValueError: for another range.
+    """
+    stds = [rule(*fans(layer), slope) for layer in layers]
+    if range == "raw":
+        convs = sum(isinstance(layer, nn.Conv2d) for layer in layers)
+        return stds[:convs] + fc_raw(stds[convs:])
+    if range == "scaled":
+        return [std * INPUT_STD ** (-1 / len(stds)) for std in stds]
+    if range == "normalised":
+        return stds
+    raise ValueError(f"init.range={range!r}: choose from {', '.join(RANGES)}")
+
+
+def fans(layer: nn.Module) -> tuple[int, int]:
+    """n = k^2 c and nhat = k^2 d of a conv or fc layer with c inputs and d outputs."""
+    d, c, *kernel = layer.weight.shape
+    area = math.prod(kernel)
+    return area * c, area * d
+
+
+def initialize(
+    net: nn.Module, rule: Callable[[int, int, float], float], *, slope: float, range: str, seed: int
+) -> None:
+    """Draws every parameter of `net`, in place.
+
+    The normal draws of a layer depend on the seed and its name alone: two initialisers of the same
+    net differ by a factor per layer and nothing else, and layers of equal shape in two nets agree.
+    """
+    named = [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    stds = layer_stds([m for _, m in named], rule, slope=slope, range=range)
+    with torch.no_grad():
+        for (name, layer), std in zip(named, stds, strict=True):
+            draws = torch.Generator().manual_seed(_key(seed, name))
+            layer.weight.copy_(torch.randn(layer.weight.shape, generator=draws) * std)
+            layer.bias.zero_()
+        for module in net.modules():
+            if isinstance(module, PReLU):
+                module.slope.fill_(module.initial)
+
+
+def _key(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,51 @@
+"""Tells training time from time waited for data and from pauses for validation and saving."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Meter:
+    """Seconds of training, over all sittings; and between two log lines images and waiting."""
+
+    def __init__(self, seconds: float):
+        self.start, self.offset, self.pauses = time.perf_counter(), seconds, 0.0
+        self.checkpointed = self.start
+        self.images, self.waited, self.since = 0, 0.0, seconds
+
+    @property
+    def seconds(self) -> float:
+        return self.offset + time.perf_counter() - self.start - self.pauses
+
+    def timed(self, supply: Iterator) -> Iterator:
+        """Passes batches on, measuring how long each let training wait."""
+        while True:
+            before = time.perf_counter()
+            batch = next(supply, None)
+            self.waited += time.perf_counter() - before
+            if batch is None:
+                return
+            yield batch
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        before = time.perf_counter()
+        yield
+        self.pauses += time.perf_counter() - before
+
+    def checkpoint_due(self, minutes: float) -> bool:
+        """Whether so many minutes passed since this was last true, or since the start."""
+        due = time.perf_counter() - self.checkpointed > 60 * minutes
+        self.checkpointed = time.perf_counter() if due else self.checkpointed
+        return due
+
+    def rates(self) -> dict[str, float]:
+        """images_per_second and the share of time waited for data, since the last call."""
+        now = self.seconds
+        took = max(now - self.since, 1e-9)
+        rates = {
+            "images_per_second": round(self.images / took, 1),
+            "wait": round(self.waited / took, 4),
+        }
+        self.images, self.waited, self.since = 0, 0.0, now
+        return rates

@@ -1,0 +1,259 @@
+"""The networks of Tables 1 and 3, built from layer lists in the paper's notation; their cost.
+
+    7x7, 64, /2      a conv layer: filter, number of filters, stride (x6 at its end: six of them)
+    3x3, /3          max pooling: window, stride
+    {7,3,2,1}        spatial pyramid pooling to 7x7 + 3x3 + 2x2 + 1x1 bins
+    4096             an fc layer; `classes` for the last
+"""
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from delving.rectifier import PReLU
+from delving.spp import SPP
+
+NOTATION = {
+    "conv": re.compile(r"(\d+)x\1, (\d+)(?:, /(\d+))?(?:, x(\d+))?"),
+    "pool": re.compile(r"(\d+)x\1, /(\d+)"),
+    "spp": re.compile(r"\{(\d+(?:,\d+)*)\}"),
+    "fc": re.compile(r"(\d+|classes)"),
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer: `filters` is also the width of an fc layer, 0 for the classifier; `bins` of SPP."""
+
+    name: str
+    kind: str
+    kernel: int = 0
+    filters: int = 0
+    stride: int = 1
+    bins: tuple[int, ...] = ()
+
+    @property
+    def notation(self) -> str:
+        if self.kind == "spp":
+            return "{" + ",".join(map(str, self.bins)) + "}"
+        if self.kind == "fc":
+            return str(self.filters or "classes")
+        filters = f", {self.filters}" if self.filters else ""
+        stride = f", /{self.stride}" if self.stride > 1 else ""
+        return f"{self.kernel}x{self.kernel}{filters}{stride}"
+
+
+def read_layers(
+    lines: Sequence[Mapping[str, str]], *, depth: int | None = None, width: float = 1,
+    stem_stride: int | None = None,
+) -> list[Layer]:
+    """Reads the layer list of a model file.
+
+    Args:
+        lines: one {name: notation} each, as conf/model has them.
+        depth: conv and fc layers wanted; the last conv stage is lengthened to reach it.
+        width: multiplies every conv layer's filters and every hidden fc layer's width.
+        stem_stride: the first layer's stride, where the scale sets another.
+
+    Raises:
+        ValueError: names the line that is not in the paper's notation, or the impossible depth.
+    """
+    layers = [layer for line in lines for name, text in line.items() for layer in _read(name, str(text))]
+    layers = _lengthen(layers, depth) if depth else layers
+    layers = [replace(x, filters=max(1, round(x.filters * width)) if x.filters else 0) for x in layers]
+    if stem_stride:
+        layers[0] = replace(layers[0], stride=stem_stride)
+    return layers
+
+
+def _read(name: str, text: str) -> list[Layer]:
+    kind = name.rstrip("0123456789_")
+    found = NOTATION[kind].fullmatch(text) if kind in NOTATION else None
+    if not found:
+        raise ValueError(
+            f"layer {name}: {text!r} is not in the paper's notation: conv '7x7, 64, /2' or "
+            f"'2x2, 256, x6', pool '3x3, /3', spp '{{7,3,2,1}}', fc '4096' or 'classes'"
+        )
+    parts = found.groups()
+    if kind == "spp":
+        return [Layer(name, kind, bins=tuple(map(int, parts[0].split(","))))]
+    if kind == "fc":
+        return [Layer(name, kind, filters=0 if parts[0] == "classes" else int(parts[0]))]
+    if kind == "pool":
+        return [Layer(name, kind, int(parts[0]), stride=int(parts[1]))]
+    kernel, filters, stride, times = (int(p) if p else 1 for p in parts)
+    one = Layer(name, kind, kernel, filters, stride)
+    return [replace(one, name=f"{name}_{i + 1}") for i in range(times)] if parts[3] else [one]
+
+
+def _lengthen(layers: list[Layer], depth: int) -> list[Layer]:
+    """paper: 2.2, the 30-layer model is the 14-layer one with sixteen more convs in its last stage."""
+    last = max(i for i, x in enumerate(layers) if x.kind == "conv")
+    stage, _, number = layers[last].name.partition("_")
+    missing = depth - count_depth(layers)
+    if missing < 0 or not number:
+        raise ValueError(f"model.depth={depth}: at least {count_depth(layers)}, in a repeated stage")
+    more = [replace(layers[last], name=f"{stage}_{int(number) + i + 1}") for i in range(missing)]
+    return layers[: last + 1] + more + layers[last + 1 :]
+
+
+def count_depth(layers: Sequence[Layer]) -> int:
+    """Layers with weights, conv and fc, as Table 3 counts depth."""
+    return sum(x.kind in ("conv", "fc") for x in layers)
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask for an image follows from the key and its place in the batch alone.
+
+    So neither a restart nor cutting the batch into micro-batches changes it. `seed` is called
+    before each forward; p is the share of units dropped.
+    """
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p, self.key, self.batch, self.rows = p, 0, 0, slice(0)
+
+    def seed(self, key: int, batch: int, rows: slice) -> None:
+        self.key, self.batch, self.rows = key, batch, rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.p:
+            return x
+        draws = torch.Generator(x.device).manual_seed(self.key)
+        uniform = torch.rand(self.batch, x.shape[1], generator=draws, device=x.device)
+        return x * ((uniform[self.rows] >= self.p) / (1 - self.p)).to(x.dtype)
+
+
+class Net(nn.Module):
+    """Conv layers, SPP, fc layers: (N, 3, H, W) to (N, classes) logits.
+
+    Attributes: `features`, `spp`, `classifier` in this order; `map_size`, the side of the last
+    feature map at the training crop, hence of a window in dense testing.
+    """
+
+    def __init__(self, features: nn.Module, spp: SPP, classifier: nn.Module, map_size: int):
+        super().__init__()
+        self.features, self.spp, self.classifier = features, spp, classifier
+        self.map_size = map_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.spp(self.features(x)))
+
+    def slopes(self) -> dict[str, Tensor]:
+        """The learned slopes by layer, in order: (channels,) or (1,) each; empty but for PReLU."""
+        return {
+            name.split(".")[-1].removesuffix("_act"): module.slope.detach()
+            for name, module in self.named_modules()
+            if isinstance(module, PReLU)
+        }
+
+
+def build_net(
+    layers: Sequence[Layer], rectifier: Callable[[int], nn.Module], *, classes: int, crop: int,
+    dropout: float = 0.5,
+) -> Net:
+    """Builds the net on the meta device: shapes without storage, to be given both by `materialise`.
+
+    A rectifier follows every conv layer and every fc layer but the last; dropout the hidden fc
+    layers. Raises ValueError where the crop is too small for the layers.
+    """
+    with torch.device("meta"):
+        features = nn.Sequential(_conv_layers(layers, rectifier))
+        channels, size = _map_of(features, crop)
+        # A net without SPP (VGG) reads its map cell by cell: one level, a bin a cell.
+        spp = SPP(next((x.bins for x in layers if x.kind == "spp"), (size,)))
+        inputs = channels * sum(b * b for b in spp.levels)
+        return Net(features, spp, nn.Sequential(_fc_layers(layers, rectifier, inputs, classes, dropout)), size)
+
+
+def _conv_layers(layers: Sequence[Layer], rectifier: Callable[[int], nn.Module]) -> OrderedDict:
+    modules, channels, even = OrderedDict(), 3, 0
+    for x in layers:
+        if x.kind == "pool":
+            # assumed: pooling drops what the windows do not fill (floor).
+            modules[x.name], even = nn.MaxPool2d(x.kernel, x.stride), 0
+        if x.kind == "conv":
+            padding, even = _padding(x.kernel, even)
+            modules[x.name] = nn.Conv2d(channels, x.filters, x.kernel, x.stride, padding)
+            modules[f"{x.name}_act"] = rectifier(x.filters)
+            channels = x.filters
+    return modules
+
+
+def _padding(kernel: int, even: int) -> tuple[int, int]:
+    """Half the filter; and for even filters 0, 1, 0, 1, ... within a stage.
+
+    assumed: two 2x2 layers, one of them padded, keep the map's size and centre, so that maps stay
+    at 36 or 37 and 17 or 18 as He & Sun describe them, and no receptive field drifts.
+    """
+    if kernel % 2:
+        return kernel // 2, even
+    return kernel // 2 - 1 + even % 2, even + 1
+
+
+def _map_of(features: nn.Module, crop: int) -> tuple[int, int]:
+    try:
+        _, channels, size, _ = features(torch.empty(1, 3, crop, crop)).shape
+    except RuntimeError as error:
+        raise ValueError(f"data.crop={crop} is too small for these layers: {error}") from None
+    return channels, size
+
+
+def _fc_layers(layers, rectifier, inputs: int, classes: int, dropout: float) -> OrderedDict:
+    modules = OrderedDict()
+    for x in layers:
+        if x.kind == "fc":
+            modules[x.name] = nn.Linear(inputs, x.filters or classes)
+            inputs = x.filters
+            if x.filters:
+                modules[f"{x.name}_act"] = rectifier(x.filters)
+                modules[f"{x.name}_drop"] = Dropout(dropout)
+    return modules
+
+
+def describe(net: Net, layers: Sequence[Layer], crop: int) -> list[dict]:
+    """One row per layer: name, notation, output, params (slopes included), multiply_adds.
+
+    Counted on the layer's real output shape for one crop x crop image; works on a meta net.
+    """
+    shapes = _output_shapes(net, crop)
+    modules = {name.split(".")[-1]: module for name, module in net.named_modules()}
+    return [_row(x, modules, shapes["spp" if x.kind == "spp" else x.name]) for x in layers]
+
+
+def _row(layer: Layer, modules: dict[str, nn.Module], shape: tuple[int, ...]) -> dict:
+    own = [m for n, m in modules.items() if n in (layer.name, f"{layer.name}_act")]
+    weight = getattr(modules.get(layer.name), "weight", None)
+    positions = shape[1] * shape[2] if len(shape) == 3 else 1
+    return {
+        "name": layer.name,
+        "notation": layer.notation,
+        "output": "x".join(map(str, shape)),
+        "params": sum(p.numel() for m in own for p in m.parameters()),
+        "multiply_adds": 0 if weight is None else weight.numel() * positions,
+    }
+
+
+def _output_shapes(net: Net, crop: int) -> dict[str, tuple[int, ...]]:
+    shapes, hooks = {}, []
+    for name, module in net.named_modules():
+        def note(module, inputs, output, name=name.split(".")[-1]):
+            shapes[name] = tuple(output.shape[1:])
+        hooks.append(module.register_forward_hook(note))
+    device = next(net.parameters()).device
+    training = net.training
+    with torch.no_grad():
+        net.eval()(torch.empty(1, 3, crop, crop, device=device))
+    net.train(training)
+    for hook in hooks:
+        hook.remove()
+    return shapes
+
+
+def crowded_levels(net: Net) -> list[int]:
+    """SPP levels with at least as many bins as the training map has cells along a side."""
+    return [bins for bins in net.spp.levels if bins >= net.map_size and len(net.spp.levels) > 1]

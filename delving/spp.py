@@ -1,0 +1,64 @@
+"""Spatial pyramid pooling (section 2.3): of the training map, and of every window in dense testing."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def bin_edges(size: int, bins: int) -> list[tuple[int, int]]:
+    """[start, end) of each SPP bin along a side: floor(i n / b) to ceil((i + 1) n / b).
+
+    assumed: the paper does not say how bins meet on maps that they do not divide; this one rule
+    serves training and dense testing. Bins overlap there, and repeat where there are more than cells.
+    """
+    return [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]
+
+
+def pool_bins(x: Tensor, bins: int) -> Tensor:
+    """(N, C, H, W) to the maximum of each bin, (N, C, bins, bins).
+
+    One side after the other, by slices: AdaptiveMaxPool2d has no deterministic backward on CUDA.
+    """
+    for dim in (2, 3):
+        size = x.shape[dim]
+        if size % bins == 0:  # bins of one size that do not overlap: one pass for all
+            x = x.unflatten(dim, (bins, size // bins)).amax(dim + 1)
+        else:
+            parts = [x.narrow(dim, a, b - a).amax(dim) for a, b in bin_edges(size, bins)]
+            x = torch.stack(parts, dim)
+    return x
+
+
+class SPP(nn.Module):
+    """Spatial pyramid pooling: (N, C, H, W) to (N, C times the bins of all levels)."""
+
+    def __init__(self, levels: Sequence[int]):
+        super().__init__()
+        self.levels = tuple(levels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([pool_bins(x, bins).flatten(1) for bins in self.levels], 1)
+
+    def windows(self, x: Tensor, size: int) -> Tensor:
+        """SPP of every size x size window of (N, C, H, W): (N, rows, columns, C times bins).
+
+        A bin's maximum over all windows at once is a max pooling with stride 1, shifted.
+        """
+        rows, columns = x.shape[2] - size + 1, x.shape[3] - size + 1
+        pooled: dict[tuple[int, int], Tensor] = {}
+        levels = []
+        for bins in self.levels:
+            cells = []
+            for top, bottom in bin_edges(size, bins):
+                for left, right in bin_edges(size, bins):
+                    kernel = (bottom - top, right - left)
+                    if kernel not in pooled:
+                        pooled[kernel] = F.max_pool2d(x, kernel, stride=1)
+                    cells.append(pooled[kernel][:, :, top : top + rows, left : left + columns])
+            levels.append(torch.stack(cells, 2).flatten(1, 2))  # (N, C x bins, rows, columns)
+        return torch.cat(levels, 1).permute(0, 2, 3, 1)
+
+    def extra_repr(self) -> str:
+        return str(set(self.levels))

@@ -1,0 +1,189 @@
+"""Section 3's training: parameter groups, the schedule, one step, the loop."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from delving.data.input import Input
+from delving.data.loader import Batch
+from delving.net import Dropout, Net
+from delving.rectifier import PReLU
+
+PATIENCE, GAIN = 3, 0.1  # assumed: a plateau is 3 epochs without 0.1 points less training error
+DROPS = 2  # paper: 1e-2, 1e-3, 1e-4
+STALLED = 0.02  # of ln(classes)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Numbers of one training; `epoch` is in steps, `warmup` and `switch` are shares of `steps`."""
+
+    steps: int
+    epoch: float
+    batch: int
+    micro_batch: int
+    lr: float
+    warmup: float
+    switch: tuple[float, ...]
+    momentum: float
+    weight_decay: float
+    color: float
+    seed: int
+
+
+@dataclass
+class Progress:
+    """Where a training stands; all of it is saved and resumed."""
+
+    step: int = 0
+    drops: int = 0  # how often the learning rate was divided by ten on a plateau
+    best_error: float = math.inf  # training error of the best epoch, percent
+    epochs_without_gain: int = 0
+    tail_loss: float = 0.0  # summed over the last tenth of the steps
+    tail_steps: int = 0
+    epoch_errors: float = 0.0
+    epoch_steps: int = 0
+    pending: list[list[float]] = field(default_factory=list)  # steps since the last log line
+    bad: list[str] = field(default_factory=list)  # images that could not be decoded
+    status: str = "running"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step showed: mean loss, error in percent, gradient norm, names of bad images."""
+
+    loss: float
+    error: float
+    grad_norm: float
+    lr: float
+    bad: list[str]
+
+
+def group_parameters(net: nn.Module, weight_decay: float) -> list[dict]:
+    """Weights decay; slopes do not, since that would push them to ReLU (2.1).
+
+    assumed: biases do not either, as in Caffe of the time, but learn at the same rate.
+    """
+    slopes = {id(m.slope) for m in net.modules() if isinstance(m, PReLU)}
+    kept = [p for p in net.parameters() if id(p) in slopes or p.dim() == 1]
+    decayed = [p for p in net.parameters() if id(p) not in slopes and p.dim() > 1]
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+    ]
+
+
+def build_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    """assumed: PyTorch's momentum, the learning rate outside of the velocity (Caffe: inside)."""
+    groups = group_parameters(net, recipe.weight_decay)
+    fused = next(net.parameters()).device.type in ("cpu", "cuda")
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=fused)
+
+
+def learning_rate(recipe: Recipe, step: int, drops: int) -> float:
+    """The rate of a step: rising over the warm-up, divided by ten at each switch passed."""
+    passed = sum(step >= fraction * recipe.steps for fraction in recipe.switch)
+    # ours: a short linear warm-up where a scale asks for one.
+    rising = min(1.0, (step + 1) / max(1.0, recipe.warmup * recipe.steps))
+    return recipe.lr * rising * 10.0 ** -(passed + drops)
+
+
+def train(
+    net: Net, input: Input, optimizer: torch.optim.SGD, *, batches: Iterable[Batch], recipe: Recipe,
+    progress: Progress, autocast: Callable[[], AbstractContextManager],
+) -> Iterator[Step]:
+    """Runs the steps that are left and yields what each showed; `progress` is up to date then.
+
+    A loss or gradient that is not finite ends the training before the optimiser sees it.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for batch in batches:
+        lr = learning_rate(recipe, progress.step, progress.drops)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        net.train()
+        optimizer.zero_grad(set_to_none=True)
+        loss, wrong = accumulate_gradients(
+            net, input, batch, recipe=recipe, step=progress.step, autocast=autocast
+        )
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        loss, wrong, norm = torch.stack([loss, wrong, norm.float()]).tolist()  # one wait, not three
+        if not math.isfinite(loss + norm):
+            progress.status = "diverged"
+            yield Step(loss, 100.0, norm, lr, batch.bad)
+            return
+        optimizer.step()
+        step = Step(loss, 100 * wrong / recipe.batch, norm, lr, batch.bad)
+        advance(progress, recipe, step)
+        yield step
+
+
+def accumulate_gradients(
+    net: Net, input: Input, batch: Batch, *, recipe: Recipe, step: int,
+    autocast: Callable[[], AbstractContextManager],
+) -> tuple[Tensor, Tensor]:
+    """Forward and backward by micro-batches: the mean loss and the number of wrong images."""
+    device = input.mean.device
+    loss, wrong = torch.zeros((), device=device), torch.zeros((), device=device)
+    for start in range(0, recipe.batch, recipe.micro_batch):
+        rows = slice(start, min(start + recipe.micro_batch, recipe.batch))
+        pixels, labels, color = (x[rows].to(device, non_blocking=True) for x in batch[:3])
+        shift = input.color_shift(color, recipe.color) if recipe.color else None
+        seed_dropout(net, (recipe.seed, step), batch=recipe.batch, rows=rows)
+        with autocast():
+            logits = net(input(pixels, shift))
+        part = F.cross_entropy(logits.float(), labels, reduction="sum") / recipe.batch
+        part.backward()
+        loss += part.detach()
+        wrong += (logits.detach().argmax(1) != labels).sum()
+    return loss, wrong
+
+
+def seed_dropout(net: nn.Module, keys: tuple[int, int], *, batch: int, rows: slice) -> None:
+    """Gives each dropout layer its own key for this (seed, step)."""
+    layers = [m for m in net.modules() if isinstance(m, Dropout)]
+    for number, layer in enumerate(layers):
+        digest = hashlib.sha256(f"{keys} {number}".encode()).digest()
+        layer.seed(int.from_bytes(digest[:8], "big") >> 1, batch, rows)
+
+
+def advance(progress: Progress, recipe: Recipe, step: Step) -> None:
+    """Counts a step, and at an epoch's end looks whether the training error has its plateau."""
+    progress.step += 1
+    progress.pending.append([step.loss, step.error, step.grad_norm])
+    if progress.step > 0.9 * recipe.steps:
+        progress.tail_loss += step.loss
+        progress.tail_steps += 1
+    progress.epoch_errors += step.error
+    progress.epoch_steps += 1
+    if int(progress.step / recipe.epoch) > int((progress.step - 1) / recipe.epoch):
+        error = progress.epoch_errors / progress.epoch_steps
+        progress.epoch_errors, progress.epoch_steps = 0.0, 0
+        if not recipe.switch:
+            drop_on_plateau(progress, error)
+
+
+def drop_on_plateau(progress: Progress, error: float) -> None:
+    """`error` is the running training error of the epoch, never of the images tested on."""
+    if error < progress.best_error - GAIN:
+        progress.best_error, progress.epochs_without_gain = error, 0
+        return
+    progress.epochs_without_gain += 1
+    if progress.epochs_without_gain >= PATIENCE and progress.drops < DROPS:
+        progress.drops += 1
+        progress.epochs_without_gain = 0
+
+
+def final_status(progress: Progress, classes: int) -> str:
+    """`stalled` where the last tenth's mean loss is within 2 % of ln(classes), a blind guess."""
+    if progress.status == "diverged":
+        return "diverged"
+    blind = math.log(classes)
+    mean = progress.tail_loss / max(1, progress.tail_steps)
+    return "stalled" if abs(mean - blind) <= STALLED * blind else "converged"

@@ -1,0 +1,481 @@
+"""Configuration: everything in conf/ composes, every slip is refused by name, names are meanings."""
+
+import itertools
+import math
+import shutil
+from collections import Counter
+
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from delving import config, groups
+from delving.config import KEYS, amend, compose, deviations, load, name_run, to_yaml
+from delving.groups import GROUPS, choices
+from delving.schema import NEUTRAL, leaves
+
+few = settings(deadline=None, derandomize=True, max_examples=12)
+many = settings(deadline=None, derandomize=True, max_examples=200)
+NETS = ("model", "act", "init", "scale")
+
+
+def pairwise():
+    """Choices of model, act, init and scale such that any two of them meet in some choice."""
+    everything = list(itertools.product(*map(choices, NETS)))
+    missing = {p for c in everything for p in itertools.combinations(zip(NETS, c, strict=True), 2)}
+    picked = []
+    while missing:
+        pairs = {c: set(itertools.combinations(zip(NETS, c, strict=True), 2)) for c in everything}
+        best = max(everything, key=lambda c: len(pairs[c] & missing))
+        missing -= pairs[best]
+        picked.append(best)
+    return picked
+
+
+def words(choice):
+    return [f"{group}={name}" for group, name in zip(NETS, choice, strict=True)]
+
+
+@pytest.fixture
+def own_conf(tmp_path, monkeypatch):
+    """A copy of conf/ that a test may spoil."""
+    copy = tmp_path / "conf"
+    shutil.copytree(groups.CONF, copy)
+    monkeypatch.setattr(config, "CONF", copy)
+    monkeypatch.setattr(groups, "CONF", copy)
+    return copy
+
+
+# --- what composes ---
+@pytest.mark.parametrize("choice", pairwise(), ids="-".join)
+def test_every_file_in_conf_composes_with_every_other(choice):
+    composed = compose(words(choice))
+    model, act, init, scale = choice
+    assert (composed.model.name, composed.act.name) == (model, act)
+    assert (composed.init.name, composed.scale) == (init, scale)
+    assert not any("${" in str(value) for _, value, _ in leaves(composed))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("scale", choices("scale"))
+def test_the_whole_product_of_conf_composes_under_names_of_its_own(scale):
+    product = list(itertools.product(*map(choices, NETS[:3])))
+    names = [name_run(compose(words((*choice, scale)))) for choice in product]
+    assert len(set(names)) == len(product)
+
+
+@pytest.mark.parametrize("group", ["data", "train", "eval"])
+def test_every_other_group_composes(group):
+    for name in choices(group):
+        compose([f"{group}={name}"])
+    for name in choices("data") if group == "data" else []:
+        assert compose([f"data={name}"]).data.name == name
+
+
+def test_a_new_file_in_conf_is_found_unedited(own_conf):
+    text = (own_conf / "model" / "small14.yaml").read_text()
+    (own_conf / "model" / "mine.yaml").write_text(text.replace("name: small14", "name: mine"))
+    assert "mine" in choices("model")
+    assert compose(["model=mine"]).model.name == "mine"
+
+
+def test_scales_are_listed_from_small_to_large_and_described():
+    assert choices("scale") == ["smoke", "cpu", "quarter", "paper"]
+    for group in GROUPS:
+        for name in choices(group):
+            assert len(groups.describe(group, name)) > 10, f"conf/{group}/{name}.yaml says nothing"
+
+
+def test_without_words_it_is_the_cpu_scale_on_generated_images():
+    usual = compose()
+    assert (usual.scale, usual.data.name, usual.seed) == ("cpu", "shapes", 0)
+    assert (usual.model.name, usual.act.name, usual.init.name) == ("small14", "prelu", "he")
+
+
+SMALL = {"train.epochs": 75, "train.s": [8, 8], "eval.protocols": ["ten_view"]}
+LARGE = {"train.epochs": 80, "train.s": [8, 16], "eval.protocols": ["ten_view", "dense"]}
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted"),
+    [("small14", SMALL), ("small30", SMALL), ("a", LARGE), ("b", LARGE), ("c", LARGE)],
+)
+def test_the_paper_scale_is_the_papers_recipe(model, wanted):
+    wanted = wanted | {
+        "train.batch": 128, "train.lr": 0.01, "train.momentum": 0.9, "train.weight_decay": 5e-4,
+        "train.dropout": 0.5, "train.switch": [], "train.warmup": 0, "train.flip": True,
+        "train.color": 0.1, "data.crop": 224, "model.width": 1, "model.stem_stride": None,
+        "act.slope": 0.25, "init.range": "raw", "eval.ten_view_s": 8, "eval.dense_s": [8, 12, 15],
+        "data.name": "imagenet", "data.classes": None, "init.name": "he_backward",
+    }  # fmt: skip
+    composed = compose(["scale=paper", f"model={model}"])
+    found = {key: value for key, value, _ in leaves(composed)}
+    assert {key: found[key] for key in wanted} == wanted
+    crop = composed.data.crop
+    assert [k * crop // 7 for k in composed.eval.dense_s] == [256, 384, 480]
+
+
+@pytest.mark.parametrize("scale", choices("scale"))
+def test_both_arms_of_a_comparison_differ_in_nothing_else(scale):
+    def knobs(*overrides):
+        return compose([f"scale={scale}", *overrides])
+
+    def apart(a, b):
+        return set(config.differences(knobs(*a), knobs(*b)))
+
+    assert apart(["act=relu"], ["act=prelu"]) == {"act.name", "act.slope"}
+    assert apart(["act=lrelu"], ["act=prelu"]) == {"act.name"}
+    assert apart(["init=he"], ["init=xavier"]) == {"init.name"}
+
+
+def test_small_n_is_small14_with_another_depth():
+    deeper = compose(["model=small22"])
+    assert (deeper.model.name, deeper.model.depth) == ("small22", 22)
+    assert deeper.model.layers == compose(["model=small14"]).model.layers
+
+
+# --- lists ---
+@pytest.mark.parametrize("text", ["8,12", "[8,12]", "[8, 12]"])
+def test_lists_may_go_without_brackets(text):
+    assert compose([f"eval.dense_s={text}"]).eval.dense_s == [8, 12]
+
+
+def test_a_list_of_one_needs_no_brackets_and_none_means_empty():
+    assert compose(["eval.protocols=dense"]).eval.protocols == ["dense"]
+    assert compose(["train.switch=0.5"]).train.switch == [0.5]
+    assert compose(["train.switch="]).train.switch == []
+
+
+@pytest.mark.parametrize("word", ["train.lr=0.1,0.2", "seed=1,2", "model=a,b", "seed=0..4"])
+def test_a_list_is_refused_where_one_value_belongs(word):
+    with pytest.raises(ValueError, match=word.split("=")[0]):
+        compose([word])
+
+
+# --- what is refused ---
+def misspell(word, place, kind):
+    place %= len(word)
+    if kind == "drop":
+        return word[:place] + word[place + 1 :]
+    if kind == "double":
+        return word[:place] + word[place] + word[place:]
+    return word[:place] + word[place : place + 2][::-1] + word[place + 2 :]
+
+
+typos = st.builds(
+    misspell, st.sampled_from(sorted(KEYS)), st.integers(0, 40),
+    st.sampled_from(["drop", "double", "swap"]),
+)  # fmt: skip
+
+
+@many
+@given(typos)
+@example("learning_rate")
+@example("train.learning_rate")
+@example("lr")
+@example("")
+def test_a_misspelt_key_is_refused_by_name_with_advice(typo):
+    assume(typo not in KEYS and typo not in GROUPS)
+    with pytest.raises(ValueError, match="did you mean|there is ") as refusal:
+        compose([f"{typo}=1"])
+    assert repr(typo) in str(refusal.value)
+
+
+@many
+@given(st.data())
+def test_a_single_slip_in_a_knob_suggests_that_knob(data):
+    key = data.draw(st.sampled_from([k for k in sorted(KEYS) if len(k.split(".")[-1]) > 4]))
+    typo = misspell(key, data.draw(st.integers(key.find(".") + 1, len(key) - 2)), "swap")
+    assume(typo not in KEYS and typo not in GROUPS)
+    with pytest.raises(ValueError, match="did you mean") as refusal:
+        compose([f"{typo}=1"])
+    assert key in str(refusal.value).partition("did you mean")[2]
+
+
+@many
+@given(st.sampled_from(GROUPS), st.data())
+def test_a_misspelt_choice_is_refused_by_name_with_the_choices(group, data):
+    names = choices(group)
+    name = data.draw(st.sampled_from(names))
+    typo = misspell(name, data.draw(st.integers(0, 40)), data.draw(st.sampled_from(["drop", "double"])))
+    assume(typo not in names and not typo.startswith("small"))
+    with pytest.raises(ValueError, match="choose from") as refusal:
+        compose([f"{group}={typo}"])
+    assert f"{group}={typo}" in str(refusal.value)
+    assert all(choice in str(refusal.value) for choice in names)
+
+
+@pytest.mark.parametrize(
+    ("word", "advice"),
+    [
+        ("scale=papr", "paper"), ("act=prlu", "prelu"), ("init=xaver", "xavier"),
+        ("lr=0.1", "train.lr"), ("epochs=3", "train.epochs"), ("root=x", "data.root"),
+        ("model=small13", "N >= 14"), ("model.name=a", "model="), ("act.name=relu", "act="),
+        ("trian.lr=1", "train.lr"), ("precision=fp16", "bf16"), ("init.range=norm", "normalised"),
+        ("eval.protocols=tenview", "ten_view"),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_the_word_and_says_what_to_write(word, advice):
+    with pytest.raises(ValueError, match="") as refusal:
+        compose([word])
+    said = str(refusal.value)
+    assert advice in said
+    assert word.partition("=")[0] in said
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "train.lr=nan", "train.lr=inf", "train.lr=-inf", "train.lr=0", "train.lr=-0.1",
+        "train.lr=", "train.lr=null", "train.lr=fast", "train.epochs=-1", "train.epochs=0",
+        "train.epochs=nan", "train.batch=0", "train.batch=-128", "train.batch=1.5",
+        "train.batch=many", "train.micro_batch=0", "train.dropout=1", "train.dropout=-0.1",
+        "train.switch=0.8,0.5", "train.switch=0,0.5", "train.switch=0.5,1", "train.switch=0.5,nan",
+        "train.s=16,8", "train.s=8", "train.s=6,8", "train.s=8,9,10", "train.momentum=1",
+        "train.weight_decay=-1", "train.weight_decay=nan", "train.warmup=1", "train.flip=maybe",
+        "train.color=-0.1", "data.crop=30", "data.crop=0", "data.crop=-7", "data.classes=1",
+        "data.classes=0", "data.train_images=0", "data.workers=-2", "data.cache_gb=-1",
+        "seed=-1", "seed=1.5", "seed=one", "seed=null", "model.width=0", "model.width=nan",
+        "model.stem_stride=0", "act.slope=nan", "act.slope=inf", "init.std=0", "precision=fp64",
+        "eval.protocols=", "eval.protocols=[]", "eval.dense_s=", "eval.dense_s=6", "eval.batch=0",
+        "eval.every=0", "eval.images=0", "eval.ten_view_s=6", "model.depth=0",
+    ],
+)  # fmt: skip
+def test_an_impossible_value_is_refused_naming_its_key(word):
+    with pytest.raises(ValueError, match=word.split("=")[0]):
+        compose([word])
+
+
+@pytest.mark.parametrize("word", ["foo", "", "lr", "~train", "--lr", "model"])
+def test_a_word_that_is_no_assignment_is_refused(word):
+    with pytest.raises(ValueError, match="not key=value"):
+        compose([word])
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["+train.lr=1", "++foo=1", "family=1", "family.small.lr=1", "hydra.run.dir=x", "schema=1",
+     "hydra/launcher=x", "model@act=a", "train.=1", ".lr=1"],
+)  # fmt: skip
+def test_hydras_own_syntax_opens_no_back_door(word):
+    with pytest.raises(ValueError, match="there is no"):
+        compose([word])
+
+
+@pytest.mark.parametrize(
+    "word", ["train.lr=${seed}", "data.root=${oc.env:HOME}", "output_root=a/${scale}", "seed=${now:%S}"]
+)
+def test_interpolations_are_refused(word):
+    with pytest.raises(ValueError, match=r"interpolation"):
+        compose([word])
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("scale/smoke.yaml", "  batch: 32", "  bacth: 32"),
+        ("scale/smoke.yaml", "train:", "trian:"),
+        ("act/prelu.yaml", "slope:", "slop:"),
+        ("model/small14.yaml", "family: small", "famly: small"),
+        ("init/he.yaml", "name: he", "nam: he"),
+    ],
+)
+def test_a_typo_in_a_yaml_is_refused_naming_the_key(own_conf, file, old, new):
+    text = (own_conf / file).read_text()
+    assert old in text
+    (own_conf / file).write_text(text.replace(old, new, 1))
+    key = new.strip().partition(":")[0]
+    with pytest.raises(ValueError, match=key):
+        compose(["scale=smoke", "model=small14", "act=prelu", "init=he"])
+
+
+def test_an_impossible_value_in_a_yaml_is_refused_naming_the_key(own_conf):
+    file = own_conf / "scale" / "smoke.yaml"
+    file.write_text(file.read_text().replace("crop: 28", "crop: 29"))
+    with pytest.raises(ValueError, match=r"data\.crop=29"):
+        compose(["scale=smoke"])
+
+
+# --- save and load ---
+@few
+@given(
+    scale=st.sampled_from(choices("scale")), model=st.sampled_from(choices("model")),
+    seed=st.integers(0, 2**31), lr=st.floats(1e-6, 10), root=st.sampled_from(["null", "a/b", "07"]),
+    switch=st.sampled_from(["", "0.25", "0.1,0.9"]),
+)  # fmt: skip
+def test_a_configuration_survives_saving_and_loading(tmp_path_factory, scale, model, seed, lr, root,
+                                                     switch):  # fmt: skip
+    saved = compose([f"scale={scale}", f"model={model}", f"seed={seed}", f"train.lr={lr!r}",
+                     f"data.root={root}", f"train.switch={switch}"])  # fmt: skip
+    path = tmp_path_factory.mktemp("run") / "config.yaml"
+    path.write_text(to_yaml(saved))
+    assert load(path) == saved
+    assert "${" not in path.read_text()
+    assert (saved.train.lr, saved.seed) == (lr, seed)
+
+
+def test_a_saved_configuration_names_every_knob(tmp_path):
+    text = to_yaml(compose(["scale=smoke"]))
+    for key in KEYS:
+        assert f"{key.split('.')[-1]}:" in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [("momentum:", "momentun:", "momentun"), ("seed: 0", "seed: -3", "seed"),
+     ("seed: 0", "seed: [", "config.yaml"), ("crop: 28", "crop: wide", "crop")],
+)  # fmt: skip
+def test_a_saved_configuration_that_does_not_fit_is_refused(tmp_path, old, new, named):
+    path = tmp_path / "config.yaml"
+    text = to_yaml(compose(["scale=smoke"]))
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match=named):
+        load(path)
+
+
+def test_a_missing_saved_configuration_is_refused_by_its_path(tmp_path):
+    with pytest.raises(ValueError, match=r"config\.yaml"):
+        load(tmp_path / "config.yaml")
+
+
+# --- the run's name ---
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "small14-prelu-he-s0"),
+        (["act=relu", "seed=3"], "small14-relu-he-s3"),
+        (["model=c", "init=xavier"], "c-prelu-xavier-s0"),
+        (["model=small22"], "small22-prelu-he-s0"),
+        (["train.lr=0.02"], "small14-prelu-he-lr0.02-s0"),
+        (["train.lr=2e-2"], "small14-prelu-he-lr0.02-s0"),
+        (["train.lr=0.01"], "small14-prelu-he-s0"),
+        (["train.epochs=3", "train.lr=0.02", "data.crop=35"],
+         "small14-prelu-he-crop35-epochs3-lr0.02-s0"),
+        (["train.lr=0.02", "data.crop=35", "train.epochs=3"],
+         "small14-prelu-he-crop35-epochs3-lr0.02-s0"),
+        (["train=jittered"], "small14-prelu-he-s8_16-s0"),
+        (["data=tiny_imagenet"], "small14-prelu-he-tiny_imagenet-s0"),
+        (["data=folder", "data.root=some/where/pets"], "small14-prelu-he-folder-pets-s0"),
+    ],
+)  # fmt: skip
+def test_a_run_is_named_by_its_meaning(overrides, name):
+    assert name_run(compose(["scale=smoke", *overrides])) == name
+
+
+@pytest.mark.parametrize("scale", choices("scale"))
+def test_a_scales_own_values_are_no_part_of_a_name(scale):
+    usual = compose([f"scale={scale}"])
+    assert name_run(usual) == f"small14-prelu-{usual.init.name}-s0"
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["device=cpu", "data.workers=3", "output_root=elsewhere", "data.root=there", "eval.batch=7",
+     "train.micro_batch=8", "data.cache_gb=1", "train.log_every=1", "train.checkpoint_minutes=1"],
+)  # fmt: skip
+def test_where_and_how_fast_is_no_part_of_a_name(word):
+    assert name_run(compose(["scale=smoke", word])) == "small14-prelu-he-s0"
+
+
+def test_a_long_name_ends_in_a_hash_and_still_in_the_seed():
+    long = ["scale=smoke", "train.lr=0.0213", "train.epochs=3.75", "train.weight_decay=0.00012",
+            "train.momentum=0.85", "data.crop=35"]  # fmt: skip
+    name = name_run(compose([*long, "seed=12"]))
+    assert len(name) <= 60
+    assert name.startswith("small14-prelu-he-")
+    assert name.endswith("-s12")
+    assert name == name_run(compose(["scale=smoke", "seed=12", *reversed(long[1:])]))
+    other = name_run(compose([*long[:-1], "data.crop=42", "seed=12"]))
+    assert other != name
+
+
+meanings = st.fixed_dictionaries(
+    {
+        "train.lr": st.sampled_from([0.01, 0.02, 0.002]),
+        "train.epochs": st.sampled_from([2, 3]),
+        "train.momentum": st.sampled_from([0.9, 0.99]),
+        "train.flip": st.booleans(),
+        "eval.dense_s": st.sampled_from(["8,12,15", "8,12", "8"]),
+        "seed": st.integers(0, 2),
+    }
+)
+
+
+@settings(deadline=None, derandomize=True, max_examples=15)
+@given(meanings, meanings)
+def test_another_meaning_has_another_name_and_the_same_has_the_same(one, other):
+    names = [name_run(compose(["scale=smoke", *(f"{k}={v}" for k, v in m.items())]))
+             for m in (one, other)]  # fmt: skip
+    assert (names[0] == names[1]) == (one == other)
+    assert all("/" not in name and " " not in name for name in names)
+
+
+def test_the_last_parts_of_meaningful_knobs_are_unique():
+    meaningful = [key for key in KEYS if key not in NEUTRAL and not key.endswith(".name")]
+    assert max(Counter(key.split(".")[-1] for key in meaningful).values()) == 1
+
+
+# --- deviations ---
+@pytest.mark.parametrize("model", choices("model"))
+def test_nothing_deviates_at_the_papers_scale(model):
+    for act in ("relu", "prelu"):
+        assert deviations(compose(["scale=paper", f"model={model}", f"act={act}", "seed=4"])) == []
+
+
+@pytest.mark.parametrize(
+    ("scale", "keys"),
+    [
+        ("quarter", "model.stem_stride init.name init.range data.name data.crop train.epochs "
+                    "train.warmup train.switch"),
+        ("cpu", "model.width model.stem_stride init.name init.range data.name data.crop "
+                "train.epochs train.batch train.switch"),
+        ("smoke", "model.width data.train_images data.classes train.batch"),
+    ],
+)  # fmt: skip
+def test_a_scales_deviations_are_listed_with_both_values(scale, keys):
+    lines = deviations(compose([f"scale={scale}"]))
+    listed = [line.split()[0] for line in lines]
+    assert set(keys.split()) <= set(listed)
+    assert all("(paper: " in line for line in lines)
+    assert not set(listed) & {"seed", "scale", "device"}
+
+
+def test_an_override_is_a_deviation():
+    assert deviations(compose(["scale=paper", "train.lr=0.02"])) == ["train.lr 0.02 (paper: 0.01)"]
+
+
+# --- scoring with other words ---
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(compose(["scale=smoke", "train.lr=0.02"])))
+    return path
+
+
+def test_scoring_may_change_protocol_device_and_place(saved):
+    amended = amend(saved, ["protocol=center,dense", "device=cpu", "data.root=x", "eval.dense_s=8"])
+    assert amended.eval.protocols == ["center", "dense"]
+    assert (amended.device, amended.data.root, amended.eval.dense_s) == ("cpu", "x", [8])
+    assert amended.train.lr == 0.02
+    assert amend(saved, []) == load(saved)
+
+
+@pytest.mark.parametrize(
+    "word", ["train.lr=0.5", "model=c", "act.slope=0.1", "seed=1", "data.crop=35", "protocl=dense"]
+)
+def test_scoring_may_not_make_it_another_run(saved, word):
+    with pytest.raises(ValueError, match="protocol") as refusal:
+        amend(saved, [word])
+    assert word in str(refusal.value)
+
+
+@pytest.mark.parametrize("word", ["protocol=tenview", "eval.batch=0", "protocol=", "eval.batch=x"])
+def test_scoring_refuses_impossible_values(saved, word):
+    with pytest.raises(ValueError, match=r"eval\."):
+        amend(saved, [word])
+
+
+def test_defaults_are_finite():
+    for key, value, _ in leaves(compose(["scale=paper"])):
+        assert not isinstance(value, float) or math.isfinite(value), key

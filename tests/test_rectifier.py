@@ -1,0 +1,178 @@
+"""Section 2.1: f(y) = y where y > 0, else a y (Eq. 1), its gradients (Eq. 2-3), and the slopes."""
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from delving.config import compose
+from delving.groups import choices
+from delving.rectifier import RECTIFIERS, PReLU
+
+PAPERS = ("relu", "lrelu", "prelu", "prelu_shared")
+LEARNED = ("prelu", "prelu_shared")
+SHAPES = [(3, 4), (2, 3, 4, 5)]
+few = settings(deadline=None, max_examples=20, derandomize=True)
+
+
+def draw_responses(shape, seed=0):
+    """Responses with both signs, some exactly 0, on which Eq. 1 has its kink."""
+    y = np.random.default_rng(seed).normal(size=shape)
+    y.flat[::7] = 0
+    return y
+
+
+def slopes_of(act, fixed):
+    """The slopes a rectifier uses: what it learns, or else what it was built with."""
+    return [p.tolist() for p in act.parameters()][0] if list(act.parameters()) else [fixed]
+
+
+def build(name, channels, slope):
+    """A rectifier with every slope at `slope`; ReLU's is 0 whatever is asked for."""
+    return RECTIFIERS[name](channels, slope), 0.0 if name == "relu" else slope
+
+
+def run(act, y, grad, *, layout=torch.contiguous_format):
+    """The response, dE/dy and [dE/da] for dE/df = grad."""
+    x = torch.from_numpy(y)
+    x = (x.to(memory_format=layout) if y.ndim == 4 else x).requires_grad_()
+    out = act(x)
+    out.backward(torch.from_numpy(grad))
+    return out.detach(), x.grad, [p.grad for p in act.parameters()]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("slope", [0.25, 0.0, -0.5, 3.0])
+@pytest.mark.parametrize("name", PAPERS)
+def test_values_and_gradients_follow_equations_1_to_3(name, slope, shape, layout):
+    act, a = build(name, shape[1], slope)
+    act = act.double()
+    y, grad = draw_responses(shape), np.random.default_rng(1).normal(size=shape)
+    out, grad_y, grad_slope = run(act, y, grad, layout=layout)
+    slopes = slopes_of(act, a)
+    expected_y, expected_a = oracles.rectify_gradients(y, slopes, grad)
+    np.testing.assert_allclose(out, oracles.rectify(y, slopes), rtol=1e-12)
+    np.testing.assert_allclose(grad_y, expected_y, rtol=1e-12)
+    for found in grad_slope:
+        np.testing.assert_allclose(found, expected_a, rtol=1e-12)
+
+
+@few
+@given(
+    slopes=st.lists(st.floats(-4, 4), min_size=1, max_size=5),
+    size=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+def test_every_channel_has_its_own_slope(slopes, size, seed):
+    act = PReLU(len(slopes), 0.25).double()
+    act.slope.data = torch.tensor(slopes, dtype=torch.float64)
+    y = draw_responses((2, len(slopes), size, size), seed)
+    grad = np.random.default_rng(seed + 1).normal(size=y.shape)
+    out, grad_y, [grad_slope] = run(act, y, grad)
+    expected_y, expected_a = oracles.rectify_gradients(y, slopes, grad)
+    np.testing.assert_allclose(out, oracles.rectify(y, slopes), rtol=1e-12)
+    np.testing.assert_allclose(grad_y, expected_y, rtol=1e-12)
+    np.testing.assert_allclose(grad_slope, expected_a, rtol=1e-9, atol=1e-12)
+
+
+def test_slope_gradient_sums_over_positions_where_the_response_is_negative():
+    """Eq. 3 in small: of -1, 2, -3 with dE/df = 10, 10, 1 only -1 and -3 count: -10 - 3."""
+    act = PReLU(1, 0.25).double()
+    _, _, [slope] = run(act, np.array([[-1.0], [2.0], [-3.0]]), np.array([[10.0], [10.0], [1.0]]))
+    assert slope.tolist() == [-13.0]
+
+
+def test_shared_slope_gradient_also_sums_over_channels():
+    y, grad = draw_responses((2, 3, 4, 4)), np.ones((2, 3, 4, 4))
+    _, _, [apart] = run(PReLU(3, 0.25).double(), y, grad)
+    _, _, [shared] = run(PReLU(1, 0.25).double(), y, grad)
+    torch.testing.assert_close(shared, apart.sum(0, keepdim=True))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", RECTIFIERS)
+def test_gradients_are_those_of_finite_differences(name, shape):
+    act = RECTIFIERS[name](shape[1], 0.25).double()
+    y = torch.from_numpy(np.random.default_rng(2).normal(size=shape)).requires_grad_()
+    for p in act.parameters():
+        p.data += torch.linspace(-0.5, 0.5, p.numel()).double()
+    assert torch.autograd.gradcheck(lambda y, *_: act(y), (y, *act.parameters()))
+
+
+@pytest.mark.parametrize("name", RECTIFIERS)
+def test_a_positive_response_passes_unchanged_and_keeps_type_shape_and_layout(name):
+    y = torch.rand(2, 3, 4, 5).add(0.1).to(memory_format=torch.channels_last)
+    out = RECTIFIERS[name](3, 0.25)(y)
+    torch.testing.assert_close(out, y, rtol=0, atol=0)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", choices("act"))
+def test_every_act_of_conf_is_a_rectifier_with_its_starting_slope(name):
+    act = compose(["scale=smoke", f"act={name}"]).act
+    module = RECTIFIERS[act.name](3, act.slope)
+    assert all((p == act.slope).all() for p in module.parameters())
+    assert module(torch.zeros(1, 3)).tolist() == [[0.0] * 3]
+
+
+def test_lrelu_starts_where_prelu_does_so_that_the_comparison_isolates_the_learning():
+    slopes = {name: compose(["scale=smoke", f"act={name}"]).act.slope for name in PAPERS}
+    assert slopes == {"relu": 0.0, "lrelu": 0.25, "prelu": 0.25, "prelu_shared": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("relu", 0), ("lrelu", 0), ("prelu", 96), ("prelu_shared", 1)]
+)
+def test_prelu_learns_a_slope_a_channel_and_the_shared_one_a_slope_a_layer(name, count):
+    assert sum(p.numel() for p in RECTIFIERS[name](96, 0.25).parameters()) == count
+
+
+@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("direction", [1, -1])
+def test_the_slope_is_not_constrained(name, direction):
+    """2.1: f may become non-monotonic (a < 0) and steeper below than above 0 (a > 1)."""
+    act = RECTIFIERS[name](2, 0.25)
+    optimizer = torch.optim.SGD(act.parameters(), lr=1.0)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (-direction * -act(-torch.ones(3, 2))).sum().backward()
+        optimizer.step()
+    slope = next(act.parameters())
+    assert (slope * direction > 1).all()
+    torch.testing.assert_close(act(-torch.ones(1, 2)), -slope.detach().expand(1, 2))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", PAPERS)
+def test_under_bf16_autocast_the_response_is_the_fp32_formula_rounded(name, layout):
+    """A slope of 0.2531 is no bf16 number: rounded first, the products would differ."""
+    act, a = build(name, 8, 0.2531)
+    y = torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = act(y.to(memory_format=layout))
+    wide = y.float()
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, torch.where(wide > 0, wide, a * wide).bfloat16(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_under_bf16_autocast_slope_and_its_gradient_stay_fp32(name):
+    conv, act = nn.Conv2d(3, 8, 3, padding=1), RECTIFIERS[name](8, 0.2531)
+    draws = torch.Generator().manual_seed(1)
+    x = torch.randn(4, 3, 8, 8, generator=draws)
+    grad = torch.randn(4, 8, 8, 8, generator=draws).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = conv(x)
+        out = act(y)
+    out.backward(grad)
+    assert y.dtype == out.dtype == torch.bfloat16
+    assert act.slope.dtype == act.slope.grad.dtype == torch.float32
+    numbers = (t.detach().double().numpy() for t in (y, grad))
+    y, grad = numbers
+    _, expected = oracles.rectify_gradients(y, act.slope.tolist(), grad)
+    # Summed in bf16, with eight bits, 256 terms would miss by a percent and not by a millionth.
+    np.testing.assert_allclose(act.slope.grad, expected, rtol=1e-5, atol=1e-4)
