@@ -7,11 +7,10 @@ import torch
 
 from delving import config as configs
 from delving.data.input import Input
-from delving.initializer import INITIALIZERS, gaussian, initialize
+from delving.initializer import INITIALIZERS, gaussian, initialize, layer_stds
 from delving.net import Layer, Net, build_net, count_depth, crowded_levels, describe, read_layers
 from delving.rectifier import RECTIFIERS
 from delving.schema import Config
-
 
 CLASSES = {"tiny_imagenet": 200, "imagenette": 10, "cifar10": 10, "cifar100": 100}
 
@@ -53,7 +52,14 @@ def materialise(net: Net, config: Config, device: torch.device) -> Net:
     if init.name not in rules:
         raise ValueError(f"init={init.name}: choose from {', '.join(rules)}")
     net = net.to_empty(device=device)
-    initialize(net, rules[init.name], slope=config.act.slope, range=init.range, seed=config.seed)
+    stds = partial(
+        layer_stds,
+        rule=rules[init.name],
+        slope=config.act.slope,
+        range=init.range,
+        classifier=init.classifier,
+    )
+    initialize(net, stds, seed=config.seed)
     return net.to(memory_format=torch.channels_last)
 
 
@@ -63,8 +69,10 @@ def list_deviations(config: Config, net: Net, precision: str) -> list[str]:
     if precision == "bf16":
         lines.append(f"precision {precision} (paper: fp32)")
     cells = f"{net.map_size}x{net.map_size}"
-    lines += [f"SPP level {n}x{n} on a map of {cells} (paper: more cells than bins)"
-              for n in crowded_levels(net)]  # fmt: skip
+    lines += [
+        f"SPP level {n}x{n} on a map of {cells} (paper: more cells than bins)"
+        for n in crowded_levels(net)
+    ]
     return lines
 
 

@@ -8,20 +8,22 @@ from typing import Annotated
 
 import typer
 
-
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
     help="Reproduces 'Delving Deep into Rectifiers' (He, Zhang, Ren, Sun 2015).",
     context_settings={"help_option_names": ["-h", "--help"]},
-)  # fmt: skip
+)
 data_app = typer.Typer(no_args_is_help=True, help="Prepare, verify or preview a data set.")
 app.add_typer(data_app, name="data")
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="key=value words: model=c act=prelu scale=cpu train.lr=0.02 seed=3",
-                   show_default=False),
-]  # fmt: skip
+    typer.Argument(
+        help="key=value words: model=c act=prelu scale=cpu train.lr=0.02 seed=3", show_default=False
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
@@ -43,10 +45,11 @@ def evaluate(
     run: Annotated[str, typer.Argument(help="A run's folder or name.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="protocol=center|ten_view|dense device=... data.root=...",
-                       show_default=False),
+        typer.Argument(
+            help="protocol=center|ten_view|dense device=... data.root=...", show_default=False
+        ),
     ] = None,
-) -> None:  # fmt: skip
+) -> None:
     """Score a run by its own protocols or by others."""
     from delving import record
     from delving.config import amend
@@ -55,7 +58,7 @@ def evaluate(
     folder = record.find_run(run, root)
     config = amend(folder / "config.yaml", overrides or [])
     with _display() as display:
-        from delving.run import eval_run
+        from delving.score import eval_run
 
         eval_run(folder, config, display)
     typer.echo(f"saved in {folder / 'eval'}")
@@ -74,12 +77,20 @@ def show(overrides: Overrides = None, as_json: AsJson = False) -> None:
 
 
 @app.command("list")
-def list_(what: Annotated[str, typer.Argument(help="models, acts, inits, data, scales or runs.")] = "",
-          output_root: Annotated[str, typer.Option(help="Where outputs lie.")] = "outputs") -> None:  # fmt: skip
+def list_(
+    what: Annotated[str, typer.Argument(help="models, acts, inits, data, scales, runs.")] = "",
+    output_root: Annotated[str, typer.Option(help="Where outputs lie.")] = "outputs",
+) -> None:
     """What there is."""
     from delving import groups
 
-    groups_of = {"models": "model", "acts": "act", "inits": "init", "data": "data", "scales": "scale"}
+    groups_of = {
+        "models": "model",
+        "acts": "act",
+        "inits": "init",
+        "data": "data",
+        "scales": "scale",
+    }
     if what and what not in [*groups_of, "runs"]:
         raise ValueError(f"list {what}: choose from {', '.join([*groups_of, 'runs'])}")
     for plural in [what] if what else groups_of:
@@ -101,8 +112,10 @@ def prepare(overrides: Overrides = None) -> None:
     config = compose(overrides or [])
     prepare_data(config.data.name, config.data.root)
     train, val = load_data(**_data_arguments(config))
-    typer.echo(f"{config.data.name}: {len(train):,} training and {len(val):,} validation images "
-               f"of {len(train.classes)} classes")  # fmt: skip
+    typer.echo(
+        f"{config.data.name}: {len(train):,} training and {len(val):,} validation images "
+        f"of {len(train.classes)} classes"
+    )
 
 
 @data_app.command()
@@ -117,13 +130,18 @@ def verify(overrides: Overrides = None) -> None:
     for split, counts in report.counts.items():
         per_class = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:12])
         more = f", and {len(counts) - 12} more" if len(counts) > 12 else ""
-        typer.echo(f"{split}: {sum(counts.values()):,} images, {len(counts)} classes: {per_class}{more}")
+        typer.echo(
+            f"{split}: {sum(counts.values()):,} images, {len(counts)} classes: {per_class}{more}"
+        )
     for line in report.bad:
         typer.echo(f"bad: {line}")
     for train, val in report.duplicates:
         typer.echo(f"duplicate: {train} = {val}")
-    typer.echo("sound" if report.sound else
-               f"{len(report.bad)} undecodable, {len(report.duplicates)} duplicates")  # fmt: skip
+    typer.echo(
+        "sound"
+        if report.sound
+        else f"{len(report.bad)} undecodable, {len(report.duplicates)} duplicates"
+    )
     raise typer.Exit(0 if report.sound else 1)
 
 
@@ -139,18 +157,24 @@ def preview(overrides: Overrides = None) -> None:
     images, _ = load_data(**_data_arguments(config))
     folder = Path(config.output_root) / config.scale / "preview"
     sides = tuple(k * config.data.crop // 7 for k in config.train.s)
-    rows = augmented_rows(images, crop=config.data.crop, sides=sides, color=config.train.color,
-                          seed=config.seed)  # fmt: skip
+    rows = augmented_rows(
+        images, crop=config.data.crop, sides=sides, color=config.train.color, seed=config.seed
+    )
     title = f"s in {list(sides)}, crop {config.data.crop}, flip, colour altering"
     for name, figure in (
-        (config.data.name, draw_sheet(sheet_rows(images), title=f"{config.data.name}, training images")),
+        (
+            config.data.name,
+            draw_sheet(sheet_rows(images), title=f"{config.data.name}, training images"),
+        ),
         (f"{config.data.name}-augmented", draw_sheet(rows, title=title)),
     ):
         typer.echo(save_figure(figure, folder / f"{name}.png"))
 
 
 @app.command()
-def doctor(output_root: Annotated[str, typer.Option(help="Where outputs lie.")] = "outputs") -> None:
+def doctor(
+    output_root: Annotated[str, typer.Option(help="Where outputs lie.")] = "outputs",
+) -> None:
     """Versions, devices, data, disk: what this machine can do."""
     from delving.doctor import examine
 
@@ -161,10 +185,13 @@ def doctor(output_root: Annotated[str, typer.Option(help="Where outputs lie.")] 
 def _data_arguments(config) -> dict:
     data = config.data
     return {
-        "name": data.name, "root": data.root, "classes": data.classes,
-        "train_images": data.train_images, "val_images": data.val_images,
+        "name": data.name,
+        "root": data.root,
+        "classes": data.classes,
+        "train_images": data.train_images,
+        "val_images": data.val_images,
         "output_root": config.output_root,
-    }  # fmt: skip
+    }
 
 
 def _display():
@@ -180,7 +207,9 @@ def _print_result(folder: Path) -> None:
 
     result = read_json(folder / "result.json")
     for protocol, scores in result["eval"].items():
-        typer.echo(f"{protocol}: top-1 {scores['top1_err']:.2f} %, top-5 {scores['top5_err']:.2f} %")
+        typer.echo(
+            f"{protocol}: top-1 {scores['top1_err']:.2f} %, top-5 {scores['top5_err']:.2f} %"
+        )
     typer.echo(
         f"{result['status']} after {result['epochs']:g} epochs, {result['seconds']:.0f} s at "
         f"{result['images_per_second']:.0f} images/s; {len(result['deviations'])} deviations from "
@@ -192,10 +221,14 @@ def _print_card(card: dict) -> None:
     typer.echo(f"{card['model']}: {card['depth']} conv and fc layers")
     typer.echo(f"{'layer':10} {'notation':14} {'output':>14} {'parameters':>13} {'mult-adds':>16}")
     for row in card["layers"]:
-        typer.echo(f"{row['name']:10} {row['notation']:14} {row['output']:>14} "
-                   f"{row['params']:>13,} {row['multiply_adds']:>16,}")  # fmt: skip
+        typer.echo(
+            f"{row['name']:10} {row['notation']:14} {row['output']:>14} "
+            f"{row['params']:>13,} {row['multiply_adds']:>16,}"
+        )
     typer.echo(f"{'total':10} {'':14} {'':>14} {card['params']:>13,} {card['multiply_adds']:>16,}")
-    typer.echo("deviations from the paper's recipe:" if card["deviations"] else "the paper's recipe")
+    typer.echo(
+        "deviations from the paper's recipe:" if card["deviations"] else "the paper's recipe"
+    )
     for line in card["deviations"]:
         typer.echo(f"  {line}")
 
@@ -205,9 +238,14 @@ def _print_runs(output_root: str) -> None:
 
     for folder in list_runs(output_root):
         result = read_json(folder / "result.json") if (folder / "result.json").exists() else None
-        scores = "" if result is None else "  ".join(
-            f"{name} {e['top1_err']:.1f}/{e['top5_err']:.1f}" for name, e in result["eval"].items()
-        )  # fmt: skip
+        scores = (
+            ""
+            if result is None
+            else "  ".join(
+                f"{name} {e['top1_err']:.1f}/{e['top5_err']:.1f}"
+                for name, e in result["eval"].items()
+            )
+        )
         typer.echo(f"{folder}  {result['status'] if result else 'unfinished'}  {scores}")
 
 
@@ -237,11 +275,12 @@ def _report(error: Exception) -> int:
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    return _fail(str(error) or type(error).__name__, 2 if isinstance(error, ValueError) else 1)
+    bad_input = isinstance(
+        error, ValueError | FileNotFoundError | NotADirectoryError | PermissionError
+    )
+    return _fail(str(error) or type(error).__name__, 2 if bad_input else 1)
 
 
 def _fail(message: str, code: int) -> int:
     print(f"delving: {message}", file=sys.stderr)
     return code
-
-

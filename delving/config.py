@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from delving.groups import CONF, GROUPS, choices
 from delving.schema import NEUTRAL, Config, Families, leaves, validate
@@ -41,7 +43,7 @@ def compose(overrides: list[str] | tuple[str, ...] = ()) -> Config:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             composed = hydra_compose("config", words)
         config = OmegaConf.to_object(composed)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise ValueError(_explain(error)) from error
     return validate(_without_family(config))
 
@@ -49,10 +51,19 @@ def compose(overrides: list[str] | tuple[str, ...] = ()) -> Config:
 def load(path: Path) -> Config:
     """Reads the config.yaml of a run folder; ValueError where it does not fit the schema."""
     try:
-        saved = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
+        tree = OmegaConf.load(path)
+        saved = OmegaConf.merge(OmegaConf.structured(Config), tree)
+        lacking = [key for key in KEYS if not _has(tree, key.split("."))]
+        if lacking:
+            raise ValueError(f"{path} lacks {', '.join(lacking)}")
         return validate(OmegaConf.to_object(saved))
-    except (OmegaConfBaseException, OSError) as error:
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{path}: {_explain(error)}") from error
+
+
+def _has(tree: Mapping, parts: list[str]) -> bool:
+    inside = parts[0] in tree
+    return inside if len(parts) == 1 or not inside else _has(tree[parts[0]], parts[1:])
 
 
 def amend(path: Path, overrides: list[str]) -> Config:
@@ -61,7 +72,9 @@ def amend(path: Path, overrides: list[str]) -> Config:
     Raises:
         ValueError: for a key that would make it another run.
     """
-    allowed = [key for key in KEYS if key in NEUTRAL or key.startswith("eval.") or key == "precision"]
+    allowed = [
+        key for key in KEYS if key in NEUTRAL or key.startswith("eval.") or key == "precision"
+    ]
     config = load(path)
     for text in overrides:
         key, sign, value = text.partition("=")
@@ -101,11 +114,19 @@ def _check(text: str) -> list[str]:
     if key.endswith(".name"):
         group = key.removesuffix(".name")
         raise ValueError(f"{key} comes with its group: {group}=... ({', '.join(choices(group))})")
+    if "str" in str(KEYS[key]) and "list[" not in str(KEYS[key]):
+        # A path is a path: its '~', ',' and '=' are no grammar.
+        return [f"{key}=" + ("null" if value == "null" else _quote(value))]
     if "list[" in str(KEYS[key]) and not value.startswith("["):
-        return [f"{key}=[{value}]"]
-    if isinstance(_parse(text).value(), ChoiceSweep):
+        text = f"{key}=[{value}]"
+    if not isinstance(_parse(text).value(), int | float | str | list | None):
         raise ValueError(f"{text!r}: one value, please")
     return [text]
+
+
+def _quote(value: str) -> str:
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
 
 
 def _parse(text: str) -> Override:
@@ -119,7 +140,7 @@ def _choose(group: str, value: str) -> list[str]:
     names = choices(group)
     if value in names:
         return [f"{group}={value}"]
-    deeper = re.fullmatch(r"small(\d+)", value)
+    deeper = re.fullmatch(r"small([1-9]\d*)", value)
     if group == "model" and deeper and int(deeper[1]) >= PAPER_DEPTH:
         return ["model=small14", f"model.name={value}", f"model.depth={int(deeper[1])}"]
     more = f", small<N> with N >= {PAPER_DEPTH}" if group == "model" else ""
@@ -130,6 +151,7 @@ def _choose(group: str, value: str) -> list[str]:
 
 def nearest(word: str, known: list[str]) -> str:
     """'; did you mean x?' with the likeliest of `known`, or what there is."""
+    known = list(dict.fromkeys(known))
     same_end = [k for k in known if k.split(".")[-1] == word.split(".")[-1]]
     found = same_end or difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     if not found:
@@ -140,7 +162,7 @@ def nearest(word: str, known: list[str]) -> str:
 
 
 def _explain(error: Exception) -> str:
-    """One line of a library's message; for a key of a YAML that the schema lacks, the nearest ones."""
+    """A library's message in one line; with the nearest keys where a YAML has an unknown one."""
     inner = error
     while not isinstance(inner, OmegaConfBaseException) and inner.__context__:
         inner = inner.__context__
@@ -166,17 +188,19 @@ def differences(ours: Config, theirs: Config) -> dict[str, tuple]:
 def name_run(config: Config) -> str:
     """The run's name by its meaning: model-act-init, what else was asked for, seed.
 
-    Keys stand in their order, values in short form; beyond 60 characters a hash takes their place.
+    What else stands sorted in short form; beyond 60 characters a hash takes their place.
     """
     groups = [f"{group}={getattr(config, group).name}" for group in ("model", "act", "init")]
     usual = compose([f"scale={config.scale}", *groups])
     changed = differences(config, usual)
     extra = [config.data.name] if "data.name" in changed else []
     if "data.name" in changed:
-        changed = differences(config, compose([f"scale={config.scale}", f"data={config.data.name}", *groups]))
+        changed = differences(
+            config, compose([f"scale={config.scale}", f"data={config.data.name}", *groups])
+        )
     if config.data.name == "folder" and config.data.root:
         extra.append(Path(config.data.root).name)
-    extra += [_short(key, changed[key][0]) for key in sorted(changed) if key != "seed"]
+    extra += sorted(_short(key, changed[key][0]) for key in changed if key != "seed")
     head = f"{config.model.name}-{config.act.name}-{config.init.name}"
     name = "-".join([head, *extra, f"s{config.seed}"])
     if len(name) <= 60:
@@ -186,9 +210,7 @@ def name_run(config: Config) -> str:
 
 
 def _short(key: str, value: object) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    if isinstance(value, list):
-        text = "_".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value)
+    text = "_".join(map(_plain, value)) if isinstance(value, list) else _plain(value)
     return key.split(".")[-1] + re.sub(r"[^A-Za-z0-9_.+-]", "", text)
 
 
@@ -206,6 +228,5 @@ def deviations(config: Config) -> list[str]:
 def _plain(value: object) -> str:
     if value is None:
         return "as listed"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return short if not isinstance(value, float) or float(short) == value else repr(value)

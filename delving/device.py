@@ -7,7 +7,7 @@ import torch
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else MPS, else the CPU; ValueError where it is not here."""
+    """`auto` is CUDA, else MPS, else the CPU; ValueError for a device that is not here."""
     here = ["cpu"]
     if torch.backends.mps.is_available():
         here.insert(0, "mps")
@@ -21,7 +21,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """`auto` is bf16 where the hardware multiplies in it, else fp32."""
+    """`auto` is bf16 where the hardware multiplies in it, else fp32.
+
+    ours: training and testing run in bf16 where the hardware has it; slopes, their gradients and
+    the loss stay fp32.
+    """
     if name != "auto":
         return name
     if device.type == "cuda":

@@ -18,8 +18,9 @@ class Display:
     def __enter__(self) -> "Display":
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:  # fmt: skip
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.bar:
             self.bar.stop()
 
@@ -39,9 +40,12 @@ class Display:
         self.steps = event["steps"]
         if self.console.is_terminal:
             self.bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(), console=self.console,
-            )  # fmt: skip
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
             self.bar.start()
             self.task = self.bar.add_task(event["run"], total=self.steps, note="")
 
@@ -65,16 +69,22 @@ class Display:
             self.say(f"[{event['seconds']:7.1f} s] epoch {event['epoch']:.2f}  {note}")
 
     def _on_val(self, event: dict) -> None:
-        self.say(f"epoch {event['epoch']:g}: validation error {event['top1_err']:.1f} % top-1 "
-                 f"({event['images']} images, center crop)")  # fmt: skip
+        self.say(
+            f"epoch {event['epoch']:g}: validation error {event['top1_err']:.1f} % top-1 "
+            f"({event['images']} images, center crop)"
+        )
 
     def _on_bad_image(self, event: dict) -> None:
         self.say(f"cannot be decoded, the next one took its place: {event['name']}")
 
     def _on_diverged(self, event: dict) -> None:
-        self.say(f"DIVERGED at step {event['step']}: loss {event['loss']}, "
-                 f"gradient norm {event['grad_norm']}; recorded as such")  # fmt: skip
+        self.say(
+            f"DIVERGED at step {event['step']}: loss {event['loss']}, "
+            f"gradient norm {event['grad_norm']}; recorded as such"
+        )
 
     def _on_score(self, event: dict) -> None:
-        self.say(f"{event['protocol']:>10}: top-1 {event['top1_err']:.2f} %  "
-                 f"top-5 {event['top5_err']:.2f} %  ({event['images']} images)")  # fmt: skip
+        self.say(
+            f"{event['protocol']:>10}: top-1 {event['top1_err']:.2f} %  "
+            f"top-5 {event['top5_err']:.2f} %  ({event['images']} images)"
+        )

@@ -6,8 +6,19 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "hydra-core", "omegaconf", "safetensors",
-            "typer", "rich", "matplotlib", "pandas")  # fmt: skip
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+    "hydra-core",
+    "omegaconf",
+    "safetensors",
+    "typer",
+    "rich",
+    "matplotlib",
+    "pandas",
+)
 
 
 def examine(output_root: str) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,8 @@
 """Section 3's testing: center, ten_view, dense at one or several scales; error rates.
 
 assumed: scores are averaged after the softmax, over views, windows and scales alike.
+
+assumed: multi-scale means Table 4's three scales; ten_view is at s = 8/7 of the crop for all nets.
 """
 
 from collections.abc import Callable
@@ -66,8 +68,13 @@ class Tester:
         return self._score(source, partial(whole_views, s=s), groups, self._windows)
 
     @torch.no_grad()
-    def _score(self, source: Cache, view: Callable, groups: list[np.ndarray],
-               score: Callable[[Tensor], Tensor]) -> np.ndarray:  # fmt: skip
+    def _score(
+        self,
+        source: Cache,
+        view: Callable,
+        groups: list[np.ndarray],
+        score: Callable[[Tensor], Tensor],
+    ) -> np.ndarray:
         self.net.eval()
         device = self.input.mean.device
         wanted = np.sort(np.concatenate(groups))

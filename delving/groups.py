@@ -3,8 +3,9 @@
 from pathlib import Path
 
 # Inside the wheel conf/ lies in the package; in a checkout beside it.
-CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf")
-            if p.is_dir())  # fmt: skip
+CONF = next(
+    p for p in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if p.is_dir()
+)
 GROUPS = ("model", "act", "init", "data", "train", "eval", "scale")
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from delving.rectifier import PReLU
+from delving.schema import RANGES
 
 INPUT_STD = 128.0  # the paper: mean-subtracted pixels lie in about [-128, 128]
 
@@ -43,18 +44,18 @@ INITIALIZERS: dict[str, Callable[[int, int, float], float]] = {
 }
 
 
-def fc_raw(stds: list[float]) -> list[float]:
-    """The paper's way with raw input: 0.01 for the first fc layers, 0.001 for the last."""
-    return [0.01] * (len(stds) - 1) + [0.001]
-
-
 # What keeps the softmax from overflowing on input of about +-128: three ways, one per comparison.
-# paper: 2.2 names all three. assumed: the He and the Xavier arm of a comparison use the same one.
-RANGES = ("raw", "scaled", "normalised")
+# paper: 2.2 names all three.
+# assumed: the He and the Xavier arm of a comparison tame the input by the same one of the three.
 
 
 def layer_stds(
-    layers: Sequence[nn.Module], rule: Callable[[int, int, float], float], *, slope: float, range: str
+    layers: Sequence[nn.Module],
+    rule: Callable[[int, int, float], float],
+    *,
+    slope: float,
+    range: str,
+    classifier: float = 1.0,
 ) -> list[float]:
     """The std of each weight layer, first to last.
 
@@ -64,19 +65,23 @@ def layer_stds(
         slope: the rectifier's a at the start (0 for ReLU).
         range: `raw` (the fc layers 0.01, ..., 0.001), `scaled` (every weight times
             (1/128)^(1/L)) or `normalised` (input of unit variance, the rule everywhere).
+        classifier: times the last layer's std.
+            ours: below the paper scale the classifier's std is a tenth of the rule's, as the
+            paper's 0.001 is of 0.01. Deep ReLU nets then leave ln(classes) several times sooner:
+            large first logits are unlearned by making all features small.
 
     Raises:
         ValueError: for another range.
     """
+    if range not in RANGES:
+        raise ValueError(f"init.range={range!r}: choose from {', '.join(RANGES)}")
     stds = [rule(*fans(layer), slope) for layer in layers]
     if range == "raw":
         convs = sum(isinstance(layer, nn.Conv2d) for layer in layers)
-        return stds[:convs] + fc_raw(stds[convs:])
+        stds[convs:] = [0.01] * (len(stds) - convs - 1) + [0.001]  # paper: 2.2
     if range == "scaled":
-        return [std * INPUT_STD ** (-1 / len(stds)) for std in stds]
-    if range == "normalised":
-        return stds
-    raise ValueError(f"init.range={range!r}: choose from {', '.join(RANGES)}")
+        stds = [std * INPUT_STD ** (-1 / len(stds)) for std in stds]
+    return [*stds[:-1], stds[-1] * classifier]
 
 
 def fans(layer: nn.Module) -> tuple[int, int]:
@@ -87,17 +92,16 @@ def fans(layer: nn.Module) -> tuple[int, int]:
 
 
 def initialize(
-    net: nn.Module, rule: Callable[[int, int, float], float], *, slope: float, range: str, seed: int
+    net: nn.Module, stds: Callable[[Sequence[nn.Module]], list[float]], *, seed: int
 ) -> None:
-    """Draws every parameter of `net`, in place.
+    """Draws every parameter of `net`, in place; `stds` gives its weight layers' (see layer_stds).
 
     The normal draws of a layer depend on the seed and its name alone: two initialisers of the same
     net differ by a factor per layer and nothing else, and layers of equal shape in two nets agree.
     """
     named = [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    stds = layer_stds([m for _, m in named], rule, slope=slope, range=range)
     with torch.no_grad():
-        for (name, layer), std in zip(named, stds, strict=True):
+        for (name, layer), std in zip(named, stds([m for _, m in named]), strict=True):
             draws = torch.Generator().manual_seed(_key(seed, name))
             layer.weight.copy_(torch.randn(layer.weight.shape, generator=draws) * std)
             layer.bias.zero_()

@@ -1,15 +1,16 @@
 """The networks of Tables 1 and 3, built from layer lists in the paper's notation; their cost.
 
-    7x7, 64, /2      a conv layer: filter, number of filters, stride (x6 at its end: six of them)
-    3x3, /3          max pooling: window, stride
-    {7,3,2,1}        spatial pyramid pooling to 7x7 + 3x3 + 2x2 + 1x1 bins
-    4096             an fc layer; `classes` for the last
+7x7, 64, /2      a conv layer: filter, number of filters, stride (x6 at its end: six of them)
+3x3, /3          max pooling: window, stride
+{7,3,2,1}        spatial pyramid pooling to 7x7 + 3x3 + 2x2 + 1x1 bins
+4096             an fc layer; `classes` for the last
 """
 
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +18,18 @@ from torch import Tensor, nn
 from delving.rectifier import PReLU
 from delving.spp import SPP
 
+N = r"[1-9]\d*"
 NOTATION = {
-    "conv": re.compile(r"(\d+)x\1, (\d+)(?:, /(\d+))?(?:, x(\d+))?"),
-    "pool": re.compile(r"(\d+)x\1, /(\d+)"),
-    "spp": re.compile(r"\{(\d+(?:,\d+)*)\}"),
-    "fc": re.compile(r"(\d+|classes)"),
+    "conv": re.compile(rf"({N})x\1, ({N})(?:, /({N}))?(?:, x({N}))?"),
+    "pool": re.compile(rf"({N})x\1, /({N})"),
+    "spp": re.compile(rf"\{{({N}(?:,{N})*)\}}"),
+    "fc": re.compile(rf"({N}|classes)"),
 }
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: `filters` is also the width of an fc layer, 0 for the classifier; `bins` of SPP."""
+    """`filters` is also the width of an fc layer, 0 for the classifier; `bins` are SPP's levels."""
 
     name: str
     kind: str
@@ -48,7 +50,10 @@ class Layer:
 
 
 def read_layers(
-    lines: Sequence[Mapping[str, str]], *, depth: int | None = None, width: float = 1,
+    lines: Sequence[Mapping[str, str]],
+    *,
+    depth: int | None = None,
+    width: float = 1,
     stem_stride: int | None = None,
 ) -> list[Layer]:
     """Reads the layer list of a model file.
@@ -62,9 +67,13 @@ def read_layers(
     Raises:
         ValueError: names the line that is not in the paper's notation, or the impossible depth.
     """
-    layers = [layer for line in lines for name, text in line.items() for layer in _read(name, str(text))]
+    layers = [
+        layer for line in lines for name, text in line.items() for layer in _read(name, str(text))
+    ]
     layers = _lengthen(layers, depth) if depth else layers
-    layers = [replace(x, filters=max(1, round(x.filters * width)) if x.filters else 0) for x in layers]
+    layers = [
+        replace(x, filters=max(1, round(x.filters * width)) if x.filters else 0) for x in layers
+    ]
     if stem_stride:
         layers[0] = replace(layers[0], stride=stem_stride)
     return layers
@@ -91,12 +100,14 @@ def _read(name: str, text: str) -> list[Layer]:
 
 
 def _lengthen(layers: list[Layer], depth: int) -> list[Layer]:
-    """paper: 2.2, the 30-layer model is the 14-layer one with sixteen more convs in its last stage."""
+    """paper: 2.2, the 30-layer model is the 14-layer one with sixteen more convs in stage 3."""
     last = max(i for i, x in enumerate(layers) if x.kind == "conv")
     stage, _, number = layers[last].name.partition("_")
     missing = depth - count_depth(layers)
     if missing < 0 or not number:
-        raise ValueError(f"model.depth={depth}: at least {count_depth(layers)}, in a repeated stage")
+        raise ValueError(
+            f"model.depth={depth}: at least {count_depth(layers)}, in a repeated stage"
+        )
     more = [replace(layers[last], name=f"{stage}_{int(number) + i + 1}") for i in range(missing)]
     return layers[: last + 1] + more + layers[last + 1 :]
 
@@ -153,7 +164,11 @@ class Net(nn.Module):
 
 
 def build_net(
-    layers: Sequence[Layer], rectifier: Callable[[int], nn.Module], *, classes: int, crop: int,
+    layers: Sequence[Layer],
+    rectifier: Callable[[int], nn.Module],
+    *,
+    classes: int,
+    crop: int,
     dropout: float = 0.5,
 ) -> Net:
     """Builds the net on the meta device: shapes without storage, to be given both by `materialise`.
@@ -167,14 +182,19 @@ def build_net(
         # A net without SPP (VGG) reads its map cell by cell: one level, a bin a cell.
         spp = SPP(next((x.bins for x in layers if x.kind == "spp"), (size,)))
         inputs = channels * sum(b * b for b in spp.levels)
-        return Net(features, spp, nn.Sequential(_fc_layers(layers, rectifier, inputs, classes, dropout)), size)
+        return Net(
+            features,
+            spp,
+            nn.Sequential(_fc_layers(layers, rectifier, inputs, classes, dropout)),
+            size,
+        )
 
 
 def _conv_layers(layers: Sequence[Layer], rectifier: Callable[[int], nn.Module]) -> OrderedDict:
     modules, channels, even = OrderedDict(), 3, 0
     for x in layers:
         if x.kind == "pool":
-            # assumed: pooling drops what the windows do not fill (floor).
+            # assumed: pooling drops what its windows do not fill (floor).
             modules[x.name], even = nn.MaxPool2d(x.kernel, x.stride), 0
         if x.kind == "conv":
             padding, even = _padding(x.kernel, even)
@@ -187,8 +207,8 @@ def _conv_layers(layers: Sequence[Layer], rectifier: Callable[[int], nn.Module])
 def _padding(kernel: int, even: int) -> tuple[int, int]:
     """Half the filter; and for even filters 0, 1, 0, 1, ... within a stage.
 
-    assumed: two 2x2 layers, one of them padded, keep the map's size and centre, so that maps stay
-    at 36 or 37 and 17 or 18 as He & Sun describe them, and no receptive field drifts.
+    assumed: of two 2x2 layers one is padded: together they keep the map's size and centre, so that
+    maps stay at 36 or 37 and 17 or 18 as He & Sun describe them, and no receptive field drifts.
     """
     if kernel % 2:
         return kernel // 2, even
@@ -239,15 +259,18 @@ def _row(layer: Layer, modules: dict[str, nn.Module], shape: tuple[int, ...]) ->
 
 
 def _output_shapes(net: Net, crop: int) -> dict[str, tuple[int, ...]]:
-    shapes, hooks = {}, []
-    for name, module in net.named_modules():
-        def note(module, inputs, output, name=name.split(".")[-1]):
-            shapes[name] = tuple(output.shape[1:])
-        hooks.append(module.register_forward_hook(note))
-    device = next(net.parameters()).device
-    training = net.training
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        shapes[name] = tuple(output.shape[1:])
+
+    hooks = [
+        module.register_forward_hook(partial(note, name.split(".")[-1]))
+        for name, module in net.named_modules()
+    ]
+    training, device = net.training, next(net.parameters()).device
     with torch.no_grad():
-        net.eval()(torch.empty(1, 3, crop, crop, device=device))
+        net.eval()(torch.zeros(1, 3, crop, crop, device=device))
     net.train(training)
     for hook in hooks:
         hook.remove()

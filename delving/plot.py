@@ -20,7 +20,14 @@ STYLE = {
     "svg.hashsalt": "delving",
 }
 # Okabe & Ito's palette.
-BLUE, ORANGE, GREEN, PURPLE, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
+BLUE, ORANGE, GREEN, PURPLE, SKY, RED = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+)
 COLORS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY)
 
 
@@ -57,8 +64,14 @@ def draw_curves(curves: dict[str, dict[str, list[tuple[float, float]]]], *, clas
         right.plot(*zip(*parts["train"], strict=True), color=color, lw=1, ls=(0, (3, 2)))
         right.plot(*zip(*parts["val"], strict=True), color=color, lw=1.6, label=label)
     left.axhline(np.log(classes), color="#888888", lw=0.8, ls=":")
-    left.annotate(f"ln {classes}: blind guess", (0, np.log(classes)), xytext=(2, 3),
-                  textcoords="offset points", color="#666666", fontsize=8)  # fmt: skip
+    left.annotate(
+        f"ln {classes}: blind guess",
+        (0, np.log(classes)),
+        xytext=(2, 3),
+        textcoords="offset points",
+        color="#666666",
+        fontsize=8,
+    )
     left.set(xlabel="epoch", ylabel="training loss")
     left.margins(x=0.16)
     right.set(xlabel="epoch", ylabel="top-1 error (%)")
@@ -70,7 +83,9 @@ def draw_curves(curves: dict[str, dict[str, list[tuple[float, float]]]], *, clas
 def draw_sheet(rows: list[tuple[str, list[np.ndarray]]], *, title: str) -> Figure:
     """A contact sheet: (label, images uint8 (H, W, 3)) per row."""
     columns = max(len(images) for _, images in rows)
-    figure, axes = new_figure(len(rows), columns, size=(1.0 * columns + 1.2, 1.02 * len(rows) + 0.4))
+    figure, axes = new_figure(
+        len(rows), columns, size=(1.0 * columns + 1.2, 1.02 * len(rows) + 0.4)
+    )
     for (label, images), line in zip(rows, axes, strict=True):
         for cell in line:
             cell.axis("off")

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,10 @@ def read_events(folder: Path, kind: str) -> list[dict]:
     """The events of one kind of a run's log, in order; a line cut off at its end is left out."""
     events = []
     path = folder / "log.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
             events.append(json.loads(line))
-    return [event for event in events if event["event"] == kind]
+    return [event for event in events if isinstance(event, dict) and event.get("event") == kind]
 
 
 def truncate_log(path: Path, size: int) -> None:
@@ -134,9 +135,16 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict], dict] | None:
 
 def _fault(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint by its manifest, if anything."""
-    if not (checkpoint / "manifest.json").is_file():
+    manifest = checkpoint / "manifest.json"
+    if not manifest.is_file():
         return f"{checkpoint}: no manifest.json"
-    for name, digest in read_json(checkpoint / "manifest.json").items():
+    try:
+        hashes = dict(read_json(manifest))
+    except (TypeError, ValueError):
+        return f"{manifest} is damaged"
+    if "state.json" not in hashes:
+        return f"{manifest} is damaged: it does not list state.json"
+    for name, digest in hashes.items():
         path = checkpoint / Path(name).name
         if not path.is_file():
             return f"{path} is missing"
@@ -152,17 +160,37 @@ def _read_checkpoint(checkpoint: Path) -> tuple[dict[str, dict], dict]:
     return tensors, read_json(checkpoint / "state.json")
 
 
-def save_scores(folder: Path, protocol: str, summary: dict, *, probabilities: np.ndarray,
-                labels: np.ndarray, names: list[str]) -> None:  # fmt: skip
+def save_scores(
+    folder: Path,
+    protocol: str,
+    summary: dict,
+    *,
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    names: list[str],
+) -> None:
     """eval/<protocol>.json, and beside it the probabilities (images, classes) of each image."""
     beside = io.BytesIO()
-    np.savez_compressed(beside, probabilities=probabilities.astype(np.float16),
-                        labels=labels.astype(np.int32), names=np.array(names))  # fmt: skip
+    np.savez_compressed(
+        beside,
+        probabilities=probabilities.astype(np.float16),
+        labels=labels.astype(np.int32),
+        names=np.array(names),
+    )
     write_bytes(folder / "eval" / f"{protocol}.npz", beside.getvalue())
     write_json(folder / "eval" / f"{protocol}.json", summary)
 
 
 def load_scores(folder: Path, protocol: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """(probabilities, labels, names) as saved by save_scores."""
-    with np.load(folder / "eval" / f"{protocol}.npz", allow_pickle=False) as saved:
-        return saved["probabilities"].astype(np.float32), saved["labels"], saved["names"].tolist()
+    """(probabilities, labels, names) as saved by save_scores; ValueError where there are none."""
+    path = folder / "eval" / f"{protocol}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            probabilities = saved["probabilities"].astype(np.float32)
+            return probabilities, saved["labels"], saved["names"].tolist()
+    except FileNotFoundError:
+        raise ValueError(
+            f"{folder} has no scores by {protocol}: delving eval {folder} protocol={protocol}"
+        ) from None
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no file of scores: {error}") from error

@@ -1,4 +1,4 @@
-"""The rectifiers of section 2.1: ReLU, LReLU, PReLU with one slope a channel, PReLU with one a layer.
+"""The rectifiers of section 2.1: ReLU, LReLU, PReLU with one slope a channel or one a layer.
 
 f(y) = y where y > 0, else a y (Eq. 1). Adding one: a function and a line in RECTIFIERS, and a file
 in conf/act.
@@ -67,7 +67,10 @@ def build_relu(channels: int, slope: float) -> nn.Module:
 
 
 def build_lrelu(channels: int, slope: float) -> nn.Module:
-    """a fixed. Maas et al. take 0.01; ours is PReLU's starting value, to isolate the learning."""
+    """a fixed.
+
+    ours: LReLU's slope is PReLU's starting value (Maas et al.: 0.01), to isolate the learning.
+    """
     return nn.LeakyReLU(slope)
 
 

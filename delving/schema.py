@@ -7,6 +7,7 @@ its large ones (Table 3); the `${...}` defaults below read it.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import pairwise
 from typing import Any
 
 PROTOCOLS = ("center", "ten_view", "dense")
@@ -36,7 +37,7 @@ SOME_PROTOCOLS = (
 
 
 def _rises(v: list[float]) -> bool:
-    return all(a < b for a, b in zip(v, v[1:], strict=False))
+    return all(a < b for a, b in pairwise(v))
 
 
 def knob(default: Any, check: tuple[str, Callable[[Any], bool]] | None = None) -> Any:
@@ -73,7 +74,9 @@ class Families:
 class Model:
     name: str = ""
     family: str = knob("small", _one_of(("small", "large")))
-    layers: list[dict[str, Any]] = knob([])  # in the paper's notation, see net.py
+    layers: list[dict[str, Any]] = knob(
+        [], ("not empty", len)
+    )  # in the paper's notation, see net.py
     depth: int | None = knob(None, COUNT)  # conv + fc layers; None: as listed
     width: float = of_family("width", POSITIVE)  # times the paper's filters and fc units
     stem_stride: int | None = knob(None, COUNT)  # of the first conv; None: as listed
@@ -82,7 +85,9 @@ class Model:
 @dataclass
 class Act:
     name: str = ""
-    slope: float = knob(0.0, ("finite", math.isfinite))  # a at the start (PReLU) or for good (LReLU)
+    slope: float = knob(
+        0.0, ("finite", math.isfinite)
+    )  # a at the start (PReLU) or for good (LReLU)
 
 
 @dataclass
@@ -90,6 +95,7 @@ class Init:
     name: str = ""
     std: float = knob(0.01, POSITIVE)  # of `gaussian` only
     range: str = knob("raw", _one_of(RANGES))  # what tames the input's +-128, see initializer.py
+    classifier: float = knob(1.0, POSITIVE)  # times the last layer's std
 
 
 @dataclass
@@ -99,7 +105,9 @@ class Data:
     classes: int | None = knob(None, ("at least 2", lambda v: v >= 2))  # first n; None: all
     train_images: int | None = knob(None, COUNT)  # evenly over the classes; None: all
     val_images: int | None = knob(None, COUNT)
-    crop: int = knob(224, ("a multiple of 7, at least 7", lambda v: v >= 7 and v % 7 == 0))  # pixels
+    crop: int = knob(
+        224, ("a multiple of 7, at least 7", lambda v: v >= 7 and v % 7 == 0)
+    )  # pixels
     workers: int = knob(-1, ("-1 (cores - 2) or more", lambda v: v >= -1))  # loader processes
     cache_gb: float = knob(4.0, NOT_NEGATIVE)  # decoded images kept in memory, GB
 
@@ -136,7 +144,7 @@ class Eval:
 @dataclass
 class Config:
     scale: str = ""
-    seed: int = knob(0, ("an integer of at least 0", lambda v: v >= 0))
+    seed: int = knob(0, ("an integer from 0 to 2^63 - 1", lambda v: 0 <= v < 2**63))
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     precision: str = knob("auto", _one_of(PRECISIONS))
     output_root: str = "outputs"
@@ -149,9 +157,17 @@ class Config:
 
 
 # What may differ between two sittings of the same run: none of it changes what is computed.
-NEUTRAL = frozenset(
-    "device output_root data.root data.workers data.cache_gb train.micro_batch train.compile "
-    "train.log_every train.checkpoint_minutes eval.batch".split()
+NEUTRAL = (
+    "device",
+    "output_root",
+    "data.root",
+    "data.workers",
+    "data.cache_gb",
+    "train.micro_batch",
+    "train.compile",
+    "train.log_every",
+    "train.checkpoint_minutes",
+    "eval.batch",
 )
 
 

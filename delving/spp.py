@@ -1,4 +1,4 @@
-"""Spatial pyramid pooling (section 2.3): of the training map, and of every window in dense testing."""
+"""Spatial pyramid pooling (2.3): of the training map, and of every window in dense testing."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 def bin_edges(size: int, bins: int) -> list[tuple[int, int]]:
     """[start, end) of each SPP bin along a side: floor(i n / b) to ceil((i + 1) n / b).
 
-    assumed: the paper does not say how bins meet on maps that they do not divide; this one rule
-    serves training and dense testing. Bins overlap there, and repeat where there are more than cells.
+    assumed: this one rule for SPP's bins serves training and dense testing. On maps that they do
+    not divide bins overlap, and where cells are too few they repeat.
     """
     return [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]
 
@@ -20,6 +20,7 @@ def pool_bins(x: Tensor, bins: int) -> Tensor:
     """(N, C, H, W) to the maximum of each bin, (N, C, bins, bins).
 
     One side after the other, by slices: AdaptiveMaxPool2d has no deterministic backward on CUDA.
+    ours: cells that tie for an SPP bin's maximum share its gradient; max pooling picks one.
     """
     for dim in (2, 3):
         size = x.shape[dim]

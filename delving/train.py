@@ -15,7 +15,9 @@ from delving.data.loader import Batch
 from delving.net import Dropout, Net
 from delving.rectifier import PReLU
 
-PATIENCE, GAIN = 3, 0.1  # assumed: a plateau is 3 epochs without 0.1 points less training error
+# assumed: the plateau that switches the learning rate is 3 epochs without 0.1 points less of the
+# running training error; never of the validation error, which is the test set here.
+PATIENCE, GAIN = 3, 0.1
 DROPS = 2  # paper: 1e-2, 1e-3, 1e-4
 STALLED = 0.02  # of ln(classes)
 
@@ -68,7 +70,7 @@ class Step:
 def group_parameters(net: nn.Module, weight_decay: float) -> list[dict]:
     """Weights decay; slopes do not, since that would push them to ReLU (2.1).
 
-    assumed: biases do not either, as in Caffe of the time, but learn at the same rate.
+    assumed: biases do not decay, as in Caffe of the time, and learn at the weights' rate.
     """
     slopes = {id(m.slope) for m in net.modules() if isinstance(m, PReLU)}
     kept = [p for p in net.parameters() if id(p) in slopes or p.dim() == 1]
@@ -80,7 +82,7 @@ def group_parameters(net: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def build_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    """assumed: PyTorch's momentum, the learning rate outside of the velocity (Caffe: inside)."""
+    """assumed: momentum is PyTorch's, the learning rate outside of the velocity (Caffe: inside)."""
     groups = group_parameters(net, recipe.weight_decay)
     fused = next(net.parameters()).device.type in ("cpu", "cuda")
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=fused)
@@ -89,14 +91,20 @@ def build_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
 def learning_rate(recipe: Recipe, step: int, drops: int) -> float:
     """The rate of a step: rising over the warm-up, divided by ten at each switch passed."""
     passed = sum(step >= fraction * recipe.steps for fraction in recipe.switch)
-    # ours: a short linear warm-up where a scale asks for one.
+    # ours: the quarter scale starts with a short linear warm-up.
     rising = min(1.0, (step + 1) / max(1.0, recipe.warmup * recipe.steps))
     return recipe.lr * rising * 10.0 ** -(passed + drops)
 
 
 def train(
-    net: Net, input: Input, optimizer: torch.optim.SGD, *, batches: Iterable[Batch], recipe: Recipe,
-    progress: Progress, autocast: Callable[[], AbstractContextManager],
+    net: Net,
+    input: Input,
+    optimizer: torch.optim.SGD,
+    *,
+    batches: Iterable[Batch],
+    recipe: Recipe,
+    progress: Progress,
+    autocast: Callable[[], AbstractContextManager],
 ) -> Iterator[Step]:
     """Runs the steps that are left and yields what each showed; `progress` is up to date then.
 
@@ -125,7 +133,12 @@ def train(
 
 
 def accumulate_gradients(
-    net: Net, input: Input, batch: Batch, *, recipe: Recipe, step: int,
+    net: Net,
+    input: Input,
+    batch: Batch,
+    *,
+    recipe: Recipe,
+    step: int,
     autocast: Callable[[], AbstractContextManager],
 ) -> tuple[Tensor, Tensor]:
     """Forward and backward by micro-batches: the mean loss and the number of wrong images."""

@@ -1,4 +1,4 @@
-"""The paper's formulas as plain float64 loops: slow, obvious, and written without looking at ours."""
+"""The paper's formulas as plain float64 loops: slow, obvious, written from the paper alone."""
 
 import math
 
@@ -79,12 +79,11 @@ def top_k_error(probabilities, labels, k):
     return 100 * wrong / len(labels)
 
 
-def sgd(weight, gradients, *, lr, momentum, decay):
-    """Momentum SGD with weight decay over a list of gradients, the rate outside of the velocity."""
-    weight, velocity = np.array(weight, np.float64), np.zeros(np.shape(weight))
-    for gradient in gradients:
-        for place in np.ndindex(weight.shape):
-            pull = gradient[place] + decay * weight[place]
-            velocity[place] = momentum * velocity[place] + pull
-            weight[place] -= lr * velocity[place]
-    return weight
+def sgd(weight, velocity, gradient, *, lr, momentum, decay):
+    """One step of momentum SGD with weight decay, the rate outside of the velocity: both, new."""
+    weight, velocity = weight.copy(), velocity.copy()
+    for place in np.ndindex(weight.shape):
+        pull = gradient[place] + decay * weight[place]
+        velocity[place] = momentum * velocity[place] + pull
+        weight[place] -= lr * velocity[place]
+    return weight, velocity

@@ -1,7 +1,8 @@
-"""Configuration: everything in conf/ composes, every slip is refused by name, names are meanings."""
+"""Everything in conf/ composes, every slip is refused by name, a run's name is its meaning."""
 
 import itertools
 import math
+import re
 import shutil
 from collections import Counter
 
@@ -14,7 +15,7 @@ from delving.config import KEYS, amend, compose, deviations, load, name_run, to_
 from delving.groups import GROUPS, choices
 from delving.schema import NEUTRAL, leaves
 
-few = settings(deadline=None, derandomize=True, max_examples=12)
+few = settings(deadline=None, derandomize=True, max_examples=4)
 many = settings(deadline=None, derandomize=True, max_examples=200)
 NETS = ("model", "act", "init", "scale")
 
@@ -176,7 +177,7 @@ typos = st.builds(
 @example("")
 def test_a_misspelt_key_is_refused_by_name_with_advice(typo):
     assume(typo not in KEYS and typo not in GROUPS)
-    with pytest.raises(ValueError, match="did you mean|there is ") as refusal:
+    with pytest.raises(ValueError, match=r"did you mean|there is ") as refusal:
         compose([f"{typo}=1"])
     assert repr(typo) in str(refusal.value)
 
@@ -197,7 +198,9 @@ def test_a_single_slip_in_a_knob_suggests_that_knob(data):
 def test_a_misspelt_choice_is_refused_by_name_with_the_choices(group, data):
     names = choices(group)
     name = data.draw(st.sampled_from(names))
-    typo = misspell(name, data.draw(st.integers(0, 40)), data.draw(st.sampled_from(["drop", "double"])))
+    typo = misspell(
+        name, data.draw(st.integers(0, 40)), data.draw(st.sampled_from(["drop", "double"]))
+    )
     assume(typo not in names and not typo.startswith("small"))
     with pytest.raises(ValueError, match="choose from") as refusal:
         compose([f"{group}={typo}"])
@@ -216,11 +219,9 @@ def test_a_misspelt_choice_is_refused_by_name_with_the_choices(group, data):
     ],
 )  # fmt: skip
 def test_a_refusal_names_the_word_and_says_what_to_write(word, advice):
-    with pytest.raises(ValueError, match="") as refusal:
+    with pytest.raises(ValueError, match=re.escape(word.partition("=")[0])) as refusal:
         compose([word])
-    said = str(refusal.value)
-    assert advice in said
-    assert word.partition("=")[0] in said
+    assert advice in str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +264,8 @@ def test_hydras_own_syntax_opens_no_back_door(word):
 
 
 @pytest.mark.parametrize(
-    "word", ["train.lr=${seed}", "data.root=${oc.env:HOME}", "output_root=a/${scale}", "seed=${now:%S}"]
+    "word",
+    ["train.lr=${seed}", "data.root=${oc.env:HOME}", "output_root=a/${scale}", "seed=${now:%S}"],
 )
 def test_interpolations_are_refused(word):
     with pytest.raises(ValueError, match=r"interpolation"):
@@ -323,7 +325,7 @@ def test_a_saved_configuration_names_every_knob(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [("momentum:", "momentun:", "momentun"), ("seed: 0", "seed: -3", "seed"),
-     ("seed: 0", "seed: [", "config.yaml"), ("crop: 28", "crop: wide", "crop")],
+     ("crop: 28", "crop: wide", "crop")],
 )  # fmt: skip
 def test_a_saved_configuration_that_does_not_fit_is_refused(tmp_path, old, new, named):
     path = tmp_path / "config.yaml"
@@ -349,7 +351,7 @@ def test_a_missing_saved_configuration_is_refused_by_its_path(tmp_path):
         (["model=small22"], "small22-prelu-he-s0"),
         (["train.lr=0.02"], "small14-prelu-he-lr0.02-s0"),
         (["train.lr=2e-2"], "small14-prelu-he-lr0.02-s0"),
-        (["train.lr=0.01"], "small14-prelu-he-s0"),
+        (["train.lr=0.005"], "small14-prelu-he-s0"),
         (["train.epochs=3", "train.lr=0.02", "data.crop=35"],
          "small14-prelu-he-crop35-epochs3-lr0.02-s0"),
         (["train.lr=0.02", "data.crop=35", "train.epochs=3"],
@@ -402,7 +404,7 @@ meanings = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, derandomize=True, max_examples=15)
+@settings(deadline=None, derandomize=True, max_examples=5)
 @given(meanings, meanings)
 def test_another_meaning_has_another_name_and_the_same_has_the_same(one, other):
     names = [name_run(compose(["scale=smoke", *(f"{k}={v}" for k, v in m.items())]))

@@ -27,7 +27,7 @@ def draw_responses(shape, seed=0):
 
 def slopes_of(act, fixed):
     """The slopes a rectifier uses: what it learns, or else what it was built with."""
-    return [p.tolist() for p in act.parameters()][0] if list(act.parameters()) else [fixed]
+    return next((p.tolist() for p in act.parameters()), [fixed])
 
 
 def build(name, channels, slope):
@@ -63,7 +63,7 @@ def test_values_and_gradients_follow_equations_1_to_3(name, slope, shape, layout
 
 @few
 @given(
-    slopes=st.lists(st.floats(-4, 4), min_size=1, max_size=5),
+    slopes=st.lists(st.floats(-4, 4, allow_subnormal=False), min_size=1, max_size=5),
     size=st.integers(1, 4),
     seed=st.integers(0, 99),
 )
@@ -139,7 +139,7 @@ def test_the_slope_is_not_constrained(name, direction):
     optimizer = torch.optim.SGD(act.parameters(), lr=1.0)
     for _ in range(5):
         optimizer.zero_grad()
-        (-direction * -act(-torch.ones(3, 2))).sum().backward()
+        (direction * act(-torch.ones(3, 2))).sum().backward()  # smaller the further a goes
         optimizer.step()
     slope = next(act.parameters())
     assert (slope * direction > 1).all()
@@ -156,7 +156,9 @@ def test_under_bf16_autocast_the_response_is_the_fp32_formula_rounded(name, layo
         out = act(y.to(memory_format=layout))
     wide = y.float()
     assert out.dtype == torch.bfloat16
-    torch.testing.assert_close(out, torch.where(wide > 0, wide, a * wide).bfloat16(), rtol=0, atol=0)
+    torch.testing.assert_close(
+        out, torch.where(wide > 0, wide, a * wide).bfloat16(), rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("name", LEARNED)
@@ -171,8 +173,7 @@ def test_under_bf16_autocast_slope_and_its_gradient_stay_fp32(name):
     out.backward(grad)
     assert y.dtype == out.dtype == torch.bfloat16
     assert act.slope.dtype == act.slope.grad.dtype == torch.float32
-    numbers = (t.detach().double().numpy() for t in (y, grad))
-    y, grad = numbers
+    y, grad = (t.detach().double().numpy() for t in (y, grad))
     _, expected = oracles.rectify_gradients(y, act.slope.tolist(), grad)
     # Summed in bf16, with eight bits, 256 terms would miss by a percent and not by a millionth.
     np.testing.assert_allclose(act.slope.grad, expected, rtol=1e-5, atol=1e-4)

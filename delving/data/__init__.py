@@ -7,8 +7,15 @@ from delving.data.images import Images, select
 from delving.data.sources import SOURCES
 
 
-def load_data(name: str, root: str | None, *, classes: int | None, train_images: int | None,
-              val_images: int | None, output_root: str) -> tuple[Images, Images]:  # fmt: skip
+def load_data(
+    name: str,
+    root: str | None,
+    *,
+    classes: int | None,
+    train_images: int | None,
+    val_images: int | None,
+    output_root: str,
+) -> tuple[Images, Images]:
     """The training and the validation split of a data set, limited as asked.
 
     Args:
@@ -49,8 +56,9 @@ def _or_zip(name: str) -> str:
     return " or zip" if name == "tiny_imagenet" else ""
 
 
-def generate_shapes(output_root: str, classes: int | None, train_images: int | None,
-                    val_images: int | None) -> Path:  # fmt: skip
+def generate_shapes(
+    output_root: str, classes: int | None, train_images: int | None, val_images: int | None
+) -> Path:
     """Writes the generated data set once, below output_root/data."""
     from delving.data.shapes import TEXTURES, write_shapes
 
@@ -60,7 +68,7 @@ def generate_shapes(output_root: str, classes: int | None, train_images: int | N
 
 
 def fingerprint(train: Images, val: Images) -> str:
-    """A hash of what the two splits hold, by name and label: the same data at another root agrees."""
+    """A hash of both splits' names and labels: the same data at another root has the same."""
     digest = hashlib.sha256()
     for split in (train, val):
         digest.update("\n".join(split.names).encode() + split.labels.tobytes())

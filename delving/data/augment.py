@@ -7,7 +7,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-RESAMPLING = Image.Resampling.BILINEAR  # assumed: the filter, antialiased; the aspect ratio is kept
+# assumed: images are resized by an antialiased bilinear filter, their aspect ratio kept.
+RESAMPLING = Image.Resampling.BILINEAR
 ORDER, DRAWS = 0, 1
 
 
@@ -30,8 +31,11 @@ def draw_augmentation(seed: int, epoch: int, images: int) -> np.ndarray:
 
 
 def samples_of(step: int, batch: int, *, seed: int, images: int) -> tuple[np.ndarray, np.ndarray]:
-    """The epochs and indices (batch,) of a step's images. Batches run on across epochs' ends, so
-    that every image is seen once an epoch, whatever the batch."""
+    """The epochs and indices (batch,) of a step's images.
+
+    ours: batches run on across the ends of epochs, so that every image is seen once an epoch,
+    whatever the batch.
+    """
     places = np.arange(step * batch, (step + 1) * batch)
     epochs = places // images
     orders = {int(e): draw_order(seed, int(e), images) for e in np.unique(epochs)}
@@ -53,19 +57,23 @@ def resized_size(size: tuple[int, int], s: int) -> tuple[int, int]:
 def crop_at(image: Image.Image, s: int, crop: int, at: tuple[float, float]) -> np.ndarray:
     """The crop x crop view of the image resized to shorter side s: uint8 (crop, crop, 3).
 
-    `at` in [0, 1] says where along the free width and height; 0.5 is the center. Only the view's
-    own source box is resized, so a pixel at its rim does not see beyond it.
+    `at` in [0, 1] says where along the free width and height; 0.5 is the center.
+    ours: only the view's own source box is resized, so that a pixel at the view's rim does not see
+    beyond it; in training and in testing alike.
     """
     full = resized_size(image.size, s)
-    corner = [min(int(u * (side - crop + 1)), side - crop) for u, side in zip(at, full, strict=True)]
+    corner = [
+        min(int(u * (side - crop + 1)), side - crop) for u, side in zip(at, full, strict=True)
+    ]
     ratio = [side / whole for side, whole in zip(image.size, full, strict=True)]
     (x, y), (rx, ry) = corner, ratio
     box = (x * rx, y * ry, (x + crop) * rx, (y + crop) * ry)
     return np.asarray(image.resize((crop, crop), RESAMPLING, box=box))
 
 
-def augment(image: Image.Image, draws: np.ndarray, *, crop: int, sides: tuple[int, int],
-            flip: bool) -> np.ndarray:  # fmt: skip
+def augment(
+    image: Image.Image, draws: np.ndarray, *, crop: int, sides: tuple[int, int], flip: bool
+) -> np.ndarray:
     """Random s, random crop, flipped half the time: uint8 (crop, crop, 3)."""
     view = crop_at(image, pick_side(draws[0], sides), crop, (draws[1], draws[2]))
     return view[:, ::-1] if flip and draws[3] < 0.5 else view

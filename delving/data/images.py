@@ -12,7 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff")
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM", "TIFF", "MPO")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM", "TIFF")
 
 
 class UndecodableImageError(ValueError):
@@ -64,7 +64,7 @@ def decode(data: bytes, name: str) -> Image.Image:
     with _opened(data, name) as image:
         if image.mode.startswith("I;16"):  # convert() would clip 16 bits at 255, not scale them
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        # assumed: an EXIF rotation is applied; the paper does not say.
+        # assumed: an image is turned upright by its EXIF rotation.
         return ImageOps.exif_transpose(image).convert("RGB")
 
 

@@ -11,7 +11,8 @@ from delving.data.augment import crop_at
 from delving.data.images import UndecodableImageError
 from delving.data.loader import Cache
 
-SAMPLED = 10_000  # ours: the statistics come from at most so many training images, evenly spaced
+# ours: mean image and colour eigenvectors come from at most 10,000 training images, evenly spaced.
+SAMPLED = 10_000
 
 
 class Input(nn.Module):
@@ -32,8 +33,9 @@ class Input(nn.Module):
     def forward(self, pixels: Tensor, shift: Tensor | None = None) -> Tensor:
         """uint8 (N, H, W, 3) to (N, 3, H, W) fp32, channels last.
 
-        `shift` (N, 3) is added in grey levels. Where the image is not of the crop's size, the mean
-        image is resized to the whole image. assumed: so that at the crop's size it is its own.
+        `shift` (N, 3) is added in grey levels.
+        assumed: in dense testing the mean image is resized to the whole image, so that at the
+        crop's size it is the crop's own; it is subtracted after the flip.
         """
         x = pixels.permute(0, 3, 1, 2).float()  # (N, 3, H, W)
         mean = self.mean
@@ -46,8 +48,8 @@ class Input(nn.Module):
     def color_shift(self, draws: Tensor, std: float) -> Tensor:
         """AlexNet's colour altering: standard normal (N, 3) to shifts in grey levels (N, 3).
 
-        assumed: the eigenvalues are those of pixels in [0, 1], and the shift is then scaled to
-        grey levels: a few of them. Taken literally on 0 to 255 it would be hundreds.
+        assumed: the colour eigenvalues are those of pixels in [0, 1], the shift is scaled to grey
+        levels afterwards: a few of them. Taken literally on 0 to 255 it would be hundreds.
         """
         return 255 * draws * std @ self.color.T
 

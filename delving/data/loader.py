@@ -59,8 +59,9 @@ class TrainingBatches(Dataset):
         seed: keys order and augmentation.
     """
 
-    def __init__(self, source: Cache, *, batch: int, crop: int, sides: tuple[int, int],
-                 flip: bool, seed: int):  # fmt: skip
+    def __init__(
+        self, source: Cache, *, batch: int, crop: int, sides: tuple[int, int], flip: bool, seed: int
+    ):
         self.source, self.batch, self.crop, self.sides = source, batch, crop, sides
         self.flip, self.seed = flip, seed
 
@@ -73,7 +74,9 @@ class TrainingBatches(Dataset):
         labels, bad = np.empty(self.batch, np.int64), []
         for row, index in enumerate(indices):
             image, used = self._load(int(index), bad)
-            pixels[row] = augment(image, draws[row], crop=self.crop, sides=self.sides, flip=self.flip)
+            pixels[row] = augment(
+                image, draws[row], crop=self.crop, sides=self.sides, flip=self.flip
+            )
             labels[row] = self.source.images.labels[used]
         return Batch(*map(torch.from_numpy, (pixels, labels, draws[:, 4:])), bad)
 
@@ -94,8 +97,9 @@ class Views(Dataset):
     An image that cannot be decoded is never replaced here: its error ends the evaluation.
     """
 
-    def __init__(self, source: Cache, view: Callable[[Image.Image], np.ndarray],
-                 groups: list[np.ndarray]):  # fmt: skip
+    def __init__(
+        self, source: Cache, view: Callable[[Image.Image], np.ndarray], groups: list[np.ndarray]
+    ):
         self.source, self.view, self.groups = source, view, groups
 
     def __getitem__(self, group: int) -> tuple[np.ndarray, Tensor]:

@@ -38,14 +38,18 @@ def find_tiny_imagenet(root: Path) -> tuple[Images, Images]:
 
 
 def find_imagenet(root: Path) -> tuple[Images, Images]:
-    """train/ of class folders; val/ alike, or flat with the devkit or LOC_val_solution.csv beside."""
-    root = next((p for p in (root / "ILSVRC/Data/CLS-LOC",) if p.is_dir()), root)
+    """train/ of class folders; val/ alike, or flat beside the devkit or LOC_val_solution.csv."""
+    nested = root / "ILSVRC" / "Data" / "CLS-LOC"
+    root = nested if nested.is_dir() else root
     if any(p.is_dir() for p in (root / "val").glob("*")):
         return find_folder(root)
     train = _class_folders(root, "train")
     truth = _ground_truth(root)
-    val = [(truth[path.stem], f"val/{path.name}") for path in sorted((root / "val").glob("*.JPEG"))
-           if path.stem in truth]  # fmt: skip
+    val = [
+        (truth[path.stem], f"val/{path.name}")
+        for path in sorted((root / "val").glob("*.JPEG"))
+        if path.stem in truth
+    ]
     return _splits(train, val, FolderReader(root), {})
 
 
@@ -63,7 +67,9 @@ SOURCES: dict[str, Callable[[Path], tuple[Images, Images]]] = {
 def _class_folders(root: Path, split: str) -> Listing:
     folder = root / split
     if not folder.is_dir():
-        there = ", ".join(sorted(p.name for p in root.glob("*"))[:8]) if root.is_dir() else "nothing"
+        there = (
+            ", ".join(sorted(p.name for p in root.glob("*"))[:8]) if root.is_dir() else "nothing"
+        )
         raise ValueError(f"data.root={root}: no folder {split}/ (there is {there or 'nothing'})")
     listing: Listing = []
     for sub in sorted(p for p in folder.iterdir() if p.is_dir()):
@@ -114,11 +120,19 @@ def _words(reader: Callable[[str], bytes], members: dict) -> dict[str, str]:
 
 def _ground_truth(root: Path) -> dict[str, str]:
     """ILSVRC2012_val_... to its class's WordNet id."""
-    solution = next((p / "LOC_val_solution.csv" for p in (root, *root.parents)
-                     if (p / "LOC_val_solution.csv").is_file()), None)  # fmt: skip
+    solution = next(
+        (
+            p / "LOC_val_solution.csv"
+            for p in (root, *root.parents)
+            if (p / "LOC_val_solution.csv").is_file()
+        ),
+        None,
+    )
     if solution:
         with open(solution, newline="") as rows:
-            return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(rows)}
+            return {
+                row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(rows)
+            }
     devkit = next(root.glob("ILSVRC2012_devkit*/data"), None)
     if not devkit:
         raise ValueError(
@@ -132,7 +146,9 @@ def _devkit_truth(devkit: Path) -> dict[str, str]:
     try:
         from scipy.io import loadmat
     except ImportError as error:
-        raise ValueError("the devkit's meta.mat needs scipy: pip install 'delving[devkit]'") from error
+        raise ValueError(
+            "the devkit's meta.mat needs scipy: pip install 'delving[devkit]'"
+        ) from error
     rows = loadmat(devkit / "meta.mat", squeeze_me=True)["synsets"]
     wnid = {int(row[0]): str(row[1]) for row in rows}
     ids = (devkit / "ILSVRC2012_validation_ground_truth.txt").read_text().split()

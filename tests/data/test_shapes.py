@@ -55,7 +55,8 @@ def test_every_file_decodes_to_its_own_size(small):
     sizes = set()
     for path in small.rglob("*.jpg"):
         with Image.open(path) as image:
-            assert image.mode == "RGB" and np.asarray(image).std() > 5
+            assert image.mode == "RGB"
+            assert np.asarray(image).std() > 5
             sizes.add(image.size)
     assert len(sizes) > len(list(small.rglob("*.jpg"))) / 2
 
@@ -65,8 +66,10 @@ def test_images_of_a_class_vary_within_their_bounds(name):
     for n in range(6):
         image = draw_image(name, np.random.default_rng(n))
         height, width, channels = image.shape
-        assert image.dtype == np.uint8 and channels == 3
-        assert 40 <= min(height, width) <= 72 and 0.75 <= width / height <= 4 / 3
+        assert image.dtype == np.uint8
+        assert channels == 3
+        assert 40 <= min(height, width) <= 72
+        assert 0.75 <= width / height <= 4 / 3
 
 
 @pytest.mark.parametrize("name", TEXTURES)
@@ -82,8 +85,12 @@ def test_a_texture_spans_black_to_white_with_several_edges(name):
 def test_mean_colour_carries_no_class():
     """Nearest class mean on mean RGB: 10 classes, 300 test images, chance 10 +- 1.7 % right."""
     names, each = list(TEXTURES)[:10], 60
-    colours = np.array([[draw_image(name, np.random.default_rng([c, n])).mean((0, 1))
-                         for n in range(each)] for c, name in enumerate(names)])  # (10, 60, 3)
+    colours = np.array(
+        [
+            [draw_image(name, np.random.default_rng([c, n])).mean((0, 1)) for n in range(each)]
+            for c, name in enumerate(names)
+        ]
+    )  # (10, 60, 3)
     means = colours[:, :30].mean(1)
     distances = np.linalg.norm(colours[:, 30:, None] - means, axis=-1)  # (10, 30, 10)
     right = distances.argmin(-1) == np.arange(10)[:, None]
@@ -107,8 +114,10 @@ def test_a_mirror_image_keeps_its_class(name):
 
 
 def test_stripes_of_different_classes_have_different_spectra():
-    spectra = [mean_spectrum([draw_pattern(name, n) for n in range(75)])
-               for name in ("horizontal", "vertical", "diagonal")]
+    spectra = [
+        mean_spectrum([draw_pattern(name, n) for n in range(75)])
+        for name in ("horizontal", "vertical", "diagonal")
+    ]
     overlaps = np.array([[(a * b).sum() for a in spectra] for b in spectra])
     assert (overlaps[~np.eye(3, dtype=bool)] < 0.2).all()
 

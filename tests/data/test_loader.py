@@ -1,0 +1,172 @@
+"""Batches that depend on the step alone; undecodable images counted here, fatal there."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_images
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from delving.data.augment import center_view, samples_of, ten_views
+from delving.data.images import UndecodableImageError
+from delving.data.loader import (
+    Cache,
+    TrainingBatches,
+    Views,
+    cached,
+    count_cores,
+    count_workers,
+    iterate,
+)
+
+COUNT, CROP = 11, 14
+IMAGES = make_images([(16 + i, 20 + i % 3) for i in range(COUNT)], classes=3)
+
+
+def batches(images=IMAGES, *, batch=4, seed=0, budget=0.0, flip=True):
+    return TrainingBatches(Cache(images, budget), batch=batch, crop=CROP, sides=(16, 32),
+                           flip=flip, seed=seed)  # fmt: skip
+
+
+def take(dataset, keys, workers=0):
+    return list(iterate(dataset, keys, workers=workers, pin=False))
+
+
+def assert_equal(ours, theirs):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a[:3], b[:3], strict=True))
+        assert a.bad == b.bad
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return take(batches(), range(9))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_number_of_loader_processes_changes_nothing(alone, workers):
+    assert_equal(take(batches(), range(9), workers), alone)
+
+
+@pytest.mark.parametrize("first", [1, 4, 8])
+def test_a_run_taken_up_in_the_middle_sees_the_same(alone, first):
+    assert_equal(take(batches(), range(first, 9)), alone[first:])
+
+
+@pytest.mark.parametrize("budget", [0, 3000, 1e9])
+def test_what_is_kept_in_memory_changes_nothing(alone, budget):
+    dataset = batches(budget=budget)
+    assert_equal(take(dataset, range(9)), alone)
+    assert_equal(take(dataset, range(9)), alone)
+
+
+def test_another_seed_sees_other_batches(alone):
+    other = take(batches(seed=1), range(9))
+    assert not any(torch.equal(a.pixels, b.pixels) for a, b in zip(alone, other, strict=True))
+
+
+def test_a_batch_is_bytes_labels_and_draws(alone):
+    batch = alone[0]
+    assert (batch.pixels.shape, batch.pixels.dtype) == ((4, CROP, CROP, 3), torch.uint8)
+    assert (batch.labels.shape, batch.labels.dtype) == ((4,), torch.int64)
+    assert (batch.color.shape, batch.color.dtype) == ((4, 3), torch.float32)
+    assert batch.bad == []
+
+
+@settings(deadline=None, derandomize=True, max_examples=15)
+@given(st.integers(1, 30))
+def test_labels_follow_the_images_and_each_counts_once_an_epoch(batch):
+    steps = -(-2 * COUNT // batch)
+    labels = np.concatenate([b.labels for b in take(batches(batch=batch), range(steps))])
+    indices = np.concatenate([samples_of(s, batch, seed=0, images=COUNT)[1] for s in range(steps)])
+    assert (labels == IMAGES.labels[indices]).all()
+    for epoch in range(2):
+        held = labels[epoch * COUNT : (epoch + 1) * COUNT]
+        assert sorted(held.tolist()) == sorted(IMAGES.labels.tolist())
+
+
+# --- images that cannot be decoded ---
+SIZES = [(16, 16)] * COUNT
+
+
+def test_an_undecodable_image_is_named_and_replaced_by_the_next_one():
+    images = make_images(SIZES, classes=COUNT, bad=(3, 4, COUNT - 1))
+    found = take(batches(images, batch=COUNT), range(2))
+    for step, batch in enumerate(found):
+        _, indices = samples_of(step, COUNT, seed=0, images=COUNT)
+        replaced = {3: 5, 4: 5, COUNT - 1: 0}
+        assert batch.labels.tolist() == [replaced.get(i, i) for i in indices.tolist()]
+        assert set(batch.bad) == {images.names[i] for i in replaced}
+    assert_equal(take(batches(images, batch=COUNT), range(2), workers=1), found)
+
+
+def test_the_others_of_a_batch_are_as_if_nothing_had_happened():
+    sound = take(batches(make_images(SIZES)), range(3))
+    spoilt = take(batches(make_images(SIZES, bad=(3,))), range(3))
+    for step, (a, b) in enumerate(zip(sound, spoilt, strict=True)):
+        kept = samples_of(step, 4, seed=0, images=COUNT)[1] != 3
+        assert torch.equal(a.pixels[kept], b.pixels[kept])
+        assert torch.equal(a.color, b.color)
+
+
+def test_where_nothing_can_be_decoded_training_stops():
+    images = make_images([(16, 16)] * 3, bad=range(3))
+    with pytest.raises(ValueError, match="no training image can be decoded"):
+        take(batches(images), range(1))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_evaluation_never_replaces_an_image_but_names_it(workers):
+    images = make_images(SIZES, bad=(7,))
+    views = Views(Cache(images, 0), partial(center_view, s=16, crop=CROP), [np.arange(COUNT)])
+    with pytest.raises(UndecodableImageError, match=r"007\.png"):
+        take(views, range(1), workers)
+
+
+# --- views ---
+def test_views_come_in_groups_with_their_indices():
+    groups = [np.array([0, 5]), np.array([2])]
+    view = partial(ten_views, s=16, crop=CROP)
+    found = take(Views(Cache(IMAGES, 0), view, groups), range(2))
+    assert [indices.tolist() for indices, _ in found] == [[0, 5], [2]]
+    assert found[0][1].shape == (2, 10, CROP, CROP, 3)
+    assert (found[1][1][0].numpy() == view(IMAGES.load(2))).all()
+
+
+# --- the cache ---
+class CountingReader:
+    def __init__(self, reader):
+        self.reader, self.calls = reader, 0
+
+    def __call__(self, name):
+        self.calls += 1
+        return self.reader(name)
+
+
+def counted(images):
+    reader = CountingReader(images.read)
+    return type(images)(images.names, images.labels, images.classes, images.titles, reader), reader
+
+
+def test_a_cache_decodes_once_what_fits_its_budget():
+    images, reader = counted(make_images([(16, 16)] * 4))
+    cache = Cache(images, budget=2 * 16 * 16 * 4)
+    for _ in range(3):
+        assert [cache.load(i).size for i in range(4)] == [(16, 16)] * 4
+    assert reader.calls == 4 + 2 + 2
+    assert cache.budget == 0
+    assert cache.size(0) == cache.size(3) == (16, 16)
+
+
+def test_only_this_process_keeps_images():
+    assert cached(IMAGES, gigabytes=2, workers=0).budget == 2e9
+    assert cached(IMAGES, gigabytes=2, workers=3).budget == 0
+
+
+def test_the_number_of_workers_is_as_asked_or_fits_the_machine():
+    assert [count_workers(n) for n in (0, 1, 7)] == [0, 1, 7]
+    assert 0 <= count_workers(-1) <= max(0, count_cores() - 2)
+    assert count_workers(-1) <= 16

@@ -1,0 +1,335 @@
+"""Every layout a data set comes in, and what is said where it is not there."""
+
+import csv
+import sys
+import zipfile
+from collections import Counter
+
+import numpy as np
+import pytest
+from helpers import encode, shared, smooth_pixels, write_file, write_folder
+
+from delving.data import fingerprint, load_data, prepare_data
+from delving.data.sources import SOURCES, find_folder, find_imagenet, find_tiny_imagenet
+from delving.groups import choices
+
+PICTURE = encode(smooth_pixels(12, 10), "JPEG")
+
+
+def load(name, root, *, classes=None, train_images=None, val_images=None, output_root="unused"):
+    return load_data(name, root, classes=classes, train_images=train_images,
+                     val_images=val_images, output_root=output_root)  # fmt: skip
+
+
+# --- class folders ---
+def test_class_folders_become_two_splits_with_the_same_labels(tmp_path):
+    train, val = find_folder(write_folder(tmp_path, train=3, val=2, classes=("b", "a", "c")))
+    assert train.classes == val.classes == ["a", "b", "c"]
+    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert val.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert train.names[0] == "train/a/0.JPEG"
+    assert val.load(3).size == (40, 48)
+
+
+def test_other_files_and_any_case_of_an_ending_are_no_trouble(tmp_path):
+    write_folder(tmp_path)
+    write_file(tmp_path / "train" / "cat" / "notes.txt", b"x")
+    write_file(tmp_path / "train" / "README", b"x")
+    write_file(tmp_path / "train" / "cat" / "deeper" / "X.PnG", PICTURE)
+    train, _ = find_folder(tmp_path)
+    assert [n for n in train.names if "cat" in n] == [
+        *(f"train/cat/{n}.JPEG" for n in range(4)), "train/cat/deeper/X.PnG",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_missing_split_is_refused_with_what_lies_there(tmp_path, split):
+    write_folder(tmp_path)
+    (tmp_path / split).rename(tmp_path / "other")
+    with pytest.raises(ValueError, match=rf"no folder {split}/ .*other"):
+        find_folder(tmp_path)
+
+
+def test_a_class_folder_without_images_is_refused_by_its_name(tmp_path):
+    write_folder(tmp_path)
+    write_file(tmp_path / "train" / "eel" / "notes.txt", b"x")
+    with pytest.raises(ValueError, match=r"train/eel: a class folder without images"):
+        find_folder(tmp_path)
+
+
+def test_a_validation_class_that_training_lacks_is_refused_by_its_name(tmp_path):
+    write_folder(tmp_path)
+    write_file(tmp_path / "val" / "eel" / "1.jpg", PICTURE)
+    with pytest.raises(ValueError, match="train lacks: eel"):
+        find_folder(tmp_path)
+
+
+def test_validation_may_hold_fewer_classes(tmp_path):
+    write_folder(tmp_path, classes=("a", "b", "c"))
+    for path in (tmp_path / "val" / "b").iterdir():
+        path.unlink()
+    (tmp_path / "val" / "b").rmdir()
+    _, val = find_folder(tmp_path)
+    assert val.labels.tolist() == [0, 0, 2, 2]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_class_folders_is_refused(tmp_path, split):
+    write_folder(tmp_path)
+    (tmp_path / split).rename(tmp_path / "other")
+    (tmp_path / split).mkdir()
+    with pytest.raises(ValueError, match=f"no images in {split}/"):
+        find_folder(tmp_path)
+
+
+# --- Tiny ImageNet ---
+WNIDS = ("n01", "n02", "n03")
+
+
+def tiny_files(numbers=range(4)):
+    """{name below tiny-imagenet-200/: bytes} of its official layout, in miniature."""
+    files = {
+        f"train/{wnid}/images/{wnid}_{n}.JPEG": PICTURE for wnid in WNIDS for n in numbers
+    }  # fmt: skip
+    files |= {f"train/{wnid}/{wnid}_boxes.txt": b"0 0 9 9\n" for wnid in WNIDS}
+    return files
+
+
+def tiny_val():
+    files = {f"val/images/val_{n}.JPEG": PICTURE for n in range(5)}
+    rows = [f"val_{n}.JPEG\t{WNIDS[n % 3]}\t0\t0\t9\t9\n" for n in range(5)]
+    words = "n01\tgoldfish, Carassius auratus\nn03\tbullfrog\nn99\tother\n"
+    return files | {
+        "val/val_annotations.txt": "".join(rows).encode(),
+        "words.txt": words.encode(),
+        "wnids.txt": "\n".join(WNIDS).encode(),
+        "test/images/test_0.JPEG": PICTURE,
+    }
+
+
+def write_zip(path, files, top="tiny-imagenet-200/"):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(top + name, data)
+    return path
+
+
+def lay_out(folder, layout):
+    """The same miniature in each of the layouts; returns the root to give."""
+    everything = tiny_files() | tiny_val()
+    if layout == "one zip":
+        return write_zip(folder / "tiny-imagenet-200.zip", everything)
+    if layout == "folder of one zip":
+        write_zip(folder / "t.zip", everything)
+    elif layout == "partial zips":
+        write_zip(folder / "train-0.zip", tiny_files(range(2)))
+        write_zip(folder / "train-1.zip", tiny_files(range(2, 4)))
+        write_zip(folder / "val.zip", tiny_val())
+    else:
+        inside = folder if layout == "unpacked" else folder / "tiny-imagenet-200"
+        for name, data in everything.items():
+            write_file(inside / name, data)
+    return folder
+
+
+LAYOUTS = ["one zip", "folder of one zip", "partial zips", "unpacked", "unpacked below"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tiny_imagenet_is_the_same_in_every_layout(tmp_path, layout):
+    train, val = find_tiny_imagenet(lay_out(tmp_path, layout))
+    assert train.classes == val.classes == list(WNIDS)
+    assert train.titles == ["goldfish", "n02", "bullfrog"]
+    assert Counter(train.labels.tolist()) == {0: 4, 1: 4, 2: 4}
+    assert dict(zip(val.names, val.labels.tolist(), strict=True)) == {
+        f"val/images/val_{n}.JPEG": n % 3 for n in range(5)
+    }
+    assert train.load(5).size == val.load(4).size == (12, 10)
+
+
+def test_the_layout_changes_neither_order_nor_fingerprint(tmp_path):
+    prints = set()
+    for layout in LAYOUTS:
+        (tmp_path / layout).mkdir()
+        prints.add(fingerprint(*find_tiny_imagenet(lay_out(tmp_path / layout, layout))))
+    assert len(prints) == 1
+
+
+def test_fewer_images_or_other_labels_are_other_data(tmp_path):
+    train, val = find_tiny_imagenet(lay_out(tmp_path, "one zip"))
+    fewer = train.take(np.arange(len(train) - 1))
+    assert fingerprint(fewer, val) != fingerprint(train, val)
+    relabelled = type(val)(val.names, (val.labels + 1) % 3, val.classes, val.titles, val.read)
+    assert fingerprint(train, relabelled) != fingerprint(train, val)
+
+
+def test_a_broken_zip_is_refused_by_its_name(tmp_path):
+    lay_out(tmp_path, "partial zips")
+    whole = (tmp_path / "train-1.zip").read_bytes()
+    (tmp_path / "train-1.zip").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"train-1\.zip: not a zip, or a broken one"):
+        find_tiny_imagenet(tmp_path)
+
+
+@pytest.mark.parametrize("lost", ["val.zip", "train-0.zip train-1.zip"])
+def test_missing_parts_of_tiny_imagenet_are_named(tmp_path, lost):
+    lay_out(tmp_path, "partial zips")
+    for name in lost.split():
+        (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=r"val_annotations\.txt|no images in train/"):
+        find_tiny_imagenet(tmp_path)
+
+
+def test_a_zip_that_is_something_else_is_refused(tmp_path):
+    path = write_zip(tmp_path / "other.zip", {"readme.txt": b"x"}, top="")
+    with pytest.raises(ValueError, match="not Tiny ImageNet"):
+        find_tiny_imagenet(path)
+
+
+def test_real_tiny_imagenet_has_what_its_readme_says():
+    train, val = find_tiny_imagenet(shared("tiny-imagenet-200"))
+    assert len(train.classes) == 200
+    assert len(val) == 10_000
+    assert set(Counter(train.labels.tolist()).values()) == {250}
+    assert set(Counter(val.labels.tolist()).values()) == {50}
+    assert train.titles[train.classes.index("n01443537")] == "goldfish"
+    for images in (train, val):
+        for index in range(0, len(images), len(images) // 50):
+            assert images.load(index).size == images.size(index) == (64, 64)
+
+
+# --- ImageNet ---
+def flat_imagenet(root, count=4):
+    for wnid in WNIDS:
+        write_file(root / "train" / wnid / f"{wnid}_1.JPEG", PICTURE)
+    for n in range(1, count + 1):
+        write_file(root / "val" / f"ILSVRC2012_val_{n:08d}.JPEG", PICTURE)
+    return {f"val/ILSVRC2012_val_{n:08d}.JPEG": n % 3 for n in range(1, count + 1)}
+
+
+def found_labels(images):
+    return dict(zip(images.names, images.labels.tolist(), strict=True))
+
+
+def test_imagenet_with_class_folders_is_like_any_folder(tmp_path):
+    write_folder(tmp_path, classes=WNIDS)
+    for ours, theirs in zip(find_imagenet(tmp_path), find_folder(tmp_path), strict=True):
+        assert (ours.names, ours.classes) == (theirs.names, theirs.classes)
+
+
+def write_solution(path, truth):
+    with open(path, "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["ImageId", "PredictionString"])
+        for name, label in truth.items():
+            wnid = WNIDS[label]
+            stem = name.removeprefix("val/").removesuffix(".JPEG")
+            rows.writerow([stem, f"{wnid} 1 2 3 4 {wnid} 5 6 7 8 "])
+
+
+@pytest.mark.parametrize("below", ["", "ILSVRC/Data/CLS-LOC"])
+def test_flat_validation_images_take_their_classes_from_the_solution_file(tmp_path, below):
+    truth = flat_imagenet(tmp_path / below)
+    write_solution(tmp_path / "LOC_val_solution.csv", truth)
+    train, val = find_imagenet(tmp_path)
+    assert train.classes == list(WNIDS)
+    assert found_labels(val) == truth
+    assert val.load(0).size == (12, 10)
+
+
+def test_flat_validation_images_take_their_classes_from_the_devkit(tmp_path):
+    io = pytest.importorskip("scipy.io", reason="reading the devkit's meta.mat needs scipy")
+    truth = flat_imagenet(tmp_path)
+    data = tmp_path / "ILSVRC2012_devkit_t12" / "data"
+    data.mkdir(parents=True)
+    # ILSVRC ids in another order than the sorted WordNet ids, and one synset that is no class
+    ids = {"n02": 1, "n03": 2, "n01": 3, "n77": 4}
+    kinds = [("ILSVRC2012_ID", float), ("WNID", object), ("words", object)]
+    synsets = np.array([(i, wnid, wnid) for wnid, i in ids.items()], dtype=kinds)
+    io.savemat(data / "meta.mat", {"synsets": synsets[:, None]})
+    lines = [f"{ids[WNIDS[label]]}\n" for label in truth.values()]
+    (data / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(lines))
+    _, val = find_imagenet(tmp_path)
+    assert found_labels(val) == truth
+
+
+def test_the_devkit_without_scipy_says_what_to_install(tmp_path, monkeypatch):
+    flat_imagenet(tmp_path)
+    (tmp_path / "ILSVRC2012_devkit_t12" / "data").mkdir(parents=True)
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(ValueError, match=r"scipy.*pip install"):
+        find_imagenet(tmp_path)
+
+
+def test_flat_validation_images_without_any_truth_are_refused(tmp_path):
+    flat_imagenet(tmp_path)
+    with pytest.raises(ValueError, match=r"devkit.*LOC_val_solution\.csv"):
+        find_imagenet(tmp_path)
+
+
+def test_a_hundred_real_full_size_images_all_decode(tmp_path):
+    archive = shared("imagenet_sample_100.zip")
+    with zipfile.ZipFile(archive) as sample:
+        sample.extractall(tmp_path)
+    (tmp_path / "train").symlink_to(tmp_path / "val")
+    _, val = find_imagenet(tmp_path)
+    assert len(val) == len(val.classes) == 100
+    for index in range(100):
+        image = val.load(index)
+        assert image.mode == "RGB"
+        assert image.size == val.size(index)
+
+
+# --- load_data ---
+def test_every_data_set_of_conf_has_a_source_and_every_source_a_conf_file():
+    assert sorted(SOURCES) == sorted(choices("data"))
+
+
+def test_an_unknown_data_set_is_refused_with_the_choices(tmp_path):
+    with pytest.raises(ValueError, match=r"data=imagnet: choose from .*tiny_imagenet"):
+        load("imagnet", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", sorted(set(SOURCES) - {"shapes"}))
+def test_a_data_set_without_a_root_is_refused_with_what_to_write(name):
+    with pytest.raises(ValueError, match=rf"data={name} needs data\.root="):
+        load(name, None)
+
+
+@pytest.mark.parametrize("name", sorted(SOURCES))
+def test_a_root_that_is_not_there_is_refused_by_its_path(tmp_path, name):
+    with pytest.raises(ValueError, match=r"data\.root=.*nowhere: there is no such"):
+        load(name, str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("name", sorted(SOURCES))
+def test_an_empty_root_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=r"data\.root="):
+        load(name, str(tmp_path))
+
+
+def test_limits_apply_to_both_splits(tmp_path):
+    root = str(write_folder(tmp_path, classes=("a", "b", "c")))
+    train, val = load("folder", root, classes=2, train_images=5, val_images=2)
+    assert (len(train), len(val), train.classes, val.classes) == (5, 2, ["a", "b"], ["a", "b"])
+    with pytest.raises(ValueError, match="classes=4"):
+        load("folder", root, classes=4)
+    with pytest.raises(ValueError, match="99 images asked for"):
+        load("folder", root, val_images=99)
+
+
+def test_shapes_need_no_root_and_are_generated_once(tmp_path):
+    limits = {"classes": 2, "train_images": 4, "val_images": 2, "output_root": str(tmp_path)}
+    train, val = load("shapes", None, **limits)
+    assert (len(train), len(val), len(train.classes)) == (4, 2, 2)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpg")}
+    again = load("shapes", None, **limits)
+    assert fingerprint(*again) == fingerprint(train, val)
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpg")}
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenette"])
+def test_a_download_needs_a_root_to_go_to(name):
+    with pytest.raises(ValueError, match=rf"data={name} needs data\.root="):
+        prepare_data(name, None)

@@ -1,0 +1,330 @@
+"""The command line: exit codes, messages, what is printed and what is imported."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from delving import cli, record
+from delving.groups import choices
+from delving.signals import Interrupted
+
+SMOKE = ["scale=smoke", "device=cpu", "precision=fp32", "data.workers=0"]
+
+
+@pytest.fixture(autouse=True)
+def keep_denormals():
+    """A training flushes them in the whole process; other tests rely on them."""
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def delving(monkeypatch, capsys):
+    """Runs the console script's function in this process: (exit code, stdout, stderr)."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["delving", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return end.value.code, said.out, said.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """An output root with one finished run, made by the command."""
+    root = tmp_path_factory.mktemp("outputs")
+    with pytest.MonkeyPatch.context() as patch:
+        words = ["train", *SMOKE, "train.epochs=1", f"output_root={root}"]
+        patch.setattr(sys, "argv", ["delving", *words])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    assert end.value.code == 0
+    return root
+
+
+RUN = "small14-prelu-he-epochs1-precisionfp32-s0"
+
+
+# --- cheap commands stay cheap ---
+@pytest.mark.parametrize("words", [["--help"], ["list"], ["train", "--help"], ["list", "runs"]])
+def test_help_and_list_import_nothing_heavy(words, tmp_path):
+    code = (
+        "import sys; from delving import cli\n"
+        f"sys.argv = ['delving', *{words!r}]\n"
+        "try: cli.main()\n"
+        "except SystemExit as end: print('code', end.code)\n"
+        "heavy = 'torch torchvision hydra omegaconf numpy PIL matplotlib pandas'.split()\n"
+        "print('heavy', [name for name in heavy if name in sys.modules])\n"
+    )
+    if words == ["list", "runs"]:
+        code = code.replace(" numpy", "")  # reading records needs it
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout.splitlines()[-2:] == ["code 0", "heavy []"], done.stderr
+
+
+def test_the_module_is_the_console_script():
+    done = subprocess.run([sys.executable, "-m", "delving", "list", "modles"],
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("delving: list modles: choose from models")
+
+
+def test_list_names_everything_in_conf(delving):
+    code, out, _ = delving("list")
+    assert code == 0
+    for group in ("model", "act", "init", "data", "scale"):
+        for name in choices(group):
+            assert f"\n  {name:14} " in out, f"{group}={name}"
+
+
+@pytest.mark.parametrize("what", ["models", "acts", "inits", "data", "scales"])
+def test_list_of_one_kind_shows_that_kind_alone(delving, what):
+    code, out, _ = delving("list", what)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines() if line[0] != " "] == [what]
+
+
+def test_list_runs_tells_finished_from_unfinished(delving, root, tmp_path):
+    assert delving("list", "runs", "--output-root", tmp_path)[:2] == (0, "")
+    _, out, _ = delving("list", "runs", "--output-root", root)
+    [line] = out.splitlines()
+    assert RUN in line
+    assert "ten_view" in line
+    record.write_text(tmp_path / "smoke" / "runs" / "x-s0" / "config.yaml", "")
+    assert "x-s0  unfinished" in delving("list", "runs", "--output-root", tmp_path)[1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[], ["train"], ["eval"], ["show"], ["list"], ["data"], ["data", "prepare"], ["data", "verify"],
+     ["data", "preview"], ["doctor"]],
+)  # fmt: skip
+def test_every_command_explains_itself(delving, command):
+    for option in ("--help", "-h"):
+        code, out, err = delving(*command, option)
+        assert (code, err) == (0, "")
+        assert "Usage: delving" in out
+
+
+# --- bad input ---
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "model=d"], "model=d: choose from a, b, c"),
+        (["train", "train.lr=nan"], "train.lr=nan"),
+        (["train", "trian.lr=1"], "train.lr"),
+        (["train", "train.epochs=-1"], "train.epochs=-1"),
+        (["show", "act=prlu"], "prelu"),
+        (["show", "lr"], "key=value"),
+        (["train", "scale=quarter"], "data=tiny_imagenet needs data.root="),
+        (["train", "data=folder", "data.root=nowhere"], "nowhere"),
+        (["train", "scale=smoke", "device=abacus"], "device=abacus"),
+        (["eval", "no-such-run"], "there is no run 'no-such-run'"),
+        (["list", "modles"], "choose from models"),
+        (["data", "verify", "data=imagnet"], "did you mean imagenet"),
+        (["trian"], "trian"),
+        (["train", "--sede", "3"], "--sede"),
+        (["eval"], "RUN"),
+        (["data", "verfy"], "verfy"),
+    ],
+)
+def test_bad_input_ends_with_two_and_a_line_that_names_it(
+    delving, monkeypatch, tmp_path, words, said
+):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = delving(*words)
+    assert code == 2
+    assert said.lower() in err.lower()
+    assert err.startswith("delving: ")
+    assert len(err.splitlines()) == 1
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_where_it_went_wrong_wherever_it_stands(monkeypatch):
+    for words in (["--debug", "show", "model=d"], ["show", "model=d", "--debug"]):
+        monkeypatch.setattr(sys, "argv", ["delving", *words])
+        with pytest.raises(ValueError, match="model=d"):
+            cli.main()
+
+
+def test_debug_prints_a_traceback_and_without_it_there_is_none():
+    command = [sys.executable, "-m", "delving", "list", "modles"]
+    debug = subprocess.run([*command, "--debug"], capture_output=True, text=True)
+    assert debug.returncode != 0
+    assert "Traceback" in debug.stderr
+    assert "choose from models" in debug.stderr
+
+
+def test_a_checkpoint_of_another_model_ends_with_two_and_overwrites_nothing(
+    delving, root, tmp_path
+):
+    whole = root / "smoke" / "runs" / RUN
+    for name in ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"):
+        data = (whole / "checkpoint" / name).read_bytes()
+        record.write_bytes(tmp_path / "run" / "checkpoint" / name, data)
+    text = (whole / "config.yaml").read_text().replace("width: 0.0625", "width: 0.125")
+    record.write_text(tmp_path / "run" / "config.yaml", text)
+    before = sorted(tmp_path.rglob("*"))
+    code, _, err = delving("eval", tmp_path / "run", f"output_root={root}")
+    assert code == 2
+    assert "its checkpoint is of another model" in err
+    assert "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("bad"), 2), (RuntimeError("broken"), 1), (OSError("disk full"), 1),
+        (Interrupted(signal.SIGTERM, "x"), 143), (Interrupted(signal.SIGINT, "x"), 130),
+        (Interrupted(signal.SIGUSR1, "x"), 75),
+    ],
+)  # fmt: skip
+def test_exit_codes_are_those_of_the_contract(delving, monkeypatch, error, code):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("delving.config.compose", fail)
+    found, _, err = delving("show")
+    assert found == code
+    assert err.startswith("delving: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_bare_interruption_ends_with_130_without_a_traceback(delving, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("delving.config.compose", interrupt)
+    code, _, err = delving("show")
+    assert code == 130
+    assert "Traceback" not in err
+
+
+def test_an_interrupted_command_says_how_to_go_on(delving, monkeypatch, root, tmp_path):
+    from delving.display import Display
+
+    def interrupt(self, event):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Display, "_on_tick", interrupt)
+    [data] = (root / "data").iterdir()
+    words = ["train", *SMOKE, f"output_root={tmp_path}", f"data.root={data}"]
+    code, _, err = delving(*words)
+    assert code == 143
+    assert "the same command goes on from there" in err
+    monkeypatch.undo()
+    monkeypatch.setattr(Display, "_on_tick", lambda self, event: None)
+    code, out, _ = delving(*words)
+    assert code == 0
+    assert "Goes on after step 1." in out
+
+
+# --- train and eval ---
+def test_train_opens_with_what_it_is_and_closes_with_the_errors(delving, root, tmp_path):
+    [data] = (root / "data").iterdir()
+    code, out, _ = delving("train", *SMOKE, "train.epochs=0.4", f"output_root={tmp_path}",
+                           f"data.root={data}")  # fmt: skip
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0].startswith("small14 at width 1/16 on 96 generated images (scale smoke).")
+    assert any(line.startswith("ten_view: top-1 ") for line in lines)
+    assert "result.json" in lines[-1]
+
+
+def test_train_reports_a_finished_run(delving, root):
+    code, out, _ = delving("train", *SMOKE, "train.epochs=1", f"output_root={root}")
+    assert code == 0
+    assert out.startswith("Finished earlier")
+    assert "ten_view: top-1 " in out
+
+
+def test_a_diverged_training_is_done_not_failed(delving, root, tmp_path):
+    [data] = (root / "data").iterdir()
+    code, out, _ = delving("train", *SMOKE, "train.lr=1e30", f"output_root={tmp_path}",
+                           f"data.root={data}")  # fmt: skip
+    assert code == 0
+    assert "DIVERGED" in out
+    assert "diverged after" in out
+
+
+def test_eval_takes_a_name_and_another_protocol(delving, root):
+    code, out, _ = delving("eval", RUN, "protocol=center", f"output_root={root}")
+    folder = root / "smoke" / "runs" / RUN
+    assert code == 0
+    assert "center: top-1 " in out
+    assert {"center.json", "center.npz"} <= {p.name for p in (folder / "eval").iterdir()}
+
+
+@pytest.mark.parametrize("word", ["train.lr=1", "protocol=tenview", "protcol=center", "model=c"])
+def test_eval_refuses_what_would_be_another_run(delving, root, word):
+    code, _, err = delving("eval", RUN, word, f"output_root={root}")
+    assert code == 2
+    assert word.split("=")[1] in err
+    assert "protocol" in err
+
+
+# --- show, data, doctor ---
+def test_show_as_json_has_exactly_the_contracts_keys(delving):
+    code, out, _ = delving("show", "model=c", "scale=paper", "--json")
+    card = json.loads(out)
+    assert code == 0
+    assert list(card) == ["model", "depth", "params", "multiply_adds", "layers", "deviations"]
+    for row in card["layers"]:
+        assert list(row) == ["name", "notation", "output", "params", "multiply_adds"]
+    assert (card["model"], card["depth"], card["deviations"]) == ("c", 22, [])
+    for total in ("params", "multiply_adds"):
+        assert card[total] == sum(row[total] for row in card["layers"])
+
+
+def test_show_prints_layers_totals_and_deviations(delving):
+    code, out, _ = delving("show", "model=small14", "scale=quarter")
+    assert code == 0
+    assert "small14: 14 conv and fc layers" in out
+    assert "deviations from the paper's recipe:\n" in out
+    assert "data.crop 56 (paper: 224)" in out
+    for name in ("conv1", "pool1", "spp", "fc3", "total"):
+        assert f"\n{name:10} " in out
+    assert delving("show", "scale=paper")[1].splitlines()[-1] == "the paper's recipe"
+
+
+def test_preview_draws_two_pictures(delving, root):
+    code, out, _ = delving("data", "preview", "scale=smoke", f"output_root={root}")
+    assert code == 0
+    pictures = out.split()
+    assert [p.split("/")[-1] for p in pictures] == ["shapes.png", "shapes-augmented.png"]
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert min(picture.size) > 200
+            assert len(set(picture.convert("L").resize((64, 64)).get_flattened_data())) > 30
+
+
+def test_prepare_counts_what_there_is(delving, root):
+    code, out, _ = delving("data", "prepare", "scale=smoke", f"output_root={root}")
+    assert code == 0
+    assert out == "shapes: 96 training and 24 validation images of 4 classes\n"
+
+
+def test_doctor_tells_versions_devices_data_and_disk(delving, root, tmp_path):
+    code, out, _ = delving("doctor", "--output-root", root)
+    assert code == 0
+    found = [line.split()[0] for line in out.splitlines()]
+    assert found == ["python", "packages", "operators", "device", "shapes", "disk"]
+    assert "compiled operators load" in out
+    assert "missing" not in out
+    assert "shapes-4x96+24" in out
+    assert "not generated yet" in delving("doctor", "--output-root", tmp_path / "none")[1]
+    assert not (tmp_path / "none").exists()

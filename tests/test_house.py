@@ -1,0 +1,107 @@
+"""The house's own rules, read from the source: sizes, imports, leftovers."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "delving"
+FILES = sorted(PACKAGE.rglob("*.py"))
+NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
+every_file = pytest.mark.parametrize("path", FILES, ids=NAMES)
+
+# From the leaves upwards: a file imports from lower lines than its own, or from its own.
+FLOORS = [
+    ["schema", "groups", "signals", "meter", "record", "spp", "rectifier", "device"],
+    ["config", "initializer", "display", "plot"],
+    ["net", "data"],
+    ["build", "train", "evaluate", "doctor"],
+    ["session"],
+    ["score"],
+    ["run"],
+    ["paper"],
+    ["cli", "__main__"],
+]
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+
+
+def imports_of(path):
+    """The dotted modules that a file imports anywhere, also inside functions."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def own_imports(path):
+    """The top-level names of delving that a file imports."""
+    parts = [name.split(".") for name in imports_of(path)]
+    return {p[1] for p in parts if p[0] == "delving" and len(p) > 1} & set(FLOOR)
+
+
+def top_name(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@every_file
+def test_no_file_is_too_long_to_read(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+
+
+@every_file
+def test_every_file_opens_with_what_it_is_for(path):
+    text = path.read_text(encoding="utf-8")
+    if len(text.splitlines()) > 5:
+        assert ast.get_docstring(ast.parse(text))
+
+
+@every_file
+def test_nothing_is_left_to_be_done(path):
+    text = path.read_text(encoding="utf-8")
+    for leftover in ("TODO", "FIXME", "XXX", "breakpoint(", "/work/", "/home/"):
+        assert leftover not in text
+
+
+@every_file
+def test_hydra_stays_inside_config(path):
+    outside = {name.split(".")[0] for name in imports_of(path)} & {"hydra", "omegaconf"}
+    assert not outside or path.name == "config.py"
+
+
+@every_file
+def test_nothing_is_pickled(path):
+    assert not {"pickle", "torch.save", "torch.load", "joblib"} & set(imports_of(path))
+    tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    used = [n for n in tree if isinstance(n, ast.Attribute) and n.attr in ("save", "load")]
+    owners = {n.value.id for n in used if isinstance(n.value, ast.Name)}
+    assert "torch" not in owners
+
+
+@every_file
+def test_imports_point_one_way(path):
+    name = top_name(path)
+    if name == "__init__":
+        assert not own_imports(path)
+        return
+    assert name in FLOOR, f"{path.name} has no floor in this test: give it one"
+    upwards = {other for other in own_imports(path) if FLOOR[other] > FLOOR[name]}
+    assert not upwards
+
+
+def test_records_are_a_leaf():
+    assert own_imports(PACKAGE / "record.py") == set()
+
+
+def test_the_command_line_imports_nothing_heavy_at_its_top():
+    tree = ast.parse((PACKAGE / "cli.py").read_text(encoding="utf-8"))
+    tops = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
+    modules = {n.names[0].name if isinstance(n, ast.Import) else n.module for n in tops}
+    assert modules <= {"json", "os", "sys", "pathlib", "typing", "typer"}
+
+
+def test_no_file_of_all_sorts():
+    assert not {"utils.py", "common.py", "misc.py", "helpers.py"} & {path.name for path in FILES}

@@ -1,0 +1,282 @@
+"""Section 2.3: the networks of Tables 1 and 3, counted, layer by layer."""
+
+from functools import lru_cache, partial
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import delving
+from delving.build import build_model, materialise
+from delving.config import compose
+from delving.groups import choices
+from delving.net import Layer, build_net, count_depth, crowded_levels, describe, read_layers
+from delving.rectifier import RECTIFIERS
+
+PUBLISHED = Path(delving.__file__).parent / "paper" / "published.yaml"
+DEPTHS = {"small14": 14, "small22": 22, "small30": 30, "vgg19": 19, "a": 19, "b": 22, "c": 22}
+TINY = [{"conv1": "3x3, 4"}, {"spp": "{2,1}"}, {"fc1": "6"}, {"fc2": "classes"}]
+
+
+@lru_cache
+def build(*words, classes=1000):
+    """A net in full, on the meta device: shapes without storage."""
+    return build_model(compose(["scale=paper", *words]), classes)
+
+
+def rows(*words, crop=224):
+    return describe(*build(*words), crop)
+
+
+def count(*words, what):
+    return sum(row[what] for row in rows(*words))
+
+
+@pytest.fixture(scope="module")
+def published():
+    return yaml.safe_load(PUBLISHED.read_text())
+
+
+# Depth, cost and parameters
+
+
+@pytest.mark.parametrize("model", DEPTHS)
+def test_depth_counts_conv_and_fc_layers(model):
+    net, layers = build(f"model={model}")
+    assert count_depth(layers) == DEPTHS[model]
+    assert sum(isinstance(m, nn.Conv2d | nn.Linear) for m in net.modules()) == DEPTHS[model]
+
+
+@pytest.mark.parametrize("model", ["vgg19", "a", "b", "c"])
+def test_depth_and_multiply_adds_are_table_3s(model, published):
+    table = published["table3"]
+    assert count_depth(build(f"model={model}")[1]) == table["depth"][model]
+    adds = count(f"model={model}", "act=relu", what="multiply_adds")
+    assert adds / 1e10 == pytest.approx(table["complexity_1e10"][model], rel=0.01)
+
+
+@pytest.mark.parametrize(("model", "millions"), [("a", 178.0), ("b", 183.3), ("c", 330.6)])
+def test_parameters_with_relu_and_1000_classes(model, millions):
+    net, _ = build(f"model={model}", "act=relu")
+    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+    assert count(f"model={model}", "act=relu", what="params") / 1e6 == pytest.approx(
+        millions, abs=0.05
+    )
+
+
+@pytest.mark.parametrize("act", choices("act"))
+@pytest.mark.parametrize("model", choices("model"))
+def test_the_layer_table_leaves_no_parameter_out(model, act):
+    net, _ = build(f"model={model}", f"act={act}")
+    listed = count(f"model={model}", f"act={act}", what="params")
+    assert listed == sum(p.numel() for p in net.parameters())
+
+
+def test_multiply_adds_of_a_layer_are_its_weights_times_its_outputs_positions():
+    """conv1 of A by hand: 7 x 7 x 3 weights a filter, 96 filters, 112 x 112 positions."""
+    first, *_, last = rows("model=a", "act=relu")
+    assert first["multiply_adds"] == 7 * 7 * 3 * 96 * 112 * 112
+    assert first["params"] == 7 * 7 * 3 * 96 + 96
+    assert last["multiply_adds"] == 4096 * 1000
+
+
+# Slopes
+
+
+def test_small14_shared_has_the_13_extra_parameters_of_section_2_1():
+    slopes = build("model=small14", "act=prelu_shared")[0].slopes()
+    convs = ["conv1", *[f"conv2_{i}" for i in range(1, 5)], *[f"conv3_{i}" for i in range(1, 7)]]
+    assert list(slopes) == [*convs, "fc1", "fc2"]
+    assert sum(s.numel() for s in slopes.values()) == 13
+    with_relu = count("model=small14", "act=relu", what="params")
+    assert count("model=small14", "act=prelu_shared", what="params") == with_relu + 13
+
+
+def test_slopes_are_named_as_the_rows_of_table_1(published):
+    assert list(build("model=small14", "act=prelu")[0].slopes()) == list(published["table1"])
+
+
+@pytest.mark.parametrize("model", choices("model"))
+def test_channel_wise_every_layer_has_a_slope_a_channel(model):
+    net, layers = build(f"model={model}", "act=prelu")
+    widths = {x.name: x.filters for x in layers if x.kind in ("conv", "fc") and x.filters}
+    assert {name: s.numel() for name, s in net.slopes().items()} == widths
+
+
+# Shapes layer by layer
+
+SMALL14_AT_224 = (
+    "conv1 64x112x112, pool1 64x37x37, "
+    "conv2_1 128x36x36, conv2_2 128x37x37, conv2_3 128x36x36, conv2_4 128x37x37, pool2 128x18x18, "
+    "conv3_1 256x17x17, conv3_2 256x18x18, conv3_3 256x17x17, conv3_4 256x18x18, "
+    "conv3_5 256x17x17, conv3_6 256x18x18, spp 12800, fc1 4096, fc2 4096, fc3 1000"
+)
+SMALL14_AT_56 = (
+    "conv1 64x56x56, pool1 64x18x18, "
+    "conv2_1 128x17x17, conv2_2 128x18x18, conv2_3 128x17x17, conv2_4 128x18x18, pool2 128x9x9, "
+    "conv3_1 256x8x8, conv3_2 256x9x9, conv3_3 256x8x8, conv3_4 256x9x9, "
+    "conv3_5 256x8x8, conv3_6 256x9x9, spp 12800, fc1 4096, fc2 4096, fc3 1000"
+)
+A_AT_224 = ", ".join(
+    [
+        "conv1 96x112x112, pool1 96x56x56",
+        *[f"conv2_{i} 256x56x56" for i in range(1, 6)],
+        "pool2 256x28x28",
+        *[f"conv3_{i} 512x28x28" for i in range(1, 6)],
+        "pool3 512x14x14",
+        *[f"conv4_{i} 512x14x14" for i in range(1, 6)],
+        "spp 32256, fc1 4096, fc2 4096, fc3 1000",
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "crop", "expected"),
+    [
+        (("model=small14",), 224, SMALL14_AT_224),
+        (("model=small14", "model.stem_stride=1", "data.crop=56"), 56, SMALL14_AT_56),
+        (("model=a",), 224, A_AT_224),
+    ],
+)
+def test_shapes_layer_by_layer(words, crop, expected):
+    found = ", ".join(f"{row['name']} {row['output']}" for row in rows(*words, crop=crop))
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [("small14", 18), ("small30", 18), ("a", 14), ("b", 14), ("c", 14), ("vgg19", 7), ("vgg_b", 7)],
+)
+def test_the_last_map_is_as_large_as_the_paper_says(model, size):
+    """He & Sun: stage 3 is 18x18, which {6,3,2,1} divides; Table 3: 14x14 windows."""
+    assert build(f"model={model}")[0].map_size == size
+
+
+def test_an_spp_level_with_as_many_bins_as_cells_is_told():
+    assert crowded_levels(build("model=a")[0]) == []
+    assert crowded_levels(build("model=a", "data.crop=56", "model.stem_stride=1")[0]) == [7]
+    assert crowded_levels(build("model=vgg19")[0]) == []  # reads its map cell by cell by design
+
+
+# Small-N
+
+
+def test_small_n_lengthens_the_last_stage_and_is_small30_at_30():
+    assert rows("model=small14", "model.depth=30") == rows("model=small30")
+
+
+def test_small_n_differs_from_small14_by_convs_of_256_filters_alone():
+    small14, small16 = rows("model=small14"), rows("model=small16")
+    more = [row for row in small16 if row["name"] not in {r["name"] for r in small14}]
+    assert [row["name"] for row in more] == ["conv3_7", "conv3_8"]
+    assert {row["notation"] for row in more} == {"2x2, 256"}
+    assert [row for row in small16 if row not in more] == small14
+
+
+def test_a_depth_below_the_list_is_refused():
+    with pytest.raises(ValueError, match=r"depth=13.*at least 14"):
+        build("model=small14", "model.depth=13")
+
+
+# Rectifiers: after each conv and hidden fc layer, never on the logits
+
+
+@pytest.mark.parametrize("act", RECTIFIERS)
+@pytest.mark.parametrize("model", choices("model"))
+def test_a_rectifier_follows_every_layer_but_the_classifier(model, act):
+    net, _ = build(f"model={model}", f"act={act}")
+    kind = type(RECTIFIERS[act](1, 0.25))
+    chain = [*net.features, *net.classifier]
+    weighted = [i for i, m in enumerate(chain) if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert all(isinstance(chain[i + 1], kind) for i in weighted[:-1])
+    assert weighted[-1] == len(chain) - 1
+    assert sum(isinstance(m, kind) for m in net.modules()) == len(weighted) - 1
+
+
+@pytest.mark.parametrize("model", choices("model"))
+def test_logits_are_linear_in_the_classifiers_weights(model):
+    """Of either sign, with ReLU too, and turned with the weights."""
+    config = compose(["scale=smoke", "data.crop=56", f"model={model}", "act=relu"])
+    net = materialise(build_model(config, 10)[0], config, torch.device("cpu")).eval()
+    x = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = net(x)
+        net.classifier[-1].weight.neg_()
+        assert logits.min() < 0 < logits.max()
+        torch.testing.assert_close(net(x), -logits)
+
+
+def test_dropout_is_on_the_first_two_fc_layers():
+    names = [name for name, m in build("model=c")[0].classifier.named_children() if hasattr(m, "p")]
+    assert names == ["fc1_drop", "fc2_drop"]
+
+
+# The notation, and the knobs
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("conv1", "7x5, 64"),
+        ("conv1", "7x7"),
+        ("conv1", "7x7,64"),
+        ("conv1", "7x7, 64, x"),
+        ("pool1", "3x3"),
+        ("pool1", "3x2, /2"),
+        ("spp", "7,3,2,1"),
+        ("spp", "{}"),
+        ("fc1", "many"),
+        ("fc1", "-3"),
+        ("norm1", "3x3, 64"),
+    ],
+)
+def test_what_is_not_in_the_papers_notation_is_refused_by_name(name, text):
+    with pytest.raises(ValueError, match="paper's notation") as refusal:
+        read_layers([{name: text}])
+    assert name in str(refusal.value)
+    assert repr(text) in str(refusal.value)
+
+
+@pytest.mark.parametrize("model", choices("model"))
+def test_the_layer_table_prints_the_notation_it_was_read_from(model):
+    layers = build(f"model={model}")[1]
+    assert read_layers([{x.name: x.notation} for x in layers]) == layers
+
+
+def test_a_repeated_layer_is_numbered_from_one():
+    layers = read_layers([{"conv2": "2x2, 128, /2, x3"}])
+    assert layers == [Layer(f"conv2_{i}", "conv", 2, 128, 2) for i in (1, 2, 3)]
+
+
+def test_width_multiplies_conv_filters_and_fc_units_but_not_the_classes():
+    layers = build("model=small14", "model.width=0.25", classes=10)[1]
+    assert [x.filters for x in layers if x.kind in ("conv", "fc")] == [
+        *[16, 32, 32, 32, 32], *[64] * 6, 1024, 1024, 0,
+    ]  # fmt: skip
+    assert rows("model=small14", "model.width=0.25")[-1]["output"] == "1000"
+
+
+def test_width_never_leaves_a_layer_without_filters():
+    layers = read_layers(TINY, width=0.001)
+    assert [x.filters for x in layers] == [1, 0, 1, 0]
+
+
+def test_stem_stride_changes_the_first_layer_alone():
+    usual, ours = build("model=a")[1], build("model=a", "model.stem_stride=1")[1]
+    assert (usual[0].stride, ours[0].stride) == (2, 1)
+    assert usual[1:] == ours[1:]
+
+
+def test_a_crop_too_small_for_the_layers_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"data\.crop=28"):
+        build("model=vgg19", "data.crop=28")
+
+
+@pytest.mark.parametrize("classes", [2, 200])
+def test_the_number_of_classes_is_a_knob(classes):
+    net = build_net(
+        read_layers(TINY), partial(RECTIFIERS["relu"], slope=0), classes=classes, crop=7
+    )
+    assert net.eval()(torch.empty(3, 3, 7, 7, device="meta")).shape == (3, classes)
