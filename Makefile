@@ -3,7 +3,7 @@ SCALE ?= cpu
 DELVING = .venv/bin/delving
 READY = .venv/.ready
 
-.PHONY: help setup test test-long lint reproduce-all clean
+.PHONY: help setup test test-long lint reproduce-all readme clean
 
 help:  ## one line per target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ reproduce-all: $(READY)  ## train and score the nets of Table 2 and Figure 3 at 
 	for init in he xavier; do \
 	  $(DELVING) train scale=$(SCALE) model=small30 act=relu init=$$init || exit $$?; done
 	$(DELVING) list runs
+
+readme: $(READY)  ## refresh the README's generated lists and tables
+	.venv/bin/python -m delving.readme README.md
 
 clean:  ## remove .venv and everything generated below outputs/, but not outputs/reference/
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

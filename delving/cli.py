@@ -150,25 +150,48 @@ def preview(overrides: Overrides = None) -> None:
     """Draw a contact sheet of the images, and one of what augmentation makes of them."""
     from delving.config import compose
     from delving.data import load_data
-    from delving.data.preview import augmented_rows, sheet_rows
+    from delving.data.preview import (
+        augmented_rows,
+        describe_shift,
+        sample_input,
+        sheet_rows,
+    )
     from delving.plot import draw_sheet, save_figure
 
     config = compose(overrides or [])
     images, _ = load_data(**_data_arguments(config))
+    sides, color = tuple(k * config.data.crop // 7 for k in config.train.s), config.train.color
+    sample = sample_input(images, config.data.crop)
+    rows = augmented_rows(images, sample, sides=sides, color=color, seed=config.seed)
+    title = f"s in {list(sides)}, crop {config.data.crop}, flip, {describe_shift(sample, color)}"
+    whole = draw_sheet(sheet_rows(images), title=f"{config.data.name}, training images")
     folder = Path(config.output_root) / config.scale / "preview"
-    sides = tuple(k * config.data.crop // 7 for k in config.train.s)
-    rows = augmented_rows(
-        images, crop=config.data.crop, sides=sides, color=config.train.color, seed=config.seed
-    )
-    title = f"s in {list(sides)}, crop {config.data.crop}, flip, colour altering"
-    for name, figure in (
-        (
-            config.data.name,
-            draw_sheet(sheet_rows(images), title=f"{config.data.name}, training images"),
-        ),
-        (f"{config.data.name}-augmented", draw_sheet(rows, title=title)),
-    ):
-        typer.echo(save_figure(figure, folder / f"{name}.png"))
+    typer.echo(save_figure(whole, folder / f"{config.data.name}.png"))
+    augmented = draw_sheet(rows, title=title)
+    typer.echo(save_figure(augmented, folder / f"{config.data.name}-augmented.png"))
+
+
+@app.command("plot-curves")
+def plot_curves(
+    runs: Annotated[list[str], typer.Argument(help="Folders or names of runs.")],
+    to: Annotated[Path, typer.Option(help="The picture; its data.csv lies beside it.")] = Path(
+        "outputs/curves/curves.png"
+    ),
+    output_root: Annotated[str, typer.Option(help="Where outputs lie.")] = "outputs",
+) -> None:
+    """Draw the training curves of runs: loss, training and validation error."""
+    import pandas as pd
+
+    from delving import record
+    from delving.curves import count_classes, load_curves
+    from delving.plot import draw_curves, save_figure
+
+    folders = [record.find_run(run, output_root) for run in runs]
+    curves = pd.concat([load_curves(folder) for folder in folders])
+    labels = record.shortest_labels([folder.name for folder in folders])
+    figure = draw_curves(curves, labels=labels, classes=count_classes(folders[0]))
+    typer.echo(save_figure(figure, to))
+    record.write_text(to.with_suffix(".csv"), curves.to_csv(index=False))
 
 
 @app.command()

@@ -37,6 +37,13 @@ class Display:
         self.say("Finished earlier; nothing to train.")
 
     def _on_start(self, event: dict) -> None:
+        self._open_bar(event, 0)
+
+    def _on_resume(self, event: dict) -> None:
+        self.say(f"Goes on after step {event['step']}.")
+        self._open_bar(event, event["step"])
+
+    def _open_bar(self, event: dict, step: int) -> None:
         self.steps = event["steps"]
         if self.console.is_terminal:
             self.bar = Progress(
@@ -47,10 +54,7 @@ class Display:
                 console=self.console,
             )
             self.bar.start()
-            self.task = self.bar.add_task(event["run"], total=self.steps, note="")
-
-    def _on_resume(self, event: dict) -> None:
-        self.say(f"Goes on after step {event['step']}.")
+            self.task = self.bar.add_task(event["run"], total=self.steps, completed=step, note="")
 
     def _on_tick(self, event: dict) -> None:
         if self.bar:
@@ -58,7 +62,7 @@ class Display:
 
     def _on_step(self, event: dict) -> None:
         note = (
-            f"step {event['step']}/{self.steps or '?'}  loss {event['loss']:.3f}  "
+            f"step {event['step']}/{self.steps}  loss {event['loss']:.3f}  "
             f"err {event['err']:.1f} %  {event['images_per_second']:.0f} images/s  "
             f"data wait {100 * event['wait']:.0f} %"
         )

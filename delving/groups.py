@@ -18,6 +18,6 @@ def choices(group: str) -> list[str]:
 
 def describe(group: str, name: str) -> str:
     """The comment that opens a group's file, as one line."""
-    lines = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    text = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     comments = [x[1:].strip() for x in lines if x.startswith("#") and "@package" not in x]
     return " ".join(comments)

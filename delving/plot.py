@@ -4,6 +4,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -50,34 +51,42 @@ def label_line(axes: Axes, x: float, y: float, text: str, color: str) -> None:
     axes.annotate(text, (x, y), xytext=(4, 0), textcoords="offset points", color=color, va="center")
 
 
-def draw_curves(curves: dict[str, dict[str, list[tuple[float, float]]]], *, classes: int) -> Figure:
+def draw_curves(curves: pd.DataFrame, *, labels: dict[str, str], classes: int) -> Figure:
     """Training loss, and training and validation error, against epochs; one colour a run.
 
     Args:
-        curves: label -> {"loss", "train", "val"} -> points (epoch, value).
+        curves: as curves.load_curves gives them, of one or more runs.
+        labels: what to call each run.
         classes: ln(classes), the loss of a blind guess, is drawn dotted.
     """
     figure, ((left, right),) = new_figure(1, 2, size=(7.2, 2.9))
-    for color, (label, parts) in zip(COLORS, curves.items(), strict=False):
-        left.plot(*zip(*parts["loss"], strict=True), color=color, lw=1.3)
-        label_line(left, *parts["loss"][-1], label, color)
-        right.plot(*zip(*parts["train"], strict=True), color=color, lw=1, ls=(0, (3, 2)))
-        right.plot(*zip(*parts["val"], strict=True), color=color, lw=1.6, label=label)
+    for color, (run, label) in zip(COLORS, labels.items(), strict=False):
+        mine = curves[curves.run == run].set_index("curve")
+        for axes, curve, look in (
+            (left, "training loss", {"lw": 1.3}),
+            (right, "training error", {"lw": 0.8, "ls": (0, (3, 2))}),
+            (right, "validation error", {"lw": 1.6}),
+        ):
+            line = mine.loc[[curve]]
+            axes.plot(line.epoch, smooth(line.value, line.epoch), color=color, **look)
+            if curve != "training error":
+                label_line(
+                    axes, line.epoch.iloc[-1], smooth(line.value, line.epoch).iloc[-1], label, color
+                )
     left.axhline(np.log(classes), color="#888888", lw=0.8, ls=":")
-    left.annotate(
-        f"ln {classes}: blind guess",
-        (0, np.log(classes)),
-        xytext=(2, 3),
-        textcoords="offset points",
-        color="#666666",
-        fontsize=8,
-    )
+    left.set_title(f"dotted: ln {classes}, a blind guess", fontsize=8, color="#555555")
+    right.set_title("solid: validation; dashed: training", fontsize=8, color="#555555")
     left.set(xlabel="epoch", ylabel="training loss")
-    left.margins(x=0.16)
     right.set(xlabel="epoch", ylabel="top-1 error (%)")
-    right.set_title("solid: validation, center crop; dashed: training", fontsize=8, color="#444444")
-    right.legend(loc="best")
+    for axes in (left, right):
+        axes.set_xlim(0, axes.get_xlim()[1] * 1.12)
     return figure
+
+
+def smooth(values: pd.Series) -> pd.Series:
+    """A running mean over a fiftieth of the run, so that single batches do not hide the course."""
+    points = max(1, round(len(values) / 50))
+    return values.rolling(points, min_periods=1).mean()
 
 
 def draw_sheet(rows: list[tuple[str, list[np.ndarray]]], *, title: str) -> Figure:

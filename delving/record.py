@@ -42,6 +42,16 @@ def list_runs(output_root: str) -> list[Path]:
     return sorted(p.parent for p in Path(output_root).glob("*/runs/*/config.yaml"))
 
 
+def shortest_labels(names: list[str]) -> dict[str, str]:
+    """Run names to the parts in which they differ, `prelu` and `relu` of two otherwise equal."""
+    parts = [name.split("-") for name in names]
+    common = set(parts[0]).intersection(*parts[1:]) if len(names) > 1 else set()
+    return {
+        name: "-".join(p for p in part if p not in common) or name
+        for name, part in zip(names, parts, strict=True)
+    }
+
+
 def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 

@@ -153,7 +153,12 @@ def restore(session: Session, tensors: dict, state: dict, data: str) -> None:
     session.progress = Progress(**state["progress"])
     session.seconds, session.precision = state["seconds"], state["precision"]
     record.truncate_log(session.folder / "log.jsonl", state["log_bytes"])
-    session.log(event="resume", step=session.progress.step)
+    session.log(
+        event="resume",
+        run=session.folder.name,
+        step=session.progress.step,
+        steps=session.recipe.steps,
+    )
 
 
 def save(session: Session) -> None:

@@ -5,10 +5,10 @@ import torch
 
 from delving.data.augment import augment, draw_augmentation
 from delving.data.images import Images
-from delving.data.input import measure_input
+from delving.data.input import Input, measure_input
 from delving.data.loader import Cache
 
-CLASSES, COLUMNS = 12, 10
+CLASSES, COLUMNS, WORDS = 12, 10, 18
 
 
 def sheet_rows(images: Images) -> list[tuple[str, list[np.ndarray]]]:
@@ -16,24 +16,34 @@ def sheet_rows(images: Images) -> list[tuple[str, list[np.ndarray]]]:
     rows = []
     for label, title in list(enumerate(images.titles))[:CLASSES]:
         chosen = np.flatnonzero(images.labels == label)[:COLUMNS]
-        rows.append((title[:14], [np.asarray(images.load(int(i))) for i in chosen]))
+        rows.append((title[:WORDS], [np.asarray(images.load(int(i))) for i in chosen]))
     return rows
 
 
 def augmented_rows(
-    images: Images, *, crop: int, sides: tuple[int, int], color: float, seed: int
+    images: Images, input: Input, *, sides: tuple[int, int], color: float, seed: int
 ) -> list[tuple[str, list[np.ndarray]]]:
     """The same few images over epochs, as training sees them before the mean is subtracted."""
-    chosen = [int(i) for i in np.linspace(0, len(images) - 1, 6).round()]
-    sample = Cache(images.take(np.array(chosen)), 1e9)
-    statistics = measure_input(sample, crop=crop, s=8 * crop // 7, normalised=False)
-    rows = []
-    for row, index in enumerate(chosen):
-        views = []
+    crop, rows = input.mean.shape[1], []
+    for index in np.linspace(0, len(images) - 1, 6).round().astype(int).tolist():
+        image, views = images.load(index), []
         for epoch in range(COLUMNS):
             draws = draw_augmentation(seed, epoch, len(images))[index]
-            view = augment(sample.load(row), draws, crop=crop, sides=sides, flip=True)
-            shift = statistics.color_shift(torch.from_numpy(draws[None, 4:]), color)[0].numpy()
+            view = augment(image, draws, crop=crop, sides=sides, flip=True)
+            shift = input.color_shift(torch.from_numpy(draws[None, 4:]), color)[0].numpy()
             views.append(np.clip(view + shift, 0, 255).astype(np.uint8))
-        rows.append((images.titles[images.labels[index]][:14], views))
+        rows.append((images.titles[images.labels[index]][:WORDS], views))
     return rows
+
+
+def sample_input(images: Images, crop: int) -> Input:
+    """The input statistics of a thousand training images, enough for a picture."""
+    chosen = np.unique(np.linspace(0, len(images) - 1, 1000).round().astype(int))
+    sample = Cache(images.take(chosen), 0)
+    return measure_input(sample, crop=crop, s=8 * crop // 7, normalised=False)
+
+
+def describe_shift(input: Input, color: float) -> str:
+    """How far colour altering shifts red, green and blue, as std in grey levels."""
+    stds = (255 * color * input.color).square().sum(1).sqrt().tolist()
+    return "colour altering of std " + ", ".join(f"{std:.1f}" for std in stds) + " grey levels"

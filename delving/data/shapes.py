@@ -25,7 +25,7 @@ UNITS = 32  # the shorter side
 TAU = np.float32(2 * np.pi)
 TILT = 0.16  # radians (9 degrees): directions 45 degrees apart stay apart
 # These three set the difficulty, tried until a small net ends at 10 to 40 % error in a minute.
-CONTRAST = (0.15, 0.7)  # distance of a texture's two colours, of 1 from black to white
+CONTRAST = (0.03, 0.8)  # distance of a texture's two colours, of 1 from black to white
 NOISE = (0.015, 0.1)  # std of the pixel noise, of the same 1
 RADIUS = (9.5, 14.5)  # of the textured object
 

@@ -1,0 +1,111 @@
+"""The README's generated blocks: assumptions, deviations, and results as committed.
+
+`python -m delving.readme README.md` writes them between their markers.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from delving.record import read_events, read_json
+
+TAG = re.compile(r"(?:^\s*|# |\. |\"\"\")(assumed|ours): (.*)")
+TAIL = 10  # log lines that the training columns average
+REFERENCE = Path(__file__).parent.parent / "outputs" / "reference"
+
+
+def collect(kind: str) -> list[str]:
+    """One markdown line per tag of a kind: its paragraph and the file it stands in."""
+    root = Path(__file__).parent
+    lines = []
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root.parent).as_posix()
+        texts = paragraphs(path.read_text(encoding="utf-8").splitlines(), kind)
+        lines += [f"- {text} ([{name}]({name}))" for text in texts if path != Path(__file__)]
+    return lines
+
+
+def paragraphs(lines: list[str], kind: str) -> Iterator[str]:
+    """The texts of a kind's tags: to the end of the comment, or of the docstring's paragraph."""
+    for number, line in enumerate(lines):
+        found = TAG.search(line)
+        if not found or found[1] != kind:
+            continue
+        before, comment = line[: found.start(1)], "#" in line[: found.start(1)]
+        parts = [found[2].removesuffix('"""')]
+        one_line = found[2].endswith('"""') or (comment and before.split("#")[0].strip())
+        if not one_line:
+            parts += _continued(lines[number + 1 :], comment)
+        text = " ".join(" ".join(parts).split())
+        yield text[:1].upper() + text[1:].rstrip(". \"'") + "."
+
+
+def _continued(lines: list[str], comment: bool) -> Iterator[str]:
+    for line in lines:
+        text = line.strip()
+        ends = not text.startswith("#") if comment else text in ("", '"""')
+        if ends or TAG.search(text):
+            return
+        yield text.lstrip("# ").removesuffix('"""')
+        if text.endswith('"""'):
+            return
+
+
+def results(name: str) -> list[str]:
+    """A table of the committed runs below outputs/reference/<name>, n and all."""
+    head = [
+        "run",
+        "images",
+        "seen",
+        "training loss",
+        "training err",
+        "scored by",
+        "top-1",
+        "top-5",
+        "n",
+        "status",
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for folder in sorted((REFERENCE / name).glob("*/result.json")):
+        result, [start] = read_json(folder), read_events(folder.parent, "start")
+        last = read_events(folder.parent, "step")[-TAIL:]
+        errors = sum(e["err"] for e in last) / len(last)
+        protocol, scores = next(iter(result["eval"].items()))
+        cells = [
+            result["run"],
+            f"{start['train_images']:,}",
+            f"{result['images_seen']:,}",
+            f"{sum(e['loss'] for e in last) / len(last):.3f}",
+            f"{errors:.1f} %",
+            protocol,
+            f"{scores['top1_err']:.1f} %",
+            f"{scores['top5_err']:.1f} %",
+            str(scores["images"]),
+            result["status"],
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+BLOCKS: dict[str, Callable[[], list[str]]] = {
+    "assumptions": partial(collect, "assumed"),
+    "deviations": partial(collect, "ours"),
+    "real": partial(results, "first-tiny-imagenet"),
+    "generated": partial(results, "first-shapes"),
+}
+
+
+def refresh(readme: str) -> str:
+    """The README with every block as source and results have it now."""
+    for title, make in BLOCKS.items():
+        block = f"<!-- {title} -->\n" + "\n".join(make()) + f"\n<!-- end {title} -->"
+        pattern = rf"<!-- {title} -->.*?<!-- end {title} -->"
+        readme = re.sub(pattern, lambda _, block=block: block, readme, flags=re.S)
+    return readme
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    target.write_text(refresh(target.read_text(encoding="utf-8")), encoding="utf-8")

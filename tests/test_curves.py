@@ -1,0 +1,61 @@
+"""Training curves: what the log says is what is drawn."""
+
+import pytest
+
+from delving.curves import load_curves
+from delving.plot import draw_curves, smooth
+from delving.record import append_event, shortest_labels
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "small14-relu-he-s0"
+    folder.mkdir()
+    log = folder / "log.jsonl"
+    append_event(log, {"event": "start", "classes": 10})
+    for step in range(1, 5):
+        append_event(log, {"event": "step", "epoch": step / 2, "loss": 3.0 - step / 2, "err": 90.0})
+    append_event(log, {"event": "val", "epoch": 2.0, "top1_err": 70.0})
+    return folder
+
+
+def test_curves_hold_every_logged_value_once(run):
+    curves = load_curves(run)
+    assert set(curves.run) == {"small14-relu-he-s0"}
+    loss = curves[curves.curve == "training loss"]
+    assert loss.epoch.tolist() == [0.5, 1.0, 1.5, 2.0]
+    assert loss.value.tolist() == [2.5, 2.0, 1.5, 1.0]
+    assert curves[curves.curve == "validation error"].value.tolist() == [70.0]
+    assert len(curves) == 9
+
+
+def test_a_run_without_steps_is_named(tmp_path):
+    with pytest.raises(ValueError, match="nothing logged"):
+        load_curves(tmp_path)
+
+
+def test_the_figure_labels_each_run_at_its_line(run):
+    figure = draw_curves(load_curves(run), labels={run.name: "ReLU"}, classes=10)
+    left, right = figure.axes
+    assert [t.get_text() for t in left.texts] == ["ReLU"]
+    assert [t.get_text() for t in right.texts] == ["ReLU"]
+    assert left.lines[0].get_ydata().tolist() == [2.5, 2.0, 1.5, 1.0]
+
+
+def test_smoothing_keeps_a_short_run_as_it_is_and_the_mean_of_a_constant(run):
+    curves = load_curves(run)
+    values = curves[curves.curve == "training loss"].value
+    assert smooth(values).equals(values)
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["small14-prelu-he-s0", "small14-relu-he-s0"], ["prelu", "relu"]),
+        (["small30-relu-he-s0", "small30-relu-xavier-s0"], ["he", "xavier"]),
+        (["a-relu-he-s0"], ["a-relu-he-s0"]),
+        (["a-relu-he-s0", "a-relu-he-s0"], ["a-relu-he-s0"]),
+    ],
+)
+def test_labels_are_what_tells_runs_apart(names, labels):
+    assert list(shortest_labels(names).values()) == labels
