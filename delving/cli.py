@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from delving.cli_data import Overrides, data_app
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -15,15 +17,8 @@ app = typer.Typer(
     help="Reproduces 'Delving Deep into Rectifiers' (He, Zhang, Ren, Sun 2015).",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(no_args_is_help=True, help="Prepare, verify or preview a data set.")
 app.add_typer(data_app, name="data")
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        help="key=value words: model=c act=prelu scale=cpu train.lr=0.02 seed=3", show_default=False
-    ),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
@@ -103,74 +98,6 @@ def list_(
             typer.echo(f"  {name:14} {groups.describe(group, name)}")
 
 
-@data_app.command()
-def prepare(overrides: Overrides = None) -> None:
-    """Generate or download a data set, and count what it holds."""
-    from delving.config import compose
-    from delving.data import load_data, prepare_data
-
-    config = compose(overrides or [])
-    prepare_data(config.data.name, config.data.root)
-    train, val = load_data(**_data_arguments(config))
-    typer.echo(
-        f"{config.data.name}: {len(train):,} training and {len(val):,} validation images "
-        f"of {len(train.classes)} classes"
-    )
-
-
-@data_app.command()
-def verify(overrides: Overrides = None) -> None:
-    """Decode every image: counts by class, undecodable ones, duplicates between train and val."""
-    from delving.config import compose
-    from delving.data import load_data
-    from delving.data.verify import verify_data
-
-    config = compose(overrides or [])
-    report = verify_data(*load_data(**_data_arguments(config)))
-    for split, counts in report.counts.items():
-        per_class = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:12])
-        more = f", and {len(counts) - 12} more" if len(counts) > 12 else ""
-        typer.echo(
-            f"{split}: {sum(counts.values()):,} images, {len(counts)} classes: {per_class}{more}"
-        )
-    for line in report.bad:
-        typer.echo(f"bad: {line}")
-    for train, val in report.duplicates:
-        typer.echo(f"duplicate: {train} = {val}")
-    typer.echo(
-        "sound"
-        if report.sound
-        else f"{len(report.bad)} undecodable, {len(report.duplicates)} duplicates"
-    )
-    raise typer.Exit(0 if report.sound else 1)
-
-
-@data_app.command()
-def preview(overrides: Overrides = None) -> None:
-    """Draw a contact sheet of the images, and one of what augmentation makes of them."""
-    from delving.config import compose
-    from delving.data import load_data
-    from delving.data.preview import (
-        augmented_rows,
-        describe_shift,
-        sample_input,
-        sheet_rows,
-    )
-    from delving.plot import draw_sheet, save_figure
-
-    config = compose(overrides or [])
-    images, _ = load_data(**_data_arguments(config))
-    sides, color = tuple(k * config.data.crop // 7 for k in config.train.s), config.train.color
-    sample = sample_input(images, config.data.crop)
-    rows = augmented_rows(images, sample, sides=sides, color=color, seed=config.seed)
-    title = f"s in {list(sides)}, crop {config.data.crop}, flip, {describe_shift(sample, color)}"
-    whole = draw_sheet(sheet_rows(images), title=f"{config.data.name}, training images")
-    folder = Path(config.output_root) / config.scale / "preview"
-    typer.echo(save_figure(whole, folder / f"{config.data.name}.png"))
-    augmented = draw_sheet(rows, title=title)
-    typer.echo(save_figure(augmented, folder / f"{config.data.name}-augmented.png"))
-
-
 @app.command("plot-curves")
 def plot_curves(
     runs: Annotated[list[str], typer.Argument(help="Folders or names of runs.")],
@@ -203,18 +130,6 @@ def doctor(
 
     for name, finding in examine(output_root):
         typer.echo(f"{name:14} {finding}")
-
-
-def _data_arguments(config) -> dict:
-    data = config.data
-    return {
-        "name": data.name,
-        "root": data.root,
-        "classes": data.classes,
-        "train_images": data.train_images,
-        "val_images": data.val_images,
-        "output_root": config.output_root,
-    }
 
 
 def _display():

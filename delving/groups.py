@@ -1,5 +1,6 @@
 """What conf/ offers, read without hydra, so that `delving list` and suggestions cost nothing."""
 
+from itertools import takewhile
 from pathlib import Path
 
 # Inside the wheel conf/ lies in the package; in a checkout beside it.
@@ -17,7 +18,9 @@ def choices(group: str) -> list[str]:
 
 
 def describe(group: str, name: str) -> str:
-    """The comment that opens a group's file, as one line."""
-    text = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-    comments = [x[1:].strip() for x in lines if x.startswith("#") and "@package" not in x]
-    return " ".join(comments)
+    """The first paragraph of the comment that opens a group's file, as one line."""
+    lines = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    comment = takewhile(
+        lambda x: x.startswith("# "), (x for x in lines if not x.startswith("# @package"))
+    )
+    return " ".join(x[2:] for x in comment)

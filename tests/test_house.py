@@ -1,9 +1,12 @@
 """The house's own rules, read from the source: sizes, imports, leftovers."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
+
+from delving.groups import CONF
 
 PACKAGE = Path(__file__).parent.parent / "delving"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -20,6 +23,7 @@ FLOORS = [
     ["score"],
     ["run"],
     ["paper"],
+    ["cli_data"],
     ["cli", "__main__"],
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
@@ -96,12 +100,22 @@ def test_records_are_a_leaf():
     assert own_imports(PACKAGE / "record.py") == set()
 
 
-def test_the_command_line_imports_nothing_heavy_at_its_top():
-    tree = ast.parse((PACKAGE / "cli.py").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", ["cli.py", "cli_data.py"])
+def test_the_command_line_imports_nothing_heavy_at_its_top(name):
+    tree = ast.parse((PACKAGE / name).read_text(encoding="utf-8"))
     tops = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
     modules = {n.names[0].name if isinstance(n, ast.Import) else n.module for n in tops}
-    assert modules <= {"json", "os", "sys", "pathlib", "typing", "typer"}
+    assert modules <= {"json", "os", "sys", "pathlib", "typing", "typer", "delving.cli_data"}
 
 
 def test_no_file_of_all_sorts():
     assert not {"utils.py", "common.py", "misc.py", "helpers.py"} & {path.name for path in FILES}
+
+
+def test_published_numbers_in_the_model_files_are_the_papers():
+    text = (PACKAGE / "paper" / "published.yaml").read_text(encoding="utf-8")
+    published = set(re.findall(r"\d+\.\d+", text))
+    for path in sorted((CONF / "model").glob("*.yaml")):
+        header = [x for x in path.read_text(encoding="utf-8").splitlines() if x.startswith("#")]
+        told = set(re.findall(r"\d+\.\d\d+", " ".join(header)))
+        assert told - {"0.01"} <= published, path  # 0.01 is a knob, init.std
