@@ -1,5 +1,6 @@
 PYTHON ?= python3
 SCALE ?= cpu
+ARGS ?=
 DELVING = .venv/bin/delving
 READY = .venv/.ready
 
@@ -27,9 +28,9 @@ lint: $(READY)  ## ruff
 
 reproduce-all: $(READY)  ## train and score the nets of Table 2 and Figure 3 at SCALE (cpu)
 	for act in relu lrelu prelu_shared prelu; do \
-	  $(DELVING) train scale=$(SCALE) model=small14 act=$$act || exit $$?; done
+	  $(DELVING) train scale=$(SCALE) model=small14 act=$$act $(ARGS) || exit $$?; done
 	for init in he xavier; do \
-	  $(DELVING) train scale=$(SCALE) model=small30 act=relu init=$$init || exit $$?; done
+	  $(DELVING) train scale=$(SCALE) model=small30 act=relu init=$$init $(ARGS) || exit $$?; done
 	$(DELVING) list runs
 
 readme: $(READY)  ## refresh the README's generated lists and tables

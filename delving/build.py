@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from delving import config as configs
+from delving import device as devices
 from delving.data.input import Input
 from delving.initializer import INITIALIZERS, gaussian, initialize, layer_stds
 from delving.net import Layer, Net, build_net, count_depth, crowded_levels, describe, read_layers
@@ -35,13 +36,14 @@ def describe_model(config: Config) -> dict:
     classes where the configuration does not set it."""
     net, layers = build_model(config, config.data.classes or CLASSES.get(config.data.name, 1000))
     rows = describe(net, layers, config.data.crop)
+    precision = devices.pick_precision(config.precision, devices.pick_device(config.device))
     return {
         "model": config.model.name,
         "depth": count_depth(layers),
         "params": sum(row["params"] for row in rows),
         "multiply_adds": sum(row["multiply_adds"] for row in rows),
         "layers": rows,
-        "deviations": list_deviations(config, net, config.precision),
+        "deviations": list_deviations(config, net, precision),
     }
 
 
@@ -59,7 +61,12 @@ def materialise(net: Net, config: Config, device: torch.device) -> Net:
         range=init.range,
         classifier=init.classifier,
     )
+    for parameter in net.parameters():
+        parameter.data.fill_(torch.nan)
     initialize(net, stds, seed=config.seed)
+    unset = [name for name, p in net.named_parameters() if p.isnan().any()]
+    if unset:
+        raise ValueError(f"{unset[0]} got no initial value: its module needs reset_parameters()")
     return net.to(memory_format=torch.channels_last)
 
 

@@ -38,7 +38,10 @@ def compose(overrides: list[str] | tuple[str, ...] = ()) -> Config:
     Raises:
         ValueError: for a key or value that does not exist or cannot be, with the nearest ones.
     """
-    words = [word for text in overrides for word in _check(text)]
+    return _compose([word for text in overrides for word in _check(text)])
+
+
+def _compose(words: list[str]) -> Config:
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             composed = hydra_compose("config", words)
@@ -216,8 +219,9 @@ def _short(key: str, value: object) -> str:
 
 def deviations(config: Config) -> list[str]:
     """What differs from the paper's own recipe for this model, one line each."""
-    paper = compose(["scale=paper", f"model={config.model.name}", f"act={config.act.name}"])
-    skip = ("scale", "seed", "precision", "model.depth", "model.layers")
+    groups = (f"model={config.model.name}", f"act={config.act.name}")
+    paper = _compose([*(word for text in groups for word in _check(text)), "~scale"])
+    skip = ("scale", "seed", "precision")
     return [
         f"{key} {_plain(ours)} (paper: {_plain(theirs)})"
         for key, (ours, theirs) in differences(config, paper).items()

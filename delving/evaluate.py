@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from delving.data.augment import center_view, resized_size, ten_views, whole_views
+from delving.data.images import UndecodableImageError
 from delving.data.input import Input
 from delving.data.loader import Cache, Views, iterate
 from delving.net import Net
@@ -65,7 +66,10 @@ class Tester:
     def dense(self, source: Cache, s: int) -> np.ndarray:
         """The same over every window of the whole image's feature map, and of its flip's."""
         groups = _groups_by_shape(source, s, max(1, self.batch // 8))
-        return self._score(source, partial(whole_views, s=s), groups, self._windows)
+        # Hundreds of shapes: cuDNN's search for the fastest algorithm would run for each.
+        tf32 = torch.backends.cudnn.allow_tf32
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=tf32):
+            return self._score(source, partial(whole_views, s=s), groups, self._windows)
 
     @torch.no_grad()
     def _score(
@@ -81,9 +85,14 @@ class Tester:
         probabilities, counted = None, np.zeros(len(source.images), int)
         views = Views(source, view, groups)
         pin = device.type == "cuda"
-        for indices, pixels in iterate(views, range(len(groups)), workers=self.workers, pin=pin):
+        for item in iterate(views, range(len(groups)), workers=self.workers, pin=pin):
+            if isinstance(item, UndecodableImageError):
+                raise item
+            indices, pixels = item
             scores = score(pixels.to(device).flatten(0, 1))  # (images x views, classes)
             mean = scores.unflatten(0, pixels.shape[:2]).mean(1).cpu().numpy()
+            if not np.isfinite(mean).all():
+                raise FloatingPointError("the net's scores are not finite")
             if probabilities is None:
                 probabilities = np.empty((len(counted), mean.shape[1]), np.float32)
             probabilities[indices] = mean

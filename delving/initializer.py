@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from delving.rectifier import PReLU
 from delving.schema import RANGES
 
 INPUT_STD = 128.0  # the paper: mean-subtracted pixels lie in about [-128, 128]
@@ -105,9 +104,9 @@ def initialize(
             draws = torch.Generator().manual_seed(_key(seed, name))
             layer.weight.copy_(torch.randn(layer.weight.shape, generator=draws) * std)
             layer.bias.zero_()
-        for module in net.modules():
-            if isinstance(module, PReLU):
-                module.slope.fill_(module.initial)
+    for module in net.modules():
+        if hasattr(module, "reset_parameters") and not isinstance(module, nn.Conv2d | nn.Linear):
+            module.reset_parameters()  # a rectifier's own, such as slopes
 
 
 def _key(seed: int, name: str) -> int:

@@ -1,5 +1,6 @@
 """Figures: one matplotlib style, direct labels, colours that survive colour blindness."""
 
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -60,7 +61,7 @@ def draw_curves(curves: pd.DataFrame, *, labels: dict[str, str], classes: int) -
         classes: ln(classes), the loss of a blind guess, is drawn dotted.
     """
     figure, ((left, right),) = new_figure(1, 2, size=(7.2, 2.9))
-    for color, (run, label) in zip(COLORS, labels.items(), strict=False):
+    for color, (run, label) in zip(cycle(COLORS), labels.items(), strict=False):
         mine = curves[curves.run == run].set_index("curve")
         for axes, curve, look in (
             (left, "training loss", {"lw": 1.3}),
@@ -68,11 +69,9 @@ def draw_curves(curves: pd.DataFrame, *, labels: dict[str, str], classes: int) -
             (right, "validation error", {"lw": 1.6}),
         ):
             line = mine.loc[[curve]]
-            axes.plot(line.epoch, smooth(line.value, line.epoch), color=color, **look)
+            axes.plot(line.epoch, smooth(line.value), color=color, **look)
             if curve != "training error":
-                label_line(
-                    axes, line.epoch.iloc[-1], smooth(line.value, line.epoch).iloc[-1], label, color
-                )
+                label_line(axes, line.epoch.iloc[-1], smooth(line.value).iloc[-1], label, color)
     left.axhline(np.log(classes), color="#888888", lw=0.8, ls=":")
     left.set_title(f"dotted: ln {classes}, a blind guess", fontsize=8, color="#555555")
     right.set_title("solid: validation; dashed: training", fontsize=8, color="#555555")

@@ -170,6 +170,16 @@ def _read_checkpoint(checkpoint: Path) -> tuple[dict[str, dict], dict]:
     return tensors, read_json(checkpoint / "state.json")
 
 
+def round_scores(probabilities: np.ndarray) -> np.ndarray:
+    """Probabilities as load_scores gives them back: their logarithms in half precision, which
+    keeps small ones apart that half precision itself would make equal."""
+    return np.exp(_logarithms(probabilities).astype(np.float32))
+
+
+def _logarithms(probabilities: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)).astype(np.float16)
+
+
 def save_scores(
     folder: Path,
     protocol: str,
@@ -183,7 +193,7 @@ def save_scores(
     beside = io.BytesIO()
     np.savez_compressed(
         beside,
-        probabilities=probabilities.astype(np.float16),
+        log_probabilities=_logarithms(probabilities),
         labels=labels.astype(np.int32),
         names=np.array(names),
     )
@@ -196,7 +206,7 @@ def load_scores(folder: Path, protocol: str) -> tuple[np.ndarray, np.ndarray, li
     path = folder / "eval" / f"{protocol}.npz"
     try:
         with np.load(path, allow_pickle=False) as saved:
-            probabilities = saved["probabilities"].astype(np.float32)
+            probabilities = np.exp(saved["log_probabilities"].astype(np.float32))
             return probabilities, saved["labels"], saved["names"].tolist()
     except FileNotFoundError:
         raise ValueError(

@@ -52,7 +52,11 @@ class PReLU(nn.Module):
     def __init__(self, slopes: int, initial: float):
         super().__init__()
         self.initial = initial
-        self.slope = nn.Parameter(torch.full((slopes,), float(initial)))
+        self.slope = nn.Parameter(torch.empty(slopes))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.slope, self.initial)
 
     def forward(self, y: Tensor) -> Tensor:
         return _LearnedSlope.apply(y, self.slope)
@@ -62,7 +66,9 @@ class PReLU(nn.Module):
 
 
 def build_relu(channels: int, slope: float) -> nn.Module:
-    """a = 0."""
+    """a = 0; ValueError for another slope, which initialisers would otherwise reckon with."""
+    if slope:
+        raise ValueError(f"act.slope={slope}: relu's is 0 (lrelu's is fixed, prelu's learned)")
     return nn.ReLU()
 
 

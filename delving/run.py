@@ -36,10 +36,10 @@ def train_run(config: Config, watch: Watch) -> Path:
     if (folder / "result.json").exists():
         watch({"event": "finished"})
         return folder
-    session = open_session(config, folder, watch)
-    watch({"event": "opening", "line": opening_line(session)})
-    resume_or_start(session)
     with heeding_signals() as heard:
+        session = open_session(config, folder, watch)
+        watch({"event": "opening", "line": opening_line(session)})
+        resume_or_start(session)
         train_until_done(session, heard)
         finish(session, heard)
     return folder
@@ -92,7 +92,9 @@ def train_until_done(session: Session, heard: list[int]) -> None:
         last = progress.step == recipe.steps
         if last or _passed(progress.step, recipe.epoch * config.eval.every):
             with meter.paused():
-                validate(session)
+                finite = validate(session)
+            if not finite:
+                break
         if heard or meter.checkpoint_due(config.train.checkpoint_minutes):
             with meter.paused():
                 save(session)
@@ -168,14 +170,22 @@ def report_step(session: Session, step: Step, meter: Meter) -> None:
         )
 
 
-def validate(session: Session) -> None:
-    """Center-crop error of a fixed random subset of the validation images, for the curves."""
+def validate(session: Session) -> bool:
+    """Logs the center-crop error of a fixed random subset of the validation images, for the
+    curves; False where the scores are not finite, which is recorded as divergence."""
     images = session.val_images.images
     count = min(session.config.eval.images, len(images))
     rng = np.random.Generator(np.random.Philox(SUBSET))
     chosen = np.sort(rng.permutation(len(images))[:count])
     s = session.sides([session.config.eval.ten_view_s])[0]
-    probabilities = session.tester.center(session.val_images, s, chosen)
+    try:
+        probabilities = session.tester.center(session.val_images, s, chosen)
+    except FloatingPointError as error:
+        session.progress.status = "diverged"
+        session.log(
+            event="diverged", step=session.progress.step, loss=str(error), grad_norm="finite"
+        )
+        return False
     session.log(
         event="val",
         step=session.progress.step,
@@ -183,12 +193,16 @@ def validate(session: Session) -> None:
         images=count,
         **error_rates(probabilities, images.labels[chosen]),
     )
+    return True
 
 
 def finish(session: Session, heard: list[int]) -> None:
     """Scores the trained net and writes result.json, the mark of a finished run."""
     status = final_status(session.progress, len(session.train_images.images.classes))
-    scores = {} if status == "diverged" else score(session, heard)
+    try:
+        scores = {} if status == "diverged" else score(session, heard)
+    except FloatingPointError:  # the last step's weights are finite, but no score is
+        status, scores = "diverged", {}
     result = summarise(session, status, scores)
     session.log(event="end", status=status, seconds=round(session.seconds, 2))
     record.write_json(session.folder / "result.json", result)

@@ -138,7 +138,7 @@ class Eval:
     dense_s: list[int] = knob([8, 12, 15], SEVENTHS)  # sevenths: 256, 384, 480 at crop 224
     batch: int = knob(128, COUNT)  # images a forward
     every: float = knob(1.0, POSITIVE)  # epochs between two looks at the validation error
-    images: int = knob(1000, COUNT)  # fixed random validation images looked at in training
+    images: int = knob(3000, COUNT)  # fixed random validation images looked at in training
 
 
 @dataclass
@@ -168,6 +168,8 @@ NEUTRAL = (
     "train.log_every",
     "train.checkpoint_minutes",
     "eval.batch",
+    "eval.every",
+    "eval.images",
 )
 
 

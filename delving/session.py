@@ -76,7 +76,12 @@ def open_session(config: Config, folder: Path, watch: Watch) -> Session:
         output_root=config.output_root,
     )
     workers = count_workers(data.workers)
-    caches = [cached(split, gigabytes=data.cache_gb, workers=workers) for split in splits]
+    low, high = (n * data.crop // 7 for n in config.train.s)
+    sides = (low if low == high else None, None)
+    caches = [
+        cached(split, gigabytes=data.cache_gb, workers=workers, side=side)
+        for split, side in zip(splits, sides, strict=True)
+    ]
     net, layers = build_model(config, len(splits[0].classes))
     precision = devices.pick_precision(config.precision, device)
     return Session(config, folder, *caches, net, layers, device, precision, workers, watch)
@@ -103,13 +108,12 @@ def plan_recipe(config: Config, images: int) -> Recipe:
 def resume_or_start(session: Session) -> None:
     """Weights, input statistics, optimiser and progress: from the checkpoint, or new."""
     session.recipe = plan_recipe(session.config, len(session.train_images.images))
-    data = fingerprint(session.train_images.images, session.val_images.images)
     saved = record.load_checkpoint(session.folder)
     session.net = materialise(session.net, session.config, session.device)
     if saved:
-        restore(session, *saved, data)
+        restore(session, *saved)
     else:
-        start(session, data)
+        start(session, fingerprint(session.train_images.images, session.val_images.images))
 
 
 def start(session: Session, data: str) -> None:
@@ -136,13 +140,19 @@ def start(session: Session, data: str) -> None:
     )
 
 
-def restore(session: Session, tensors: dict, state: dict, data: str) -> None:
-    """Takes up a checkpoint; ValueError where it belongs to other data or another net."""
-    if state["data"] != data:
+def check_same_data(session: Session, data: str) -> None:
+    """ValueError where a checkpoint comes from other data than the session's."""
+    here = fingerprint(session.train_images.images, session.val_images.images)
+    if data != here:
         raise ValueError(
-            f"{session.folder} was trained on other data (its hash {state['data']}, here {data}): "
+            f"{session.folder} was trained on other data (its hash {data}, here {here}): "
             "give the same data.root, or move the folder away"
         )
+
+
+def restore(session: Session, tensors: dict, state: dict) -> None:
+    """Takes up a checkpoint; ValueError where it belongs to other data or another net."""
+    check_same_data(session, state["data"])
     session.input = blank_input(session.config.data.crop).to(session.device)
     load_weights(session.net, session.input, tensors["model"], session.folder)
     session.optimizer = build_optimizer(session.net, session.recipe)

@@ -120,7 +120,7 @@ def train(
         loss, wrong = accumulate_gradients(
             net, input, batch, recipe=recipe, step=progress.step, autocast=autocast
         )
-        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        norm = gradient_norm(parameters)
         loss, wrong, norm = torch.stack([loss, wrong, norm.float()]).tolist()  # one wait, not three
         if not math.isfinite(loss + norm):
             progress.status = "diverged"
@@ -130,6 +130,12 @@ def train(
         step = Step(loss, 100 * wrong / recipe.batch, norm, lr, batch.bad)
         advance(progress, recipe, step)
         yield step
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The norm over all gradients; by dot products, twice as fast as foreach norms on a CPU."""
+    flat = [p.grad.flatten() for p in parameters]
+    return torch.stack([torch.dot(g, g) for g in flat]).sum().sqrt()
 
 
 def accumulate_gradients(

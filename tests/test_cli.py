@@ -279,7 +279,7 @@ def test_eval_refuses_what_would_be_another_run(delving, root, word):
 
 # --- show, data, doctor ---
 def test_show_as_json_has_exactly_the_contracts_keys(delving):
-    code, out, _ = delving("show", "model=c", "scale=paper", "--json")
+    code, out, _ = delving("show", "model=c", "scale=paper", "precision=fp32", "--json")
     card = json.loads(out)
     assert code == 0
     assert list(card) == ["model", "depth", "params", "multiply_adds", "layers", "deviations"]
@@ -298,7 +298,9 @@ def test_show_prints_layers_totals_and_deviations(delving):
     assert "data.crop 56 (paper: 224)" in out
     for name in ("conv1", "pool1", "spp", "fc3", "total"):
         assert f"\n{name:10} " in out
-    assert delving("show", "scale=paper")[1].splitlines()[-1] == "the paper's recipe"
+    assert (
+        delving("show", "scale=paper", "precision=fp32")[1].splitlines()[-1] == "the paper's recipe"
+    )
 
 
 def test_preview_draws_two_pictures(delving, root):

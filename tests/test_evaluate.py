@@ -283,3 +283,12 @@ def test_with_five_classes_or_fewer_the_top_5_error_is_zero():
 )
 def test_dense_is_saved_for_each_scale_and_then_averaged(protocols, names):
     assert name_protocols(protocols, [64, 96, 120]) == names
+
+
+def test_scores_that_are_not_finite_are_no_scores():
+    """A net that blew up must never count as right on every image."""
+    tester = build_tester.__wrapped__()  # its own, since it is spoilt here
+    with torch.no_grad():
+        next(tester.net.parameters()).fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        tester.center(to_source([draw_pixels((32, 32), seed=0)]), 32)

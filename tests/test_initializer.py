@@ -325,3 +325,26 @@ def test_with_equation_14_the_responses_change_by_the_ratio_of_widths_alone():
     responses, _ = signal("fc", he_backward, "relu")
     c_2, d_last = WIDTHS["fc"][1], WIDTHS["fc"][-1]
     assert responses[-1] / responses[0] == pytest.approx(c_2 / d_last, rel=0.4)
+
+
+def test_a_module_without_initial_values_is_refused_by_name(monkeypatch):
+    """A new rectifier with parameters of its own must say how they start."""
+
+    class Forgetful(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain = nn.Parameter(torch.empty(1))
+
+        def forward(self, y):
+            return y * self.gain
+
+    monkeypatch.setitem(RECTIFIERS, "relu", lambda channels, slope: Forgetful())
+    config = compose(["scale=smoke", "act=relu"])
+    net, _ = build_model(config, 4)
+    with pytest.raises(ValueError, match=r"conv1_act\.gain got no initial value"):
+        materialise(net, config, torch.device("cpu"))
+
+
+def test_relu_takes_no_slope():
+    with pytest.raises(ValueError, match=r"act\.slope=0\.3"):
+        build_model(compose(["scale=smoke", "act=relu", "act.slope=0.3"]), 4)

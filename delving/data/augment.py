@@ -10,6 +10,7 @@ from PIL import Image
 # assumed: images are resized by an antialiased bilinear filter, their aspect ratio kept.
 RESAMPLING = Image.Resampling.BILINEAR
 ORDER, DRAWS = 0, 1
+Picture = Image.Image | np.ndarray  # decoded; an array is resized already
 
 
 def _generator(seed: int, epoch: int, purpose: int) -> np.random.Generator:
@@ -37,10 +38,22 @@ def samples_of(step: int, batch: int, *, seed: int, images: int) -> tuple[np.nda
     whatever the batch.
     """
     places = np.arange(step * batch, (step + 1) * batch)
-    epochs = places // images
-    orders = {int(e): draw_order(seed, int(e), images) for e in np.unique(epochs)}
-    indices = [orders[int(e)][p] for e, p in zip(epochs, places % images, strict=True)]
-    return epochs, np.array(indices)
+    epochs, indices = places // images, places % images
+    for epoch in range(epochs[0], epochs[-1] + 1):
+        of_epoch = epochs == epoch
+        indices[of_epoch] = draw_order(seed, epoch, images)[indices[of_epoch]]
+    return epochs, indices
+
+
+def augmentation_of(
+    epochs: np.ndarray, indices: np.ndarray, *, seed: int, images: int
+) -> np.ndarray:
+    """The draws (batch, 7) of a step's images."""
+    draws = np.empty((len(indices), 7), np.float32)
+    for epoch in range(epochs[0], epochs[-1] + 1):
+        of_epoch = epochs == epoch
+        draws[of_epoch] = draw_augmentation(seed, epoch, images)[indices[of_epoch]]
+    return draws
 
 
 def pick_side(u: float, sides: tuple[int, int]) -> int:
@@ -54,25 +67,40 @@ def resized_size(size: tuple[int, int], s: int) -> tuple[int, int]:
     return round(size[0] * s / shorter), round(size[1] * s / shorter)
 
 
-def crop_at(image: Image.Image, s: int, crop: int, at: tuple[float, float]) -> np.ndarray:
+def resize_whole(image: Picture, s: int) -> np.ndarray:
+    """The whole image with shorter side s: uint8 (height, width, 3)."""
+    if isinstance(image, np.ndarray):
+        if min(image.shape[:2]) == s:
+            return image
+        image = Image.fromarray(image)
+    return np.asarray(image.resize(resized_size(image.size, s), RESAMPLING))
+
+
+def crop_at(image: Picture, s: int, crop: int, at: tuple[float, float]) -> np.ndarray:
     """The crop x crop view of the image resized to shorter side s: uint8 (crop, crop, 3).
 
-    `at` in [0, 1] says where along the free width and height; 0.5 is the center.
-    ours: only the view's own source box is resized, so that a pixel at the view's rim does not see
-    beyond it; in training and in testing alike.
+    `at` in [0, 1] says where along the free width and height; 0.5 is the center. An array is an
+    image resized before.
+    ours: where s varies only the view's own source box is resized, so that a pixel at the view's
+    rim does not see beyond it.
     """
+    if isinstance(image, np.ndarray):
+        whole = resize_whole(image, s)
+        x, y = _corner(whole.shape[1::-1], crop, at)
+        return whole[y : y + crop, x : x + crop]
     full = resized_size(image.size, s)
-    corner = [
-        min(int(u * (side - crop + 1)), side - crop) for u, side in zip(at, full, strict=True)
-    ]
-    ratio = [side / whole for side, whole in zip(image.size, full, strict=True)]
-    (x, y), (rx, ry) = corner, ratio
+    x, y = _corner(full, crop, at)
+    rx, ry = (side / whole for side, whole in zip(image.size, full, strict=True))
     box = (x * rx, y * ry, (x + crop) * rx, (y + crop) * ry)
     return np.asarray(image.resize((crop, crop), RESAMPLING, box=box))
 
 
+def _corner(size: tuple[int, int], crop: int, at: tuple[float, float]) -> list[int]:
+    return [min(int(u * (side - crop + 1)), side - crop) for u, side in zip(at, size, strict=True)]
+
+
 def augment(
-    image: Image.Image, draws: np.ndarray, *, crop: int, sides: tuple[int, int], flip: bool
+    image: Picture, draws: np.ndarray, *, crop: int, sides: tuple[int, int], flip: bool
 ) -> np.ndarray:
     """Random s, random crop, flipped half the time: uint8 (crop, crop, 3)."""
     view = crop_at(image, pick_side(draws[0], sides), crop, (draws[1], draws[2]))
@@ -83,18 +111,18 @@ CENTER = ((0.5, 0.5),)
 CORNERS = ((0, 0), (1, 0), (0, 1), (1, 1))
 
 
-def center_view(image: Image.Image, s: int, crop: int) -> np.ndarray:
+def center_view(image: Picture, s: int, crop: int) -> np.ndarray:
     """(1, crop, crop, 3): one view, not flipped."""
     return crop_at(image, s, crop, CENTER[0])[None]
 
 
-def ten_views(image: Image.Image, s: int, crop: int) -> np.ndarray:
+def ten_views(image: Picture, s: int, crop: int) -> np.ndarray:
     """(10, crop, crop, 3): the four corners and the center, and their flips."""
     views = np.stack([crop_at(image, s, crop, at) for at in (*CORNERS, *CENTER)])
     return np.concatenate([views, views[:, :, ::-1]])
 
 
-def whole_views(image: Image.Image, s: int) -> np.ndarray:
+def whole_views(image: Picture, s: int) -> np.ndarray:
     """(2, height, width, 3): the whole image with shorter side s, and its flip."""
-    whole = np.asarray(image.resize(resized_size(image.size, s), RESAMPLING))
+    whole = resize_whole(image, s)
     return np.stack([whole, whole[:, ::-1]])

@@ -2,7 +2,9 @@
 
 import io
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,20 @@ from PIL import ExifTags, Image, ImageOps
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM", "TIFF")
+
+
+# What Pillow raises on files that are no images, or not whole ones.
+FAULTS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    KeyError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 class UndecodableImageError(ValueError):
@@ -42,13 +58,19 @@ class Images:
 
     def load(self, index: int) -> Image.Image:
         """The decoded image; UndecodableImageError names the file."""
-        return decode(self.read(self.names[index]), self.names[index])
+        return decode(self._bytes(index), self.names[index])
 
     def size(self, index: int) -> tuple[int, int]:
         """(width, height) as `load` would give it, from the file's header alone."""
-        with _opened(self.read(self.names[index]), self.names[index]) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        with _opened(self._bytes(index), self.names[index]) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
             return image.size[::-1] if turned else image.size
+
+    def _bytes(self, index: int) -> bytes:
+        try:
+            return self.read(self.names[index])
+        except (OSError, zipfile.BadZipFile, zlib.error) as error:
+            raise UndecodableImageError(f"{self.names[index]} cannot be read: {error}") from error
 
     def take(self, indices: np.ndarray) -> "Images":
         names = [self.names[i] for i in indices]
@@ -73,7 +95,7 @@ def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             yield image
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except FAULTS as error:
         raise UndecodableImageError(f"{name} cannot be decoded: {error}") from error
 
 

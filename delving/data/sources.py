@@ -21,6 +21,11 @@ def find_folder(root: Path) -> tuple[Images, Images]:
     return _splits(train, val, FolderReader(root), {})
 
 
+def find_imagenette(root: Path) -> tuple[Images, Images]:
+    """As torchvision unpacks it, imagenette2/, or that folder itself."""
+    return find_folder(root / "imagenette2" if (root / "imagenette2").is_dir() else root)
+
+
 def find_tiny_imagenet(root: Path) -> tuple[Images, Images]:
     """Tiny ImageNet's official layout: unpacked, in its zip, or in a folder of partial zips."""
     if root.is_file() or any(root.glob("*.zip")):
@@ -34,7 +39,13 @@ def find_tiny_imagenet(root: Path) -> tuple[Images, Images]:
     if "val/val_annotations.txt" not in members:
         raise ValueError(f"data.root={root}: no val/val_annotations.txt, so not Tiny ImageNet")
     train = [(n.split("/")[1], n) for n in members if n.startswith("train/") and _is_image(n)]
-    return _splits(train, _annotated(reader), reader, _words(reader, members))
+    val = _annotated(reader)
+    absent = [name for _, name in val if name not in members]
+    if absent:
+        raise ValueError(
+            f"data.root={root}: {len(absent)} annotated images lack, {absent[0]} first"
+        )
+    return _splits(train, val, reader, _words(reader, members))
 
 
 def find_imagenet(root: Path) -> tuple[Images, Images]:
@@ -44,19 +55,18 @@ def find_imagenet(root: Path) -> tuple[Images, Images]:
     if any(p.is_dir() for p in (root / "val").glob("*")):
         return find_folder(root)
     train = _class_folders(root, "train")
-    truth = _ground_truth(root)
-    val = [
-        (truth[path.stem], f"val/{path.name}")
-        for path in sorted((root / "val").glob("*.JPEG"))
-        if path.stem in truth
-    ]
+    truth, files = _ground_truth(root), sorted((root / "val").glob("*.JPEG"))
+    strange = [path.name for path in files if path.stem not in truth]
+    if strange:
+        raise ValueError(f"{root / 'val'}: {len(strange)} images of no known class: {strange[0]}")
+    val = [(truth[path.stem], f"val/{path.name}") for path in files]
     return _splits(train, val, FolderReader(root), {})
 
 
 SOURCES: dict[str, Callable[[Path], tuple[Images, Images]]] = {
     "imagenet": find_imagenet,
     "tiny_imagenet": find_tiny_imagenet,
-    "imagenette": find_folder,
+    "imagenette": find_imagenette,
     "cifar10": find_folder,
     "cifar100": find_folder,
     "folder": find_folder,

@@ -1,5 +1,6 @@
 """Batches that depend on the step alone; undecodable images counted here, fatal there."""
 
+import signal
 from functools import partial
 
 import numpy as np
@@ -9,7 +10,7 @@ from helpers import make_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from delving.data.augment import center_view, samples_of, ten_views
+from delving.data.augment import center_view, resize_whole, samples_of, ten_views
 from delving.data.images import UndecodableImageError
 from delving.data.loader import (
     Cache,
@@ -20,6 +21,7 @@ from delving.data.loader import (
     count_workers,
     iterate,
 )
+from delving.signals import HEEDED
 
 COUNT, CROP = 11, 14
 IMAGES = make_images([(16 + i, 20 + i % 3) for i in range(COUNT)], classes=3)
@@ -122,8 +124,9 @@ def test_where_nothing_can_be_decoded_training_stops():
 def test_evaluation_never_replaces_an_image_but_names_it(workers):
     images = make_images(SIZES, bad=(7,))
     views = Views(Cache(images, 0), partial(center_view, s=16, crop=CROP), [np.arange(COUNT)])
-    with pytest.raises(UndecodableImageError, match=r"007\.png"):
-        take(views, range(1), workers)
+    [error] = take(views, range(1), workers)
+    assert isinstance(error, UndecodableImageError)
+    assert "007.png" in str(error)
 
 
 # --- views ---
@@ -170,3 +173,39 @@ def test_the_number_of_workers_is_as_asked_or_fits_the_machine():
     assert [count_workers(n) for n in (0, 1, 7)] == [0, 1, 7]
     assert 0 <= count_workers(-1) <= max(0, count_cores() - 2)
     assert count_workers(-1) <= 16
+
+
+# --- a fixed s: images are resized once, as a whole ---
+def test_at_a_fixed_s_a_view_is_a_slice_of_the_whole_resized_image():
+    source = Cache(IMAGES, 1e9, side=16)
+    batches = TrainingBatches(source, batch=COUNT, crop=CROP, sides=(16, 16), flip=False, seed=0)
+    _, indices = samples_of(0, COUNT, seed=0, images=COUNT)
+    pixels = batches[0].pixels.numpy()
+    for row, index in enumerate(indices):
+        whole = resize_whole(IMAGES.load(int(index)), 16)
+        height, width = whole.shape[:2]
+        slices = [
+            whole[y : y + CROP, x : x + CROP]
+            for y in range(height - CROP + 1)
+            for x in range(width - CROP + 1)
+        ]
+        assert any((pixels[row] == each).all() for each in slices)
+
+
+def test_a_kept_image_is_decoded_and_resized_once():
+    source = Cache(IMAGES, 1e9, side=16)
+    assert source.load(3) is source.load(3)
+    assert min(source.load(3).shape[:2]) == 16
+    assert source.size(3) == IMAGES.load(3).size
+
+
+def test_signals_do_not_reach_loader_processes():
+    """Else TERM to the process group would end a loader before training has saved its state."""
+    views = Views(Cache(IMAGES, 0), _handlers_as_view, [np.array([0])])
+    [(_, found)] = take(views, range(1), 1)
+    assert found.flatten().tolist() == [1] * len(HEEDED)
+
+
+def _handlers_as_view(image):
+    ignored = [signal.getsignal(number) == signal.SIG_IGN for number in HEEDED]
+    return np.array(ignored, np.uint8)
