@@ -285,7 +285,8 @@ def test_show_as_json_has_exactly_the_contracts_keys(delving):
     assert list(card) == ["model", "depth", "params", "multiply_adds", "layers", "deviations"]
     for row in card["layers"]:
         assert list(row) == ["name", "notation", "output", "params", "multiply_adds"]
-    assert (card["model"], card["depth"], card["deviations"]) == ("c", 22, [])
+    assert (card["model"], card["depth"]) == ("c", 22)
+    assert card["deviations"] == ["train.lr 0.003 (paper: 0.01)"]
     for total in ("params", "multiply_adds"):
         assert card[total] == sum(row[total] for row in card["layers"])
 
@@ -298,9 +299,8 @@ def test_show_prints_layers_totals_and_deviations(delving):
     assert "data.crop 56 (paper: 224)" in out
     for name in ("conv1", "pool1", "spp", "fc3", "total"):
         assert f"\n{name:10} " in out
-    assert (
-        delving("show", "scale=paper", "precision=fp32")[1].splitlines()[-1] == "the paper's recipe"
-    )
+    _, out, _ = delving("show", "scale=paper", "precision=fp32", "train.lr=0.01")
+    assert out.splitlines()[-1] == "the paper's recipe"
 
 
 def test_preview_draws_two_pictures(delving, root):
