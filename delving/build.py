@@ -21,6 +21,8 @@ def build_model(config: Config, classes: int) -> tuple[Net, list[Layer]]:
     act, model = config.act, config.model
     if act.name not in RECTIFIERS:
         raise ValueError(f"act={act.name}: choose from {', '.join(RECTIFIERS)}")
+    if act.name == "relu" and act.slope:  # initialisers would reckon with it
+        raise ValueError(f"act.slope={act.slope:g}: relu's is 0; lrelu and prelu take another")
     layers = read_layers(
         model.layers, depth=model.depth, width=model.width, stem_stride=model.stem_stride
     )

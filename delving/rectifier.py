@@ -66,9 +66,7 @@ class PReLU(nn.Module):
 
 
 def build_relu(channels: int, slope: float) -> nn.Module:
-    """a = 0; ValueError for another slope, which initialisers would otherwise reckon with."""
-    if slope:
-        raise ValueError(f"act.slope={slope}: relu's is 0 (lrelu's is fixed, prelu's learned)")
+    """a = 0."""
     return nn.ReLU()
 
 
