@@ -124,6 +124,11 @@ def save_checkpoint(folder: Path, tensors: dict[str, dict], state: dict) -> None
     os.replace(new, folder / CURRENT)
 
 
+def drop_previous(folder: Path) -> None:
+    """A finished run needs its last checkpoint alone."""
+    shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
+
+
 def load_checkpoint(folder: Path) -> tuple[dict[str, dict], dict] | None:
     """The newest whole checkpoint as ({file: {name: tensor}}, state); None where there is none.
 

@@ -206,6 +206,7 @@ def finish(session: Session, heard: list[int]) -> None:
     result = summarise(session, status, scores)
     session.log(event="end", status=status, seconds=round(session.seconds, 2))
     record.write_json(session.folder / "result.json", result)
+    record.drop_previous(session.folder)
 
 
 def summarise(session: Session, status: str, scores: dict[str, dict]) -> dict:

@@ -156,4 +156,4 @@ def count_cores() -> int:
 
 def cached(images: Images, *, gigabytes: float, workers: int, side: int | None = None) -> Cache:
     """Keeps decoded images only in this process: loader processes would each keep their own."""
-    return Cache(images, gigabytes * 1e9 if workers == 0 else 0, side if workers == 0 else None)
+    return Cache(images, gigabytes * 1e9 if workers == 0 else 0, side)

@@ -209,3 +209,14 @@ def test_signals_do_not_reach_loader_processes():
 def _handlers_as_view(image):
     ignored = [signal.getsignal(number) == signal.SIG_IGN for number in HEEDED]
     return np.array(ignored, np.uint8)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_fixed_s_is_cut_from_the_same_pixels_with_and_without_loader_processes(workers):
+    def batches(source):
+        return TrainingBatches(source, batch=4, crop=CROP, sides=(16, 16), flip=True, seed=0)
+
+    here = batches(cached(IMAGES, gigabytes=1, workers=0, side=16))[1]
+    source = cached(IMAGES, gigabytes=1, workers=workers, side=16)
+    [there] = take(batches(source), range(1, 2), workers)
+    assert (there.pixels == here.pixels).all()
