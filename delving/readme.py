@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from statistics import fmean, stdev
 
 from delving.record import read_events, read_json
 
@@ -53,40 +54,49 @@ def _continued(lines: list[str], comment: bool) -> Iterator[str]:
             return
 
 
+HEAD = ("run", "images", "seen", "training loss", "training err", "protocol", "top-1", "top-5",
+        "scored on", "status")  # fmt: skip
+
+
 def results(name: str) -> list[str]:
-    """A table of the committed runs below outputs/reference/<name>, n and all."""
-    head = [
-        "run",
-        "images",
-        "seen",
-        "training loss",
-        "training err",
-        "scored by",
-        "top-1",
-        "top-5",
-        "n",
-        "status",
+    """A table of the committed runs below outputs/reference/<name>, and their spread over seeds."""
+    folders = [path.parent for path in sorted((REFERENCE / name).glob("*/result.json"))]
+    rows = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|", *map(_row, folders)]
+    return rows + _spread([read_json(folder / "result.json") for folder in folders])
+
+
+def _row(folder: Path) -> str:
+    result, [start] = read_json(folder / "result.json"), read_events(folder, "start")
+    last = read_events(folder, "step")[-TAIL:]
+    loss, error = (fmean(e[key] for e in last) for key in ("loss", "err"))
+    [(protocol, scores)] = list(result["eval"].items())[-1:]
+    cells = [
+        f"`{result['run']}`",
+        f"{start['train_images']:,}",
+        f"{result['images_seen']:,}",
+        f"{loss:.3f}",
+        f"{error:.1f} %",
+        protocol,
+        f"{scores['top1_err']:.1f} %",
+        f"{scores['top5_err']:.1f} %",
+        f"{scores['images']:,}",
+        result["status"],
     ]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for folder in sorted((REFERENCE / name).glob("*/result.json")):
-        result, [start] = read_json(folder), read_events(folder.parent, "start")
-        last = read_events(folder.parent, "step")[-TAIL:]
-        errors = sum(e["err"] for e in last) / len(last)
-        protocol, scores = next(iter(result["eval"].items()))
-        cells = [
-            result["run"],
-            f"{start['train_images']:,}",
-            f"{result['images_seen']:,}",
-            f"{sum(e['loss'] for e in last) / len(last):.3f}",
-            f"{errors:.1f} %",
-            protocol,
-            f"{scores['top1_err']:.1f} %",
-            f"{scores['top5_err']:.1f} %",
-            str(scores["images"]),
-            result["status"],
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    return "| " + " | ".join(cells) + " |"
+
+
+def _spread(runs: list[dict]) -> list[str]:
+    groups: dict[str, list[float]] = {}
+    for result in runs:
+        [(_, scores)] = list(result["eval"].items())[-1:]
+        groups.setdefault(result["run"].rpartition("-s")[0], []).append(scores["top1_err"])
+    lines = [
+        f"- `{name}`: top-1 {fmean(errors):.1f} %, standard deviation {stdev(errors):.1f} over "
+        f"{len(errors)} seeds"
+        for name, errors in groups.items()
+        if len(errors) > 1
+    ]
+    return ["", *lines] if lines else []
 
 
 BLOCKS: dict[str, Callable[[], list[str]]] = {
