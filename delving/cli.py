@@ -32,7 +32,7 @@ def train(overrides: Overrides = None) -> None:
         from delving.run import train_run
 
         folder = train_run(config, display)
-    _print_result(folder)
+    _print_result(folder, scores=not display.scored)
 
 
 @app.command("eval")
@@ -140,14 +140,12 @@ def _display():
     return Display(Console())
 
 
-def _print_result(folder: Path) -> None:
+def _print_result(folder: Path, scores: bool) -> None:
     from delving.record import read_json
 
     result = read_json(folder / "result.json")
-    for protocol, scores in result["eval"].items():
-        typer.echo(
-            f"{protocol}: top-1 {scores['top1_err']:.2f} %, top-5 {scores['top5_err']:.2f} %"
-        )
+    for protocol, e in result["eval"].items() if scores else ():
+        typer.echo(f"{protocol}: top-1 {e['top1_err']:.2f} %, top-5 {e['top5_err']:.2f} %")
     typer.echo(
         f"{result['status']} after {result['epochs']:g} epochs, {result['seconds']:.0f} s at "
         f"{result['images_per_second']:.0f} images/s; {len(result['deviations'])} deviations from "

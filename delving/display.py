@@ -13,6 +13,7 @@ class Display:
     def __init__(self, console: Console, every: float = 5.0):
         self.console, self.every = console, every
         self.bar: Progress | None = None
+        self.scored = False  # whether scores were shown
         self.task, self.steps, self.spoken = None, 0, time.monotonic()
 
     def __enter__(self) -> "Display":
@@ -88,6 +89,7 @@ class Display:
         )
 
     def _on_score(self, event: dict) -> None:
+        self.scored = True
         self.say(
             f"{event['protocol']:>10}: top-1 {event['top1_err']:.2f} %  "
             f"top-5 {event['top5_err']:.2f} %  ({event['images']} images)"
