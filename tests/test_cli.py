@@ -241,7 +241,7 @@ def test_train_opens_with_what_it_is_and_closes_with_the_errors(delving, root, t
     lines = out.splitlines()
     assert code == 0
     assert lines[0].startswith("small14 at width 1/16 on 96 generated images (scale smoke).")
-    assert any(line.startswith("ten_view: top-1 ") for line in lines)
+    assert sum(line.lstrip().startswith("ten_view: top-1 ") for line in lines) == 1
     assert "result.json" in lines[-1]
 
 
