@@ -96,7 +96,7 @@ class Tester:
             if probabilities is None:
                 probabilities = np.empty((len(counted), mean.shape[1]), np.float32)
             probabilities[indices] = mean
-            counted[indices] += 1
+            np.add.at(counted, np.asarray(indices), 1)
         if not (counted[wanted] == 1).all() or counted.sum() != len(wanted):
             raise RuntimeError("an image was not scored exactly once")
         return probabilities[wanted]
