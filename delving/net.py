@@ -217,10 +217,21 @@ def _padding(kernel: int, even: int) -> tuple[int, int]:
 
 
 def _map_of(features: nn.Module, crop: int) -> tuple[int, int]:
+    """(channels, side) of the last feature map; ValueError names the smallest crop that has one."""
+    found = _try_crop(features, crop)
+    if found is None:
+        larger = (c for c in range(crop - crop % 7 + 7, 512, 7) if _try_crop(features, c))
+        raise ValueError(
+            f"data.crop={crop} is too small for these layers: at least {next(larger, 'more')}"
+        )
+    return found
+
+
+def _try_crop(features: nn.Module, crop: int) -> tuple[int, int] | None:
     try:
         _, channels, size, _ = features(torch.empty(1, 3, crop, crop)).shape
-    except RuntimeError as error:
-        raise ValueError(f"data.crop={crop} is too small for these layers: {error}") from None
+    except RuntimeError:  # a filter or a window larger than its map
+        return None
     return channels, size
 
 

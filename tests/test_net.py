@@ -280,3 +280,10 @@ def test_the_number_of_classes_is_a_knob(classes):
         read_layers(TINY), partial(RECTIFIERS["relu"], slope=0), classes=classes, crop=7
     )
     assert net.eval()(torch.empty(3, 3, 7, 7, device="meta")).shape == (3, classes)
+
+
+def test_a_crop_too_small_for_the_layers_is_refused_with_the_smallest_that_fits():
+    with pytest.raises(ValueError, match=r"data\.crop=28 .* at least 35"):
+        build_model(compose(["scale=cpu", "model=vgg19"]), 12)
+    net, _ = build_model(compose(["scale=cpu", "model=vgg19", "data.crop=35"]), 12)
+    assert net.map_size == 1
