@@ -19,10 +19,11 @@ REFERENCE = Path(__file__).parent.parent / "outputs" / "reference"
 
 def collect(kind: str) -> list[str]:
     """One markdown line per tag of a kind: its paragraph and the file it stands in."""
-    root = Path(__file__).parent
+    root = Path(__file__).parent.parent
+    files = [*sorted((root / "conf").rglob("*.yaml")), *sorted((root / "delving").rglob("*.py"))]
     lines = []
-    for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root.parent).as_posix()
+    for path in files:
+        name = path.relative_to(root).as_posix()
         texts = paragraphs(path.read_text(encoding="utf-8").splitlines(), kind)
         lines += [f"- {text} ([{name}]({name}))" for text in texts if path != Path(__file__)]
     return lines
@@ -46,7 +47,7 @@ def paragraphs(lines: list[str], kind: str) -> Iterator[str]:
 def _continued(lines: list[str], comment: bool) -> Iterator[str]:
     for line in lines:
         text = line.strip()
-        ends = not text.startswith("#") if comment else text in ("", '"""')
+        ends = not text.startswith("# ") if comment else text in ("", '"""')
         if ends or TAG.search(text):
             return
         yield text.lstrip("# ").removesuffix('"""')

@@ -38,6 +38,7 @@ def test_a_stale_block_is_rewritten_and_nothing_else():
          ["A paragraph of two."]),
         (['    """assumed: all there is."""', "    return 1"], ["All there is."]),
         (["# assumed: first", "# assumed: second"], ["First.", "Second."]),
+        (["# assumed: to the empty", "# line.", "#", "# Not this."], ["To the empty line."]),
         (["# ours: another kind"], []),
         (["def f(assumed: int):"], []),
     ],
@@ -47,4 +48,6 @@ def test_a_tag_reaches_to_the_end_of_its_comment_or_paragraph(lines, texts):
 
 
 def test_each_tag_names_its_file():
-    assert all(line.startswith("- ") and line.endswith(".py))") for line in collect("assumed"))
+    assert all(
+        line.startswith("- ") and line.endswith((".py))", ".yaml))")) for line in collect("assumed")
+    )
