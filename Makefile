@@ -4,7 +4,7 @@ ARGS ?=
 DELVING = .venv/bin/delving
 READY = .venv/.ready
 
-.PHONY: help setup test test-long lint reproduce-all readme clean
+.PHONY: help setup test test-long lint reproduce-all reference readme clean
 
 help:  ## one line per target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -26,12 +26,11 @@ lint: $(READY)  ## ruff
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-reproduce-all: $(READY)  ## train and score the nets of Table 2 and Figure 3 at SCALE (cpu)
-	for act in relu lrelu prelu_shared prelu; do \
-	  $(DELVING) train scale=$(SCALE) model=small14 act=$$act $(ARGS) || exit $$?; done
-	for init in he xavier; do \
-	  $(DELVING) train scale=$(SCALE) model=small30 act=relu init=$$init $(ARGS) || exit $$?; done
-	$(DELVING) list runs
+reproduce-all: $(READY)  ## every table and figure at SCALE (cpu): train what is missing, judge, report
+	$(DELVING) reproduce all scale=$(SCALE) $(ARGS)
+
+reference: $(READY)  ## commit-sized records of the runs at SCALE (cpu), to outputs/reference/SCALE
+	.venv/bin/python -m delving.reference outputs/$(SCALE) outputs/reference/$(SCALE)
 
 readme: $(READY)  ## refresh the README's generated lists and tables
 	.venv/bin/python -m delving.readme README.md

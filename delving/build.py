@@ -1,9 +1,11 @@
 """From a configuration to a net with its initial or its saved weights, and what it deviates in."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from delving import config as configs
 from delving import device as devices
@@ -49,20 +51,25 @@ def describe_model(config: Config) -> dict:
     }
 
 
-def materialise(net: Net, config: Config, device: torch.device) -> Net:
-    """Gives a meta net its storage and its initial values."""
+def plan_stds(config: Config) -> Callable[[Sequence[nn.Module]], list[float]]:
+    """What gives a net's weight layers their stds, by the configuration's initialiser."""
     init = config.init
     rules = INITIALIZERS | {"gaussian": gaussian(init.std)}
     if init.name not in rules:
         raise ValueError(f"init={init.name}: choose from {', '.join(rules)}")
-    net = net.to_empty(device=device)
-    stds = partial(
+    return partial(
         layer_stds,
         rule=rules[init.name],
         slope=config.act.slope,
         range=init.range,
         classifier=init.classifier,
     )
+
+
+def materialise(net: Net, config: Config, device: torch.device) -> Net:
+    """Gives a meta net its storage and its initial values."""
+    net = net.to_empty(device=device)
+    stds = plan_stds(config)
     for parameter in net.parameters():
         parameter.data.fill_(torch.nan)
     initialize(net, stds, seed=config.seed)

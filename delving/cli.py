@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from delving import cli_paper
 from delving.cli_data import Overrides, data_app
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
+cli_paper.register(app)
 
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
@@ -73,7 +75,9 @@ def show(overrides: Overrides = None, as_json: AsJson = False) -> None:
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="models, acts, inits, data, scales, runs.")] = "",
+    what: Annotated[
+        str, typer.Argument(help="models, acts, inits, data, scales, artefacts, runs.")
+    ] = "",
     output_root: Annotated[str, typer.Option(help="Where outputs lie.")] = "outputs",
 ) -> None:
     """What there is."""
@@ -85,6 +89,7 @@ def list_(
         "inits": "init",
         "data": "data",
         "scales": "scale",
+        "artefacts": "paper",
     }
     if what and what not in [*groups_of, "runs"]:
         raise ValueError(f"list {what}: choose from {', '.join([*groups_of, 'runs'])}")
@@ -93,7 +98,8 @@ def list_(
             _print_runs(output_root)
             continue
         group = groups_of[plural]
-        typer.echo(f"{plural} ({group}=...)")
+        how = "delving reproduce ..." if group == "paper" else f"{group}=..."
+        typer.echo(f"{plural} ({how})")
         for name in groups.choices(group):
             typer.echo(f"  {name:14} {groups.describe(group, name)}")
 

@@ -1,10 +1,12 @@
 """Composes conf/ and the command line into a `Config`. The only importer of hydra and omegaconf."""
 
+import copy
 import difflib
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from hydra import compose as hydra_compose
@@ -18,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from delving.groups import CONF, GROUPS, choices
-from delving.schema import NEUTRAL, Config, Families, leaves, validate
+from delving.schema import NEUTRAL, Config, Families, Reproduce, Request, leaves, validate
 
 PAPER_DEPTH = 14  # of small14, which small-N lengthens
 
@@ -26,6 +28,7 @@ PAPER_DEPTH = 14  # of small14, which small-N lengthens
 @dataclass
 class _Composed(Config):
     family: Families = field(default_factory=Families)
+    reproduce: Reproduce = field(default_factory=Reproduce)
 
 
 ConfigStore.instance().store(name="schema", node=_Composed)
@@ -42,26 +45,59 @@ def compose(overrides: list[str] | tuple[str, ...] = ()) -> Config:
 
 
 def _compose(words: list[str]) -> Config:
+    return validate(_without_family(_compose_all(words)))
+
+
+def _compose_all(words: list[str]) -> _Composed:
+    return copy.deepcopy(_compose_once(str(CONF), tuple(words)))
+
+
+@lru_cache(maxsize=256)  # half a second each, and a reproduction asks for the same again and again
+def _compose_once(folder: str, words: tuple[str, ...]) -> _Composed:
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = hydra_compose("config", words)
-        config = OmegaConf.to_object(composed)
+        with initialize_config_dir(folder, version_base="1.3"):
+            return OmegaConf.to_object(hydra_compose("config", list(words)))
     except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise ValueError(_explain(error)) from error
-    return validate(_without_family(config))
+
+
+def plan_of(scale: str) -> Reproduce:
+    """What a scale gives `delving reproduce`."""
+    return _compose_all(_check(f"scale={scale}")).reproduce
+
+
+def load_request(name: str) -> Request:
+    """What an artefact asks for, conf/paper/<name>.yaml; ValueError for a typo in it."""
+    path = CONF / "paper" / f"{name}.yaml"
+    if not path.is_file():
+        known = choices("paper")
+        raise ValueError(f"artefact {name!r}: choose from {', '.join(known)}{nearest(name, known)}")
+    try:
+        tree = OmegaConf.merge(OmegaConf.structured(Request), OmegaConf.load(path))
+        return OmegaConf.to_object(tree)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name}: {' '.join(str(error).splitlines()[0].split())}") from error
 
 
 def load(path: Path) -> Config:
     """Reads the config.yaml of a run folder; ValueError where it does not fit the schema."""
     try:
-        tree = OmegaConf.load(path)
+        return from_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{path}: {_explain(error)}") from error
+
+
+def from_yaml(text: str, name: str) -> Config:
+    """What to_yaml wrote; ValueError, under `name`, where it does not fit the schema."""
+    try:
+        tree = OmegaConf.create(text) if text.strip() else OmegaConf.create()
         saved = OmegaConf.merge(OmegaConf.structured(Config), tree)
         lacking = [key for key in KEYS if not _has(tree, key.split("."))]
         if lacking:
-            raise ValueError(f"{path} lacks {', '.join(lacking)}")
+            raise ValueError(f"{name} lacks {', '.join(lacking)}")
         return validate(OmegaConf.to_object(saved))
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path}: {_explain(error)}") from error
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ValueError(f"{name}: {_explain(error)}") from error
 
 
 def _has(tree: Mapping, parts: list[str]) -> bool:
@@ -99,7 +135,7 @@ def to_yaml(config: Config) -> str:
 
 
 def _without_family(composed: _Composed) -> Config:
-    names = [name for name in vars(composed) if name != "family"]
+    names = [name for name in vars(composed) if name not in ("family", "reproduce")]
     return Config(**{name: getattr(composed, name) for name in names})
 
 
@@ -188,19 +224,34 @@ def differences(ours: Config, theirs: Config) -> dict[str, tuple]:
     }
 
 
+def adopt(config: Config, other: Config, keys: Iterable[str]) -> Config:
+    """The configuration with some knobs' values of another one."""
+    adopted = copy.deepcopy(config)
+    for key in keys:
+        section, _, name = key.rpartition(".")
+        at = (adopted, other) if not section else (getattr(c, section) for c in (adopted, other))
+        mine, theirs = at
+        setattr(mine, name, getattr(theirs, name))
+    return adopted
+
+
 def name_run(config: Config) -> str:
     """The run's name by its meaning: model-act-init, what else was asked for, seed.
 
     What else stands sorted in short form; beyond 60 characters a hash takes their place.
     """
-    groups = [f"{group}={getattr(config, group).name}" for group in ("model", "act", "init")]
-    usual = compose([f"scale={config.scale}", *groups])
+    scale = f"scale={config.scale}"
+    default = compose([scale])
+    groups = [
+        f"{group}={getattr(config, group).name}"
+        for group in ("model", "act", "init")
+        if group != "init" or config.init.name != default.init.name
+    ]
+    usual = compose([scale, *groups])
     changed = differences(config, usual)
     extra = [config.data.name] if "data.name" in changed else []
     if "data.name" in changed:
-        changed = differences(
-            config, compose([f"scale={config.scale}", f"data={config.data.name}", *groups])
-        )
+        changed = differences(config, compose([scale, f"data={config.data.name}", *groups]))
     if config.data.name == "folder" and config.data.root:
         extra.append(Path(config.data.root).name)
     extra += sorted(_short(key, changed[key][0]) for key in changed if key != "seed")

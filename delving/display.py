@@ -94,3 +94,69 @@ class Display:
             f"{event['protocol']:>10}: top-1 {event['top1_err']:.2f} %  "
             f"top-5 {event['top5_err']:.2f} %  ({event['images']} images)"
         )
+
+
+class Overview:
+    """What a person sees of many runs: what is planned, one line per task that has ended, and on a
+    terminal one bar over everything."""
+
+    def __init__(self, console: Console, every: float = 30.0):
+        self.console, self.every = console, every
+        self.bar: Progress | None = None
+        self.weights: dict[str, float] = {}
+        self.shares: dict[str, float] = {}
+        self.steps: dict[str, int] = {}
+        self.ended = 0
+        self.started = self.spoken = time.monotonic()
+
+    def say(self, text: str = "") -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def begin(self, weights: dict[str, float]) -> None:
+        """Opens the overall bar; weights are the tasks' estimated seconds."""
+        self.weights, self.started = weights, time.monotonic()
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:.0f} %"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self.bar.start()
+            self.bar.add_task("all of it", total=sum(weights.values()))
+
+    def end(self) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def __call__(self, name: str, event: dict) -> None:
+        if event["event"] in ("start", "resume"):
+            self.steps[name] = event["steps"]
+        elif event["event"] == "tick":
+            # Training is most of a task, but not all.
+            self.shares[name] = 0.9 * event["step"] / self.steps[name]
+        elif event["event"] == "outcome":
+            self._note_outcome(name, event["outcome"])
+        self._move()
+
+    def _note_outcome(self, name: str, outcome) -> None:
+        self.ended += 1
+        self.shares[name] = 1.0
+        what = f"FAILED: {outcome.error}" if outcome.error else f"{outcome.wall:.0f} s"
+        self.say(f"[{clock(time.monotonic() - self.started)}] {self.ended:3}/{len(self.weights)}  "
+                 f"{name}  {what}")  # fmt: skip
+
+    def _move(self) -> None:
+        done = sum(self.weights[name] * share for name, share in self.shares.items())
+        if self.bar:
+            self.bar.update(self.bar.task_ids[0], completed=done)
+        elif time.monotonic() - self.spoken > self.every:
+            self.spoken = time.monotonic()
+            share = 100 * done / max(1e-9, sum(self.weights.values()))
+            self.say(f"[{clock(self.spoken - self.started)}] {share:.0f} % of the estimated work")
+
+
+def clock(seconds: float) -> str:
+    """7:05 minutes."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"

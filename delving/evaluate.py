@@ -136,12 +136,17 @@ def _chunks(indices: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def error_rates(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """top-1 and top-5 error in percent: the share of images whose class is not among the best.
+    """top-1 and top-5 error in percent: the share of images whose class is not among the best."""
+    ranks = rank_labels(probabilities, labels)
+    return {f"top{k}_err": round(float(100 * (ranks >= k).mean()), 4) for k in (1, 5)}
+
+
+def rank_labels(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How many classes stand before each image's own: (images,), 0 where it is the best.
 
     Classes of equal probability rank in their order, so that a net that says the same of all
     classes is right on the first alone.
     """
     of_label = probabilities[np.arange(len(labels)), labels][:, None]
     before = np.arange(probabilities.shape[1]) < labels[:, None]
-    rank = ((probabilities > of_label) | ((probabilities == of_label) & before)).sum(1)
-    return {f"top{k}_err": round(float(100 * (rank >= k).mean()), 4) for k in (1, 5)}
+    return ((probabilities > of_label) | ((probabilities == of_label) & before)).sum(1)

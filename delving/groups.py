@@ -1,5 +1,6 @@
 """What conf/ offers, read without hydra, so that `delving list` and suggestions cost nothing."""
 
+import re
 from itertools import takewhile
 from pathlib import Path
 
@@ -11,10 +12,19 @@ GROUPS = ("model", "act", "init", "data", "train", "eval", "scale")
 
 
 def choices(group: str) -> list[str]:
-    """The names in a group, scales from small to large, others sorted."""
+    """The names in a group: scales from small to large, artefacts in the paper's order."""
     names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    if group == "paper":
+        return sorted(names, key=_place)
     order = ["smoke", "cpu", "quarter", "paper"]
     return sorted(names, key=lambda n: order.index(n) if n in order else -1)
+
+
+def _place(artefact: str) -> float:
+    """Where an artefact stands in the paper."""
+    text = (CONF / "paper" / f"{artefact}.yaml").read_text(encoding="utf-8")
+    found = re.search(r"^place: *([\d.]+)", text, re.M)
+    return float(found[1]) if found else 0.0
 
 
 def describe(group: str, name: str) -> str:

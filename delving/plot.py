@@ -1,12 +1,15 @@
 """Figures: one matplotlib style, direct labels, colours that survive colour blindness."""
 
-from itertools import cycle
+from collections.abc import Sequence
+from itertools import cycle, pairwise
 from pathlib import Path
+from statistics import fmean
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 STYLE = {
@@ -31,6 +34,7 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, RED = (
     "#D55E00",
 )
 COLORS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY)
+GREY = "#777777"
 
 
 def new_figure(rows: int, columns: int, *, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
@@ -42,14 +46,55 @@ def new_figure(rows: int, columns: int, *, size: tuple[float, float]) -> tuple[F
 
 def save_figure(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
+    undated = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     with mpl.rc_context(STYLE):
-        figure.savefig(path, dpi=160)
+        figure.savefig(path, dpi=160, metadata=undated)  # the same picture is the same file
     return path
 
 
-def label_line(axes: Axes, x: float, y: float, text: str, color: str) -> None:
-    """A direct label at a line's end, in its colour."""
-    axes.annotate(text, (x, y), xytext=(4, 0), textcoords="offset points", color=color, va="center")
+def label_line(
+    axes: Axes, x: float, y: float, text: str, color: str, *, shift: float = 0.0
+) -> None:
+    """A direct label at a line's end, in its colour; `shift` in points upwards."""
+    axes.annotate(
+        text, (x, y), xytext=(4, shift), textcoords="offset points", color=color, va="center"
+    )
+
+
+def label_lines(axes: Axes, ends: Sequence[tuple[float, float, str, str]], *, gap: float = 11):
+    """Direct labels at the ends (x, y, text, colour) of several lines, `gap` points apart at least.
+
+    Call it once the limits of the axes are final.
+    """
+    scale = 72 / axes.figure.dpi
+    at = [axes.transData.transform((x, y))[1] * scale for x, y, _, _ in ends]
+    places = _spread(at, gap)
+    for (x, y, text, color), before, place in zip(ends, at, places, strict=True):
+        label_line(axes, x, y, text, color, shift=place - before)
+
+
+def _spread(at: list[float], gap: float) -> list[float]:
+    """The places moved apart until neighbours are `gap` apart, their mean kept."""
+    order = sorted(range(len(at)), key=lambda i: at[i])
+    places, groups = list(at), [[i] for i in order]
+    while True:
+        for a, b in pairwise(groups):
+            if places[b[0]] - places[a[-1]] < gap - 1e-9:
+                groups = [g for g in groups if g is not a and g is not b] + [a + b]
+                groups.sort(key=lambda g: fmean(at[i] for i in g))
+                merged = a + b
+                middle = fmean(at[i] for i in merged)
+                for number, i in enumerate(merged):
+                    places[i] = middle + gap * (number - (len(merged) - 1) / 2)
+                break
+        else:
+            return places
+
+
+def shade(color: str, lightness: float) -> tuple[float, float, float]:
+    """A colour between itself (0) and half-way to white (1)."""
+    rgb = np.array(to_rgb(color))
+    return tuple(rgb + (1 - rgb) * 0.6 * lightness)
 
 
 def draw_curves(curves: pd.DataFrame, *, labels: dict[str, str], classes: int) -> Figure:

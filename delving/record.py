@@ -219,3 +219,35 @@ def load_scores(folder: Path, protocol: str) -> tuple[np.ndarray, np.ndarray, li
         ) from None
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no file of scores: {error}") from error
+
+
+def save_ranks(folder: Path, protocol: str, ranks: np.ndarray) -> None:
+    """eval/<protocol>.hits.npz: for each image one bit whether its class is the best, and one
+    whether it is among the best five; what tables and verdicts need of an image."""
+    beside = io.BytesIO()
+    bits = {f"top{k}": np.packbits(ranks < k) for k in (1, 5)}
+    np.savez_compressed(beside, images=len(ranks), **bits)
+    write_bytes(folder / "eval" / f"{protocol}.hits.npz", beside.getvalue())
+
+
+def load_hits(folder: Path, protocol: str, k: int = 1) -> np.ndarray:
+    """(images,) bool, whether an image's class is among the best k, 1 or 5, in the data's order."""
+    path = folder / "eval" / f"{protocol}.hits.npz"
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            return np.unpackbits(saved[f"top{k}"], count=int(saved["images"])).astype(bool)
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} tells no hits: {error}") from error
+
+
+def save_slopes(folder: Path, slopes: dict[str, Any]) -> None:
+    """slopes.json: {layer: learned slopes}, to four digits; nothing where none are learned."""
+    if slopes:
+        rounded = {layer: [round(a, 4) for a in v.tolist()] for layer, v in slopes.items()}
+        write_text(folder / "slopes.json", json.dumps(rounded) + "\n")
+
+
+def load_slopes(folder: Path) -> dict[str, np.ndarray]:
+    """{layer: (slopes,)} in order; empty where the run learned none."""
+    path = folder / "slopes.json"
+    return {k: np.array(v) for k, v in read_json(path).items()} if path.exists() else {}

@@ -18,14 +18,16 @@ from delving.schema import Config
 from delving.score import score
 from delving.session import Session, Watch, open_session, resume_or_start, save
 from delving.signals import Interrupted, heeding_signals
-from delving.train import Step, final_status, train
+from delving.train import Step, decay_norm, final_status, train
 
 BAD_SHARE = 1e-4  # undecodable training images borne, of all; at least one
 SUBSET = 20_15  # keys the fixed random validation images looked at in training
 
 
-def train_run(config: Config, watch: Watch) -> Path:
+def train_run(config: Config, watch: Watch, shelf: dict | None = None) -> Path:
     """Trains and scores one run, or what is left of it, and returns its folder.
+
+    `shelf` keeps decoded images from one run to the next of the same process.
 
     Raises:
         ValueError: bad data, or a folder of that name whose run was asked for differently.
@@ -37,7 +39,7 @@ def train_run(config: Config, watch: Watch) -> Path:
         watch({"event": "finished"})
         return folder
     with heeding_signals() as heard:
-        session = open_session(config, folder, watch)
+        session = open_session(config, folder, watch, shelf)
         watch({"event": "opening", "line": opening_line(session)})
         resume_or_start(session)
         train_until_done(session, heard)
@@ -155,7 +157,7 @@ def report_step(session: Session, step: Step, meter: Meter) -> None:
             event="diverged", step=progress.step, loss=str(step.loss), grad_norm=str(step.grad_norm)
         )
     elif progress.step % session.config.train.log_every == 0 or progress.step == recipe.steps:
-        loss, err, norm = np.mean(progress.pending, axis=0).tolist()
+        loss, err, norm, conv_norm = np.mean(progress.pending, axis=0).tolist()
         progress.pending.clear()
         session.log(
             event="step",
@@ -164,6 +166,8 @@ def report_step(session: Session, step: Step, meter: Meter) -> None:
             loss=loss,
             err=err,
             grad_norm=norm,
+            conv_grad_norm=conv_norm,
+            conv_decay_norm=decay_norm(session.net, recipe.weight_decay),
             lr=step.lr,
             seconds=round(session.seconds, 2),
             **meter.rates(),
@@ -204,6 +208,7 @@ def finish(session: Session, heard: list[int]) -> None:
     except FloatingPointError:  # the last step's weights are finite, but no score is
         status, scores = "diverged", {}
     result = summarise(session, status, scores)
+    record.save_slopes(session.folder, session.net.slopes())
     session.log(event="end", status=status, seconds=round(session.seconds, 2))
     record.write_json(session.folder / "result.json", result)
     record.drop_previous(session.folder)

@@ -71,6 +71,35 @@ class Families:
 
 
 @dataclass
+class Reproduce:
+    """What a scale gives `delving reproduce`: trainings per arm by role, and seconds by purpose."""
+
+    seeds: dict[str, int] = field(
+        default_factory=lambda: {"rectifiers": 5, "small": 3, "deep": 1, "large": 1}
+    )
+    seconds: dict[str, float] = field(default_factory=dict)  # planned, of wall time; {}: not shared
+
+
+@dataclass
+class Arm:
+    """Trainings of an artefact that differ in their seed alone."""
+
+    words: list[str] = field(default_factory=list)  # overrides, beside the scale's
+    seeds: str = "small"  # a role in Reproduce.seeds
+
+
+@dataclass
+class Request:
+    """What an artefact of the paper asks for: conf/paper/<artefact>.yaml."""
+
+    place: float = 0.0  # in the paper's order
+    runs: dict[str, Arm] = field(default_factory=dict)
+    needs: list[str] = field(default_factory=list)  # artefacts whose measurements it shows
+    settings: dict[str, Any] = field(default_factory=dict)  # of its own measurement
+    alone: bool = False  # measures times: nothing else may run beside it
+
+
+@dataclass
 class Model:
     name: str = ""
     family: str = knob("small", _one_of(("small", "large")))

@@ -4,14 +4,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from delving import record
-from delving.build import load_weights
-from delving.data.input import blank_input
-from delving.evaluate import error_rates, name_protocols
+from delving.evaluate import error_rates, name_protocols, rank_labels
+from delving.probe import open_trained
 from delving.schema import Config
-from delving.session import Session, Watch, check_same_data, open_session
+from delving.session import Session, Watch
 from delving.signals import Interrupted, heeding_signals
 
 
@@ -21,18 +19,8 @@ def eval_run(folder: Path, config: Config, watch: Watch) -> dict[str, dict]:
     Raises:
         ValueError: no checkpoint, a damaged one, or one of another model or other data.
     """
-    saved = record.load_checkpoint(folder)
-    if not saved:
-        raise ValueError(f"{folder} has no checkpoint to score")
-    tensors, state = saved
     with heeding_signals() as heard:
-        session = open_session(config, folder, watch)
-        check_same_data(session, state["data"])
-        session.net = session.net.to_empty(device=session.device)
-        session.net = session.net.to(memory_format=torch.channels_last)
-        session.input = blank_input(config.data.crop).to(session.device)
-        load_weights(session.net, session.input, tensors["model"], folder)
-        return score(session, heard)
+        return score(open_trained(folder, config, watch), heard)
 
 
 def score(session: Session, heard: list[int]) -> dict[str, dict]:
@@ -54,6 +42,7 @@ def score(session: Session, heard: list[int]) -> dict[str, dict]:
             labels=images.labels,
             names=images.names,
         )
+        record.save_ranks(session.folder, name, rank_labels(scored[name], images.labels))
         session.watch({"event": "score", "protocol": name, **summaries[name]})
         if heard:
             raise Interrupted(heard[0], session.folder)

@@ -16,6 +16,7 @@ from delving import device as devices
 from delving import record
 from delving.build import build_model, load_weights, materialise
 from delving.data import fingerprint, load_data
+from delving.data.images import Images
 from delving.data.input import Input, blank_input, measure_input
 from delving.data.loader import Cache, cached, count_workers
 from delving.evaluate import Tester
@@ -63,11 +64,10 @@ class Session:
         return [n * self.config.data.crop // 7 for n in sevenths]
 
 
-def open_session(config: Config, folder: Path, watch: Watch) -> Session:
-    device = devices.pick_device(config.device)
-    devices.prepare_backend(device)
+def load_splits(config: Config) -> tuple[Images, Images]:
+    """The training and the validation images of a configuration."""
     data = config.data
-    splits = load_data(
+    return load_data(
         data.name,
         data.root,
         classes=data.classes,
@@ -75,16 +75,33 @@ def open_session(config: Config, folder: Path, watch: Watch) -> Session:
         val_images=data.val_images,
         output_root=config.output_root,
     )
-    workers = count_workers(data.workers)
-    low, high = (n * data.crop // 7 for n in config.train.s)
-    sides = (low if low == high else None, None)
-    caches = [
-        cached(split, gigabytes=data.cache_gb, workers=workers, side=side)
-        for split, side in zip(splits, sides, strict=True)
-    ]
-    net, layers = build_model(config, len(splits[0].classes))
+
+
+def open_session(config: Config, folder: Path, watch: Watch, shelf: dict | None = None) -> Session:
+    """Data, net and device of a run; images that `shelf` has decoded already are taken from it."""
+    device = devices.pick_device(config.device)
+    devices.prepare_backend(device)
+    workers = count_workers(config.data.workers)
+    caches = _open_caches(config, workers, {} if shelf is None else shelf)
+    net, layers = build_model(config, len(caches[0].images.classes))
     precision = devices.pick_precision(config.precision, device)
     return Session(config, folder, *caches, net, layers, device, precision, workers, watch)
+
+
+def _open_caches(config: Config, workers: int, shelf: dict) -> list[Cache]:
+    data = config.data
+    low, high = (n * data.crop // 7 for n in config.train.s)
+    side = low if low == high else None
+    key = (repr(data), side, workers, config.output_root)
+    if key not in shelf:
+        # Only the last data set's stay: two of them might not fit.
+        shelf.clear()
+        train, val = load_splits(config)
+        shelf[key] = [
+            cached(train, gigabytes=data.cache_gb, workers=workers, side=side),
+            cached(val, gigabytes=data.cache_gb, workers=workers),
+        ]
+    return shelf[key]
 
 
 def plan_recipe(config: Config, images: int) -> Recipe:
@@ -116,14 +133,18 @@ def resume_or_start(session: Session) -> None:
         start(session, fingerprint(session.train_images.images, session.val_images.images))
 
 
+def measure_for(session: Session, source: Cache) -> Input:
+    """The input statistics of the source's images, as the session's configuration wants them."""
+    config = session.config
+    [s] = session.sides([8])
+    normalised = config.init.range == "normalised"
+    found = measure_input(source, crop=config.data.crop, s=s, normalised=normalised)
+    return found.to(session.device)
+
+
 def start(session: Session, data: str) -> None:
     config, folder = session.config, session.folder
-    session.input = measure_input(
-        session.train_images,
-        crop=config.data.crop,
-        s=session.sides([8])[0],
-        normalised=config.init.range == "normalised",
-    ).to(session.device)
+    session.input = measure_for(session, session.train_images)
     session.optimizer = build_optimizer(session.net, session.recipe)
     record.write_json(folder / "env.json", environment(session, data))
     record.write_text(folder / "config.yaml", configs.to_yaml(config))

@@ -11,7 +11,7 @@ HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 class Interrupted(Exception):
     """A signal came; the state is saved. `signal` is its number."""
 
-    def __init__(self, number: int, folder: Path):
+    def __init__(self, number: int, folder: Path | str):
         name = signal.Signals(number).name
         super().__init__(f"{name}: saved in {folder}; the same command goes on from there")
         self.signal = number

@@ -107,9 +107,10 @@ def copied(root, done, fresh):
 def test_a_run_folder_holds_every_file_of_the_contract(done):
     files = set(snapshot(done))
     assert files == {
-        "config.yaml", "env.json", "log.jsonl", "result.json", "eval/ten_view.json",
-        "eval/ten_view.npz", *(f"checkpoint/{n}" for n in ("model.safetensors",
-        "optimizer.safetensors", "state.json", "manifest.json")),
+        "config.yaml", "env.json", "log.jsonl", "result.json", "slopes.json",
+        *(f"eval/ten_view.{end}" for end in ("json", "npz", "hits.npz")),
+        *(f"checkpoint/{name}.safetensors" for name in ("model", "optimizer")),
+        "checkpoint/state.json", "checkpoint/manifest.json",
     }  # fmt: skip
     assert {p.name for p in done.iterdir()} == {f.split("/")[0] for f in files}
 

@@ -142,7 +142,7 @@ def errors_to_drops(errors):
     recipe, progress, drops = replace(RECIPE, switch=(), epoch=2.0), Progress(), []
     for error in errors:
         for half in (error - 1, error + 1):  # two steps an epoch, whose mean counts
-            advance(progress, recipe, Step(1.0, half, 1.0, 0.1, []))
+            advance(progress, recipe, Step(1.0, half, 1.0, 1.0, 0.1, []))
         drops.append(progress.drops)
     return drops
 
@@ -178,7 +178,7 @@ def test_never_more_than_two_drops_and_none_is_taken_back(errors):
 def test_with_stated_switches_a_plateau_changes_nothing():
     progress = Progress()
     for _ in range(100):
-        advance(progress, RECIPE, Step(1.0, 80.0, 1.0, 0.1, []))
+        advance(progress, RECIPE, Step(1.0, 80.0, 1.0, 1.0, 0.1, []))
     assert progress.drops == 0
 
 
@@ -358,7 +358,7 @@ def test_a_last_tenth_within_2_percent_of_ln_classes_is_stalled(share, status):
         blind = math.log(CLASSES)
         wave = 0.3 if step % 2 else -0.3
         loss = blind * share + wave if step >= 36 else 0.5 * blind
-        advance(progress, recipe, Step(loss, 50.0, 1.0, 0.1, []))
+        advance(progress, recipe, Step(loss, 50.0, 1.0, 1.0, 0.1, []))
     assert progress.tail_steps == 4
     assert final_status(progress, CLASSES) == status
 

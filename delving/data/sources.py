@@ -153,12 +153,8 @@ def _ground_truth(root: Path) -> dict[str, str]:
 
 
 def _devkit_truth(devkit: Path) -> dict[str, str]:
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise ValueError(
-            "the devkit's meta.mat needs scipy: pip install 'delving[devkit]'"
-        ) from error
+    from scipy.io import loadmat  # slow to import, and needed for this layout alone
+
     rows = loadmat(devkit / "meta.mat", squeeze_me=True)["synsets"]
     wnid = {int(row[0]): str(row[1]) for row in rows}
     ids = (devkit / "ILSVRC2012_validation_ground_truth.txt").read_text().split()

@@ -1,0 +1,194 @@
+"""What an artefact of the paper is given, trained runs and measurements, and what it gives back.
+
+Each file of delving/paper has `show(asked) -> Shown`, and `measure(asked) -> dict` where it needs
+more than the records of runs; its title and its claims, with their rules, stand in it too.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean, stdev
+
+import numpy as np
+import pandas as pd
+import yaml
+from matplotlib.figure import Figure
+
+from delving import record
+from delving.judge import Finding, pooled_deviation, unless_stalled
+
+LEFT = 0.98  # of ln(classes): below it a net has begun to learn
+TAIL = 10  # a run's end is its last tenth
+POINTS = 0.6  # the smallest difference of rectifiers that counts, points of top-1 error
+PUBLISHED = Path(__file__).parent / "paper" / "published.yaml"
+
+
+def published() -> dict:
+    """The paper's values."""
+    return yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, read from its folder or from its committed record."""
+
+    folder: Path
+
+    @cached_property
+    def result(self) -> dict:
+        return record.read_json(self.folder / "result.json")
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def seed(self) -> int:
+        return self.result["seed"]
+
+    @property
+    def protocols(self) -> list[str]:
+        return list(self.result["eval"])
+
+    def error(self, protocol: str, k: int = 1) -> float:
+        """Top-k error, percent; nan where the run has no such scores."""
+        return self.result["eval"].get(protocol, {}).get(f"top{k}_err", math.nan)
+
+    def hits(self, protocol: str, k: int = 1) -> np.ndarray:
+        return record.load_hits(self.folder, protocol, k)
+
+    @cached_property
+    def slopes(self) -> dict[str, np.ndarray]:
+        return record.load_slopes(self.folder)
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """The log's training lines: step, epoch, loss, err, grad_norm, ..."""
+        return pd.DataFrame(record.read_events(self.folder, "step"))
+
+    @cached_property
+    def looks(self) -> pd.DataFrame:
+        """The log's validation lines: step, epoch, top1_err, top5_err."""
+        return pd.DataFrame(record.read_events(self.folder, "val"))
+
+    @cached_property
+    def blind_loss(self) -> float:
+        """ln(classes), that of a net that has learned nothing."""
+        return math.log(record.read_events(self.folder, "start")[0]["classes"])
+
+    @property
+    def training_error(self) -> float:
+        """Top-1, percent, with dropout and augmentation: the mean over the last tenth."""
+        steps = self.steps
+        return fmean(steps.err[steps.step > (1 - 1 / TAIL) * steps.step.iloc[-1]])
+
+    @property
+    def departure(self) -> float:
+        """The step by which the training loss has left ln(classes) for good; inf where never."""
+        below = (self.steps.loss < LEFT * self.blind_loss).to_numpy()
+        stays = np.logical_and.accumulate(below[::-1])[::-1]
+        return float(self.steps.step[stays.argmax()]) if stays.any() else math.inf
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of the paper with its rule and the verdict, as verdict.json has it."""
+
+    claim: str
+    rule: str
+    delta: float | None
+    finding: Finding
+    trainings: int
+
+    def as_json(self) -> dict:
+        return {
+            "claim": self.claim,
+            "rule": self.rule,
+            "delta": self.delta,
+            "verdict": self.finding.verdict,
+            "evidence": self.finding.evidence,
+            "trainings": self.trainings,
+        }
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An artefact drawn: a table of cells as printed, a figure and what it draws, claims."""
+
+    title: str
+    caption: str
+    table: pd.DataFrame | None = None
+    figure: Figure | None = None
+    data: pd.DataFrame | None = None
+    claims: list[Claim] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an artefact works with.
+
+    Attributes:
+        arms: finished runs by arm, in the order of their seeds; an arm may lack some, or all.
+        settings: of the artefact's own measurement.
+        measured: measurements by artefact, its own and those it needs.
+        small: finished runs of small nets at this scale, by arm: what seeds alone change.
+        root: outputs/<scale>, or the committed record of it.
+        overrides: what else was asked for on the command line, for measurements.
+    """
+
+    artefact: str
+    scale: str
+    arms: dict[str, list[Run]]
+    settings: dict
+    measured: dict[str, dict]
+    small: list[list[Run]]
+    root: Path
+    overrides: list[str] = field(default_factory=list)
+
+    def noise(self, value: Callable[[Run], float]) -> float | None:
+        """One net's deviation over seeds of some value, pooled over the small nets that trained."""
+        groups = ([value(run) for run in arm if run.result["status"] == "converged"]
+                  for arm in self.small)  # fmt: skip
+        return pooled_deviation([v for v in group if math.isfinite(v)] for group in groups)
+
+    def pairs(self, ours: str, theirs: str) -> list[tuple[Run, Run]]:
+        """The runs of two arms that share a seed."""
+        others = {run.seed: run for run in self.arms[theirs]}
+        return [(run, others[run.seed]) for run in self.arms[ours] if run.seed in others]
+
+    def first(self, arm: str) -> Run | None:
+        return self.arms[arm][0] if self.arms[arm] else None
+
+
+def differences(
+    pairs: Iterable[tuple[Run, Run]], value: Callable[[Run], float], *, drop: bool = False
+) -> list[float]:
+    """How much smaller `value` is in the first run of each pair; non-finite ones out, if `drop`."""
+    found = [value(theirs) - value(ours) for ours, theirs in pairs]
+    return [d for d in found if math.isfinite(d)] if drop else found
+
+
+def accuracy_claim(
+    claim: str, rule: str, *, pairs: list[tuple[Run, Run]], finding: Finding, delta: float = POINTS
+) -> Claim:
+    """A claim on errors: judged only where every run of both arms has converged."""
+    runs = {run.name: run.result["status"] for pair in pairs for run in pair}
+    return Claim(claim, rule, delta, unless_stalled(finding, runs), len(runs))
+
+
+def mean_and_spread(values: Iterable[float], digits: int = 2) -> str:
+    """'12.50 ± 2.80 (3)': mean, standard deviation over seeds, n; '-' without values."""
+    values = [v for v in values if v is not None and math.isfinite(v)]
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f} (1)"
+    return f"{fmean(values):.{digits}f} ± {stdev(values):.{digits}f} ({len(values)})"
+
+
+def printed(value: float | None, digits: int = 2) -> str:
+    """A value of the paper as a cell; '-' where it prints none."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"

@@ -1,0 +1,86 @@
+"""The commands on the paper's artefacts: reproduce, compare-init, plot-slopes, ensemble."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from delving.cli_data import Overrides
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(help="Artefacts, or all; and key=value such as scale=quarter.",
+                   show_default=False),
+]  # fmt: skip
+Runs = Annotated[list[str] | None, typer.Argument(help="Folders or names of runs.")]
+Root = Annotated[str, typer.Option(help="Where outputs lie.")]
+
+
+def reproduce(
+    words: Words = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="Redraw from records, such as outputs/reference/cpu."),
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="Runs side by side; as many as cores.")] = None,
+    dry: Annotated[bool, typer.Option("--plan", help="Say what would be done.")] = False,
+) -> None:
+    """Tables and figures of the paper: train and score what is missing, judge, draw, report."""
+    from delving.reproduce import reproduce_artefacts
+
+    artefacts = [word for word in words or [] if "=" not in word]
+    overrides = [word for word in words or [] if "=" in word]
+    failed = reproduce_artefacts(
+        artefacts, overrides, source=source, jobs=jobs, dry=dry, say=_overview()
+    )
+    if failed:
+        raise typer.Exit(1)
+
+
+def compare_init(words: Overrides = None) -> None:
+    """He against Xavier at any depth: depth=14|22|30|N inits=he,xavier, and key=value."""
+    from delving.compare import compare_inits
+
+    typer.echo(compare_inits(words or [], _overview()))
+
+
+def plot_slopes(runs: Runs = None, output_root: Root = "outputs") -> None:
+    """Draw the learned slopes of runs layer by layer, beside Table 1."""
+    from delving.compare import compare_slopes
+
+    typer.echo(compare_slopes(runs or [], output_root))
+
+
+def ensemble(
+    runs: Annotated[list[str], typer.Argument(help="Folders or names of runs; protocol=dense.")],
+    output_root: Root = "outputs",
+) -> None:
+    """Average the saved probabilities of runs: ensemble RUN RUN... [protocol=dense]."""
+    from delving import record
+    from delving.ensemble import pick_protocol, save_ensemble
+
+    folders = [record.find_run(run, output_root) for run in runs if not run.startswith("protocol=")]
+    protocol = next((run[9:] for run in runs if run.startswith("protocol=")), None)
+    protocol = protocol or pick_protocol(folders)
+    labels = record.shortest_labels([folder.name for folder in folders])
+    to = folders[0].parent.parent / "ensembles" / "+".join(labels.values())[:80]
+    summary = save_ensemble(folders, protocol, to)
+    for name, e in [*summary["members"].items(), (f"ensemble of {len(folders)}", summary)]:
+        typer.echo(f"{name}: top-1 {e['top1_err']:.2f} %, top-5 {e['top5_err']:.2f} %")
+    typer.echo(f"{protocol}, saved in {to}")
+
+
+def _overview():
+    from rich.console import Console
+
+    from delving.display import Overview
+
+    return Overview(Console())
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to the application."""
+    app.command()(reproduce)
+    app.command("compare-init")(compare_init)
+    app.command("plot-slopes")(plot_slopes)
+    app.command()(ensemble)

@@ -1,0 +1,70 @@
+"""`compare-init` and `plot-slopes`: Figure 3 at any depth, Table 1's figure of any runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from delving import config as configs
+from delving import record
+from delving.artefact import Run
+from delving.display import Overview
+from delving.paper.figure3 import draw_inits, tabulate
+from delving.paper.table1 import draw_slopes, list_slopes
+from delving.plan import Plan, add_run
+from delving.plot import save_figure
+from delving.reproduce import count_jobs, work_runs
+
+MODELS = {22: "b"}  # by depth; others are the small model lengthened
+INITS = ("he", "xavier")
+
+
+def compare_inits(words: Sequence[str], say: Overview) -> Path:
+    """Trains a net with each initialiser, draws error and gradients; the figure's path.
+
+    Args:
+        words: depth=N, inits=he,xavier, and overrides.
+
+    Raises:
+        ValueError: a depth or an initialiser that there is not, or a run that failed.
+    """
+    own = dict(word.split("=", 1) for word in words if word.startswith(("depth=", "inits=")))
+    rest = [word for word in words if not word.startswith(("depth=", "inits="))]
+    depth, inits = own.get("depth", "30"), own.get("inits", ",".join(INITS)).split(",")
+    if not depth.isdigit():
+        raise ValueError(f"depth={depth}: a number of conv and fc layers, 14 or more")
+    usual = [] if any(word.startswith("act=") for word in rest) else ["act=relu"]
+    model = MODELS.get(int(depth), f"small{depth}")
+    nets = {init: configs.compose([f"model={model}", f"init={init}", *usual, *rest])
+            for init in inits}  # fmt: skip
+    first = next(iter(nets.values()))
+    plan = Plan(first.scale, rest, Path(first.output_root) / first.scale,
+                configs.plan_of(first.scale))  # fmt: skip
+    arms = {init: [add_run(plan, config)] for init, config in nets.items()}
+    failed = work_runs(plan, count_jobs(first.device, None), say)
+    if failed:
+        raise ValueError("; ".join(f"{run}: {error}" for run, error in failed.items()))
+    found = {init: [Run(plan.folder(name)) for name in names] for init, names in arms.items()}
+    return _write(draw_inits(found), pd.concat([tabulate(run) for runs in found.values()
+                  for run in runs]), plan.root / f"compare-init-{depth}")  # fmt: skip
+
+
+def compare_slopes(runs: Sequence[str], output_root: str) -> Path:
+    """Draws the slopes of runs, by default of all that learned some; the figure's path."""
+    folders = [record.find_run(run, output_root) for run in runs] or record.list_runs(output_root)
+    found = [run for run in map(Run, folders) if run.slopes]
+    strange = [str(folder) for folder in folders if runs and not Run(folder).slopes]
+    if strange or not found:
+        raise ValueError(
+            f"no learned slopes in {', '.join(strange) or output_root}: train act=prelu"
+        )
+    by_model: dict[str, list[Run]] = {}
+    for run in found:
+        by_model.setdefault(f"{run.result['model']}, {run.result['act']}", []).append(run)
+    return _write(draw_slopes(by_model), list_slopes(found), Path(output_root) / "slopes")
+
+
+def _write(figure, data: pd.DataFrame, to: Path) -> Path:
+    record.write_text(to / "data.csv", data.to_csv(index=False))
+    save_figure(figure, to / "figure.svg")
+    return save_figure(figure, to / "figure.png")

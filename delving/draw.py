@@ -1,0 +1,131 @@
+"""From records to an artefact's folder, table, figure and verdict, and to the page over all."""
+
+import importlib
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+import delving
+from delving import config as configs
+from delving import record
+from delving.artefact import Shown
+from delving.groups import choices
+from delving.plan import Plan, ask
+from delving.plot import save_figure
+from delving.report import write_report
+from delving.session import git_revision
+
+CITATION = (
+    "He, Zhang, Ren, Sun: Delving Deep into Rectifiers: Surpassing Human-Level Performance on "
+    "ImageNet Classification. arXiv 1502.01852, 2015"
+)
+SHARED = "Tables 4 to 7 and Figures 4 to 7 share the same large nets, the convergence figure too"
+DRAWN = ("table.csv", "table.md", "figure.png", "figure.svg", "data.csv", "verdict.json")
+
+
+def draw_artefact(plan: Plan, name: str, to: Path) -> Shown:
+    """Draws one artefact from its records into the folder `to`.
+
+    Raises:
+        ValueError: where nothing of what it shows is there.
+    """
+    asked = ask(plan, name)
+    lacking = [need for need in plan.requests[name].needs if need not in asked.measured]
+    if lacking or (asked.arms and not any(asked.arms.values())):
+        raise ValueError(f"{name}: nothing to show, {', '.join(lacking) or 'no finished run'}")
+    shown = importlib.import_module(f"delving.paper.{name}").show(asked)
+    for old in DRAWN:
+        (to / old).unlink(missing_ok=True)
+    _write(shown, to)
+    runs = sorted({run.name for arm in asked.arms.values() for run in arm})
+    record.write_json(
+        to / "verdict.json",  # last: it marks the folder as whole
+        {
+            "artefact": name,
+            "scale": plan.scale,
+            "title": shown.title,
+            "caption": shown.caption,
+            "notes": shown.notes,
+            "command": " ".join(["delving reproduce", name, f"scale={plan.scale}"]),
+            "runs": runs,
+            "claims": [claim.as_json() for claim in shown.claims],
+        },
+    )
+    return shown
+
+
+def _write(shown: Shown, to: Path) -> None:
+    if shown.table is not None:
+        record.write_text(to / "table.csv", shown.table.to_csv(index=False))
+        record.write_text(to / "table.md", to_markdown(shown.table))
+    if shown.data is not None:
+        record.write_text(to / "data.csv", shown.data.to_csv(index=False))
+    if shown.figure is not None:
+        for ending in ("png", "svg"):
+            save_figure(shown.figure, to / f"figure.{ending}")
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """A GitHub table of cells as they are."""
+
+    def line(cells) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    rows = [line(table.columns), "|" + "---|" * len(table.columns)]
+    return "\n".join([*rows, *(line(row) for row in table.itertuples(index=False))]) + "\n"
+
+
+def draw_report(plan: Plan, to: Path, failed: dict[str, str]) -> Path:
+    """report.html over every artefact folder in `to`."""
+    runs = [name for name in plan.runs if plan.finished(name)]
+    times = plan.root / "reproduce.json"
+    if plan.root != to and times.exists():
+        shutil.copyfile(times, to / "reproduce.json")
+    about = {
+        "scale": plan.scale,
+        "headline": headline(plan),
+        "machine": _machine(plan, runs),
+        "seconds": record.read_json(times)["seconds"] if times.exists() else None,
+        "deviations": _deviations(plan, runs),
+        "independent_trainings": len(runs),
+        "shared": SHARED,
+        "failed": [{"run": run, "error": error} for run, error in failed.items()],
+        "paper": CITATION,
+        "made": f"delving {delving.__version__}, git {git_revision() or 'unknown'}",
+    }
+    return write_report(to, choices("paper"), about)
+
+
+def headline(plan: Plan) -> str:
+    """What a scale's results really are, in a line."""
+    config = configs.compose([f"scale={plan.scale}", *plan.overrides])
+    data, small, large = config.data, *(_family(plan, f) for f in ("small14", "a"))
+    kind = "generated drawings" if data.name == "shapes" else f"images of {data.name}"
+    count = f"{data.train_images:,} " if data.train_images else ""
+    return (
+        f"Trained on {count}{kind}, {data.crop}-pixel crops; small nets at {small.model.width:g} "
+        f"of the paper's width for {small.train.epochs:g} epochs, large ones at "
+        f"{large.model.width:g} for {large.train.epochs:g}."
+    )
+
+
+def _family(plan: Plan, model: str):
+    return configs.compose([f"scale={plan.scale}", f"model={model}", *plan.overrides])
+
+
+def _machine(plan: Plan, runs: list[str]) -> dict[str, str]:
+    """Where the runs were trained; several answers where they were trained in several places."""
+    keys = ("device", "cores", "precision", "torch", "python", "platform")
+    files = [record.read_json(plan.folder(name) / "env.json") for name in runs]
+    return {key: ", ".join(sorted({str(env.get(key)) for env in files})) for key in keys if files}
+
+
+def _deviations(plan: Plan, runs: list[str]) -> list[str]:
+    """Of all runs, each once, those of every run first."""
+    lists = [record.read_json(plan.folder(name) / "result.json")["deviations"] for name in runs]
+    every = list(dict.fromkeys(line for lines in lists for line in lines))
+    counts = {line: sum(line in lines for lines in lists) for line in every}
+    ranked = sorted(every, key=lambda line: -counts[line])
+    return [line if counts[line] == len(runs) else f"{line}, in {counts[line]} of {len(runs)} runs"
+            for line in ranked]  # fmt: skip

@@ -1,0 +1,61 @@
+"""Section 3's ensemble: runs whose saved probabilities are averaged, image by image."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from delving import record
+from delving.evaluate import error_rates
+
+
+def average(folders: Sequence[Path], protocol: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """(probabilities (images, classes), labels, names) of the runs' mean.
+
+    Raises:
+        ValueError: fewer than two runs, one without scores, or scores of other images.
+    """
+    if len(folders) < 2:
+        raise ValueError(f"an ensemble needs two runs or more, not {len(folders)}")
+    total, labels, names = record.load_scores(folders[0], protocol)
+    for folder in folders[1:]:
+        more, its_labels, its_names = record.load_scores(folder, protocol)
+        if its_names != names or more.shape != total.shape or (its_labels != labels).any():
+            raise ValueError(f"{folder} was scored on other images than {folders[0]}")
+        total = total + more
+    return record.round_scores(total / len(folders)), labels, names
+
+
+def summarise(folders: Sequence[Path], protocol: str) -> dict:
+    """{runs, protocol, top1_err, top5_err, images, members: {run: {top1_err, top5_err}}}."""
+    probabilities, labels, _ = average(folders, protocol)
+    members = {}
+    for folder in folders:
+        own, _, _ = record.load_scores(folder, protocol)
+        members[folder.name] = error_rates(own, labels)
+    return {
+        "runs": [folder.name for folder in folders],
+        "protocol": protocol,
+        **error_rates(probabilities, labels),
+        "images": len(labels),
+        "members": members,
+    }
+
+
+def save_ensemble(folders: Sequence[Path], protocol: str, to: Path) -> dict:
+    """Writes <to>/ensemble.json, and the averaged probabilities as a run's scores are kept."""
+    probabilities, labels, names = average(folders, protocol)
+    summary = summarise(folders, protocol)
+    kept = {key: summary[key] for key in ("protocol", "top1_err", "top5_err", "images")}
+    record.save_scores(to, protocol, kept, probabilities=probabilities, labels=labels, names=names)
+    record.write_json(to / "ensemble.json", summary)
+    return summary
+
+
+def pick_protocol(folders: Sequence[Path]) -> str:
+    """The last protocol that all runs were scored by: dense where they have it."""
+    lists = [list(record.read_json(folder / "result.json")["eval"]) for folder in folders]
+    common = [name for name in (lists[0] if lists else []) if all(name in own for own in lists)]
+    if not common:
+        raise ValueError("these runs share no protocol: delving eval RUN protocol=...")
+    return common[-1]

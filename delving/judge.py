@@ -1,0 +1,249 @@
+"""The only statistics: paired differences over seeds, intervals, equivalence, rule -> verdict.
+
+What is counted is trained nets: one difference per seed, of two nets that differ in the claim
+alone. The images of one test set tell how sure two given nets are apart, never how the next two
+would turn out: what they show is appended to the evidence and decides nothing.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy  # loads its parts at their first use
+
+REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not_reproduced", "inconclusive"
+ENOUGH = 3  # trained pairs; with two, t is 12.7 and tells nothing
+# Beyond this many seed deviations a single pair speaks. Two nets differ by sqrt(2) of one net's
+# deviation, so 3 are 2.1 of theirs: wrong to one side in 1.7 %, in 2.8 % where the deviation is
+# itself from 5 + 5 + 3 + 3 nets (12 degrees of freedom), and in over 5 % below 5 degrees.
+NOISES = 3
+DRAWS = 5000  # of the bootstrap
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A verdict, and one plain sentence that says what it rests on."""
+
+    verdict: str
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its limits, in the unit of the values, of n trained nets or pairs."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """The mean with Student's two-sided t interval; without width where all values are equal.
+
+    Raises:
+        ValueError: below 2 values, or where one is not finite.
+    """
+    values = finite("values", values)
+    if len(values) < 2:
+        raise ValueError(f"an interval needs at least 2 values, not {len(values)}")
+    mean = statistics.mean(values)  # exact: equal values keep their mean, and have deviation 0
+    quantile = float(scipy.special.stdtrit(len(values) - 1, (1 + level) / 2))
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return Interval(mean, mean - half, mean + half, len(values))
+
+
+def judge_better(
+    differences: Sequence[float],
+    *,
+    delta: float,
+    unit: str = "points",
+    noise: float | None = None,
+    images: str | None = None,
+) -> Finding:
+    """Is there an effect in the claimed direction, in which differences are positive?
+
+    Reproduced if the 95 % interval lies above 0, also where the effect is smaller than `delta`;
+    not reproduced if it lies below `delta`, the smallest effect that counts. A single pair
+    speaks only beyond 3 `noise`, one net's `pooled_deviation`. Errors: see `seen_interval`.
+    """
+    seen = seen_interval(differences, delta=delta, noise=noise)
+    least = delta if seen.n > 1 else 0.0
+    verdict, why = INCONCLUSIVE, f"rules out neither 0 nor {number(delta)} {unit}"
+    if seen.low > 0:
+        small = f", an effect smaller than {number(delta)} {unit}" if seen.high < delta else ""
+        verdict, why = REPRODUCED, f"above 0{small}"
+    elif seen.high < least:
+        verdict, why = NOT_REPRODUCED, f"below {number(least)} {unit}"
+    elif seen.n == 1:
+        why = "on both sides of 0"
+    return Finding(verdict, tell(seen, why, unit=unit, images=images))
+
+
+def judge_alike(
+    differences: Sequence[float],
+    *,
+    delta: float,
+    unit: str = "points",
+    noise: float | None = None,
+    images: str | None = None,
+) -> Finding:
+    """Is the difference smaller than `delta`, either way? "Not significant" would not show that.
+
+    Reproduced if the 90 % interval lies inside of +-`delta` (two one-sided tests of 5 % each),
+    not reproduced if the 95 % interval lies outside; a single pair, +-3 `noise`, can only refute.
+    """
+    seen = seen_interval(differences, delta=delta, noise=noise, level=0.9)
+    wide = seen_interval(differences, delta=delta, noise=noise)
+    verdict, where = INCONCLUSIVE, "neither clearly within nor outside of"
+    if wide.low > delta or wide.high < -delta:
+        verdict, where, seen = NOT_REPRODUCED, "outside of", wide
+    elif seen.n == 1:
+        where = "one pair cannot show that others stay within"
+    elif -delta < seen.low and seen.high < delta:
+        verdict, where = REPRODUCED, "within"
+    why, level = f"{where} ±{number(delta)} {unit}", 0.95 if seen is wide else 0.9
+    return Finding(verdict, tell(seen, why, unit=unit, images=images, level=level))
+
+
+def judge_no_larger(
+    differences: Sequence[float], *, delta: float, unit: str = "points", noise: float | None = None
+) -> Finding:
+    """Is something no larger than something else, but for `delta`? Non-inferiority.
+
+    Differences say how much smaller it is (positive = smaller). Reproduced if the 95 % interval
+    lies above -`delta`, not reproduced if below it; that of a single pair is +-3 `noise`.
+    """
+    seen = seen_interval(differences, delta=delta, noise=noise)
+    verdict, where = INCONCLUSIVE, "on both sides of"
+    if seen.low > -delta:
+        verdict, where = REPRODUCED, "above"
+    elif seen.high < -delta:
+        verdict, where = NOT_REPRODUCED, "below"
+    return Finding(verdict, tell(seen, f"{where} {number(-delta)} {unit}", unit=unit))
+
+
+def seen_interval(
+    differences: Sequence[float], *, delta: float, noise: float | None, level: float = 0.95
+) -> Interval:
+    """What a rule looks at: t over three pairs or more, +-3 noise around one; else no limits.
+
+    Raises:
+        ValueError: where a difference, `delta` or `noise` is not finite, or the latter negative.
+    """
+    values = finite("differences", differences)
+    if min(finite("delta and noise", [delta, noise or 0.0])) < 0:
+        raise ValueError(f"delta and noise must be 0 or more, not {delta} and {noise}")
+    if len(values) >= ENOUGH:
+        return mean_interval(values, level)
+    mean = statistics.mean(values) if values else math.nan
+    half = NOISES * noise if len(values) == 1 and noise is not None else math.inf
+    return Interval(mean, mean - half, mean + half, len(values))
+
+
+def tell(
+    seen: Interval, why: str, *, unit: str, images: str | None = None, level: float = 0.95
+) -> str:
+    """The evidence: mean difference, interval, n and unit, why, and what the images show."""
+    mean, limits = f"{number(seen.mean)} {unit}", f"{number(seen.low)} to {number(seen.high)}"
+    text = f"mean difference {mean}, {100 * level:g} % interval {limits}, n = {seen.n}: {why}"
+    if seen.n == 0:
+        text = "no trained pair"
+    elif seen.n == 1:
+        known = f", {limits} by {NOISES} seed deviations: {why}"
+        rest = known if math.isfinite(seen.high) else ": how much seeds vary is not known"
+        text = f"difference {mean}, these two nets only{rest}"
+    elif seen.n < ENOUGH:
+        text = f"mean difference {mean}, n = {seen.n}: three trained pairs are needed"
+    return f"{text}; {images}" if images else text
+
+
+def all_of(findings: Mapping[str, Finding]) -> Finding:
+    """A claim of several parts: reproduced if each is, not reproduced if any is not.
+
+    No correction: a claim with a false part passes no more often than that part alone would.
+    """
+    verdicts = [finding.verdict for finding in findings.values()]
+    evidence = "; ".join(f"{name}: {finding.evidence}" for name, finding in findings.items())
+    if NOT_REPRODUCED in verdicts:
+        return Finding(NOT_REPRODUCED, evidence)
+    whole = verdicts and INCONCLUSIVE not in verdicts
+    return Finding(REPRODUCED if whole else INCONCLUSIVE, evidence or "no part was judged")
+
+
+def unless_stalled(finding: Finding, statuses: Mapping[str, str]) -> Finding:
+    """The finding where all runs (name: status) converged; else inconclusive, naming the others.
+
+    A net at chance says nothing on accuracy: `unless_stalled(judge_better(...), statuses)`.
+    """
+    others = [f"{run} {status}" for run, status in statuses.items() if status != "converged"]
+    if not others:
+        return finding
+    return Finding(INCONCLUSIVE, f"not judged, {', '.join(others)}; measured: {finding.evidence}")
+
+
+def pooled_deviation(groups: Iterable[Sequence[float]]) -> float | None:
+    """One net's deviation over seeds, sqrt(sum (n - 1) s^2 / sum (n - 1)), in the values' unit.
+
+    One group per arm; the arms' means may differ. None where no group has two values.
+    """
+    arms = [values for group in groups if len(values := finite("values", group)) > 1]
+    if not arms:
+        return None
+    squares = math.fsum((len(arm) - 1) * statistics.variance(arm) for arm in arms)
+    return math.sqrt(squares / sum(len(arm) - 1 for arm in arms))
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's, 1 where y rises with x. ValueError where one has no two different values."""
+    x, y = finite("x", x), finite("y", y)
+    if min(len(set(x)), len(set(y))) < 2:
+        raise ValueError(f"ranks need at least two different values, not x = {x}, y = {y}")
+    return float(scipy.stats.spearmanr(x, y).statistic)
+
+
+def compare_images(hits_a: Sequence[bool], hits_b: Sequence[bool], *, seed: int = 0) -> str:
+    """How far net A is ahead of B, in points of error over the same images (positive: A errs less).
+
+    Hits say per image whether the net was right. ValueError unless both are of the same images.
+    """
+    a, b = np.asarray(hits_a, dtype=bool), np.asarray(hits_b, dtype=bool)
+    if a.shape != b.shape or a.size == 0:
+        raise ValueError(f"hits must be of the same images, not of {a.shape} and {b.shape}")
+    won, lost = int((a & ~b).sum()), int((b & ~a).sum())
+    limits = bootstrap_points(won, lost, images=a.size, seed=seed)
+    points, p = 100 * (won - lost) / a.size, mcnemar(won, lost)
+    chance = f"McNemar p {f'= {number(p)}' if p >= 1e-4 else '< 0.0001'}"
+    limits = " to ".join(map(number, limits))
+    return f"over images: {number(points)} points, 95 % {limits} (bootstrap), {chance}"
+
+
+def bootstrap_points(won: int, lost: int, *, images: int, seed: int) -> list[float]:
+    """95 % limits, in points, of the difference when the images are drawn anew, in pairs.
+
+    Drawing images is drawing the counts of three sorts (won, lost, neither): one multinomial.
+    """
+    shares = np.array([won, lost, images - won - lost]) / images
+    counts = np.random.Generator(np.random.Philox(seed)).multinomial(images, shares, size=DRAWS)
+    points = 100 * (counts[:, 0] - counts[:, 1]) / images
+    return np.quantile(points, [0.025, 0.975], method="inverted_cdf").tolist()
+
+
+def mcnemar(won: int, lost: int) -> float:
+    """Exact two-sided p (McNemar, 1947): images on which one net alone is right fall 1 : 1."""
+    return float(scipy.stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
+
+
+def finite(what: str, values: Iterable[float]) -> list[float]:
+    """The values as plain floats; ValueError names those that are not finite."""
+    values = [float(value) for value in values]
+    if bad := [value for value in values if not math.isfinite(value)]:
+        raise ValueError(f"{what} must be finite, not {', '.join(map(str, bad))} in {values}")
+    return values
+
+
+def number(value: float) -> str:
+    """Three significant places, so that a text is the same on any machine; no -0, no dust."""
+    return f"{float(f'{round(value, 12):.3g}') + 0.0:g}"

@@ -1,0 +1,115 @@
+"""ICCV: ReLU and PReLU against epochs, training and validation error, for A, B, C and small14.
+
+PReLU converges faster, with lower training and validation error all along.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from delving.artefact import POINTS, Asked, Claim, Run, Shown, accuracy_claim, differences
+from delving.curves import load_curves
+from delving.judge import Finding, all_of, judge_better, judge_no_larger
+from delving.plot import BLUE, RED, label_lines, new_figure, smooth
+
+MODELS = {"a": "A", "b": "B", "c": "C", "small14": "small14"}
+LARGE = ("a", "b", "c")
+LINES = {"training error": {"lw": 0.8, "ls": (0, (3, 2))}, "validation error": {"lw": 1.5}}
+
+
+def show(asked: Asked) -> Shown:
+    runs = [run for arm in asked.arms.values() for run in arm]
+    return Shown(
+        "Convergence of ReLU and PReLU (ICCV version)",
+        "Top-1 error against epochs: dashed, on the training images, with dropout and "
+        "augmentation; solid, on validation images, center crop. One line per net.",
+        figure=_draw(asked),
+        data=pd.concat([load_curves(run.folder) for run in runs]) if runs else None,
+        claims=[
+            _lower(asked, "small14: PReLU's errors are lower all along", ("small14",)),
+            _lower(asked, "A, B, C: PReLU's errors are lower all along", LARGE),
+            _gap(
+                asked, "small14: PReLU's gap from training to validation is no larger", ("small14",)
+            ),
+            _gap(asked, "A, B, C: PReLU's gap from training to validation is no larger", LARGE),
+        ],
+    )
+
+
+def _draw(asked: Asked):
+    figure, axes = new_figure(2, 2, size=(7.2, 5.2))
+    for panel, (model, title) in zip(axes.flat, MODELS.items(), strict=True):
+        ends = []
+        for act, color, name in (("relu", BLUE, "ReLU"), ("prelu", RED, "PReLU")):
+            drawn = [_draw_run(panel, run, color) for run in asked.arms[f"{model}_{act}"]]
+            if drawn:
+                ends.append((drawn[0][0], float(np.mean([y for _, y in drawn])), name, color))
+        panel.set(xlabel="epoch", ylabel="top-1 error (%)", ylim=(0, 100))
+        panel.set_title(title, fontsize=9)
+        panel.set_xlim(0, panel.get_xlim()[1] * 1.16)
+        label_lines(panel, ends)
+    return figure
+
+
+def _draw_run(panel: Axes, run: Run, color: str) -> tuple[float, float]:
+    """Both curves of a run; where the validation error ends."""
+    curves = load_curves(run.folder).set_index("curve")
+    for curve, look in LINES.items():
+        line = curves.loc[[curve]]
+        panel.plot(line.epoch, smooth(line.value), color=color, **look)
+    return line.epoch.iloc[-1], line.value.iloc[-1]
+
+
+def mean_validation(run: Run) -> float:
+    """The validation error's mean over all looks, percent: the area below its curve."""
+    return float(np.mean(run.looks.top1_err))
+
+
+def mean_training(run: Run) -> float:
+    """The training error's mean over the whole run, percent."""
+    return float(np.mean(run.steps.err))
+
+
+def final_gap(run: Run) -> float:
+    """Validation less training error at the end, points."""
+    return float(run.looks.top1_err.iloc[-1]) - run.training_error
+
+
+def _lower(asked: Asked, claim: str, models: tuple[str, ...]) -> Claim:
+    def judge(pairs: list[tuple[Run, Run]], value: Callable[[Run], float]) -> Finding:
+        found = differences(pairs, value)
+        return judge_better(found, delta=POINTS, noise=asked.noise(value))
+
+    rule = (
+        "top-1 error averaged over the whole course, paired by seed: the 95 % interval over seeds "
+        "lies above 0, for validation and for training errors alike"
+    )
+    values = {"validation": mean_validation, "training": mean_training}
+    return _claim(asked, claim, rule, models, lambda pairs: {
+        name: judge(pairs, value) for name, value in values.items()
+    })  # fmt: skip
+
+
+def _gap(asked: Asked, claim: str, models: tuple[str, ...]) -> Claim:
+    def judge(pairs: list[tuple[Run, Run]]) -> dict[str, Finding]:
+        found = differences(pairs, final_gap)
+        return {"gap": judge_no_larger(found, delta=POINTS, noise=asked.noise(final_gap))}
+
+    rule = (
+        "validation less training error at the end, ReLU's less PReLU's, paired by seed: the 95 % "
+        f"interval over seeds lies above -{POINTS} points"
+    )
+    return _claim(asked, claim, rule, models, judge)
+
+
+def _claim(asked: Asked, claim: str, rule: str, models: tuple[str, ...], judge: Callable) -> Claim:
+    pairs = {model: asked.pairs(f"{model}_prelu", f"{model}_relu") for model in models}
+    parts = {
+        f"{MODELS[model]}, {name}": finding
+        for model, mine in pairs.items()
+        for name, finding in judge(mine).items()
+    }
+    every = [pair for mine in pairs.values() for pair in mine]
+    return accuracy_claim(claim, rule, pairs=every, finding=all_of(parts))

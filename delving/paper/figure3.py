@@ -1,0 +1,168 @@
+"""Figure 3: the 30-layer small model, He against Xavier; also `delving compare-init`'s drawing.
+
+2.2: with He the model converges; with Xavier "the learning completely stalls, the gradients are
+diminishing as monitored in the experiments", and more epochs do not help.
+"""
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from delving.artefact import Asked, Claim, Run, Shown
+from delving.judge import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, Finding, all_of, judge_better
+from delving.plot import COLORS, label_lines, new_figure, smooth
+
+LONGER = 5  # times He's steps to leave ln(classes), before Xavier is said to stall
+DIMINISHED = 1.0  # powers of ten
+
+
+def show(asked: Asked) -> Shown:
+    return Shown(
+        "Figure 3. 30 layers, ReLU, He against Xavier",
+        "Left: top-1 error on validation images, center crop, against epochs. Right: the norm of "
+        "the loss's gradient over all conv weights (solid), and of the weight-decay term that is "
+        "added to it (dotted): where the solid line lies below the dotted one, weight decay alone "
+        "moves the weights.",
+        figure=draw_inits(asked.arms),
+        data=pd.concat([tabulate(run) for runs in asked.arms.values() for run in runs]),
+        claims=_claims(asked),
+    )
+
+
+def tabulate(run: Run) -> pd.DataFrame:
+    """Columns run, curve, epoch, value: the validation error and what is drawn of the gradients."""
+    names = {"loss": "training loss", "conv_grad_norm": "gradient of the conv weights",
+             "conv_decay_norm": "weight-decay term of the conv weights"}  # fmt: skip
+    parts = [("validation error", run.looks.epoch, run.looks.top1_err)]
+    parts += [(title, run.steps.epoch, run.steps[key]) for key, title in names.items()]
+    return pd.concat(
+        pd.DataFrame({"run": run.name, "curve": title, "epoch": x, "value": y.round(7)})
+        for title, x, y in parts
+    )
+
+
+def draw_inits(arms: dict[str, list[Run]]) -> Figure:
+    """Errors, and norms of gradients and decay, one colour per initialiser, one line per seed."""
+    figure, ((errors, norms),) = new_figure(1, 2, size=(7.2, 3.0))
+    errors.set(xlabel="epoch", ylabel="top-1 error (%)")
+    norms.set(xlabel="epoch", ylabel="norm, conv weights", yscale="log")
+    ends: dict[Axes, list] = {errors: [], norms: []}
+    for (arm, runs), color in zip(arms.items(), COLORS, strict=False):
+        for number, run in enumerate(runs):
+            for axes, end in ((errors, _draw_errors(errors, run, color)),
+                              (norms, _draw_norms(norms, run, color))):  # fmt: skip
+                ends[axes] += [(*end, title_of(arm), color)] if number == 0 else []
+    for axes, own in ends.items():
+        axes.set_xlim(0, axes.get_xlim()[1] * 1.14)
+        label_lines(axes, own)
+    norms.set_title("solid: gradient of the loss; dotted: weight decay", fontsize=8)
+    return figure
+
+
+def title_of(init: str) -> str:
+    return {"he": "He", "xavier": "Xavier", "he_backward": "He, backward"}.get(init, init)
+
+
+def _draw_errors(axes: Axes, run: Run, color: str) -> tuple[float, float]:
+    """The validation error against epochs, from chance on; where the line ends."""
+    chance = 100 * (1 - math.exp(-run.blind_loss))
+    x, y = [0.0, *run.looks.epoch], [chance, *run.looks.top1_err]
+    axes.plot(x, y, color=color, lw=1.4)
+    return x[-1], y[-1]
+
+
+def _draw_norms(axes: Axes, run: Run, color: str) -> tuple[float, float]:
+    gradient = np.exp(smooth(np.log(run.steps.conv_grad_norm.clip(lower=1e-12))))
+    axes.plot(run.steps.epoch, gradient, color=color, lw=1.4)
+    axes.plot(run.steps.epoch, run.steps.conv_decay_norm, color=color, lw=1.2, ls=":")
+    return run.steps.epoch.iloc[-1], gradient.iloc[-1]
+
+
+def _claims(asked: Asked) -> list[Claim]:
+    he, pairs = asked.arms["he"], asked.pairs("he", "xavier")
+    return [
+        Claim(
+            "30 layers converge with He",
+            "the training loss of every net ends more than 2 % below ln(classes)",
+            None,
+            converges(he),
+            len(he),
+        ),
+        Claim(
+            "30 layers stall with Xavier",
+            f"of every pair, Xavier's training loss is within 2 % of ln(classes) to the end, and "
+            f"it was trained for {LONGER} times the steps after which He left that",
+            None,
+            stalls(pairs),
+            2 * len(pairs),
+        ),
+        Claim(
+            "Xavier's gradients diminish",
+            "the loss's gradient over all conv weights (geometric mean over the steps before He "
+            "leaves ln(classes)): how many powers of ten smaller than He's, 95 % interval over "
+            "seeds above 0; and at Xavier's end it is smaller than the weight-decay term",
+            DIMINISHED,
+            diminish(asked),
+            2 * len(pairs),
+        ),
+    ]
+
+
+def converges(runs: list[Run]) -> Finding:
+    """Do all runs leave ln(classes)?"""
+    if not runs:
+        return Finding(INCONCLUSIVE, "no trained net")
+    told = ", ".join(f"{run.name} {_departure(run)}" for run in runs)
+    good = all(run.result["status"] == "converged" for run in runs)
+    return Finding(REPRODUCED if good else NOT_REPRODUCED, told)
+
+
+def _departure(run: Run) -> str:
+    left, steps = run.departure, int(run.steps.step.iloc[-1])
+    if math.isfinite(left):
+        return f"left ln(classes) by step {left:.0f} of {steps} ({run.result['status']})"
+    return f"never left ln(classes) in {steps} steps ({run.result['status']})"
+
+
+def stalls(pairs: list[tuple[Run, Run]]) -> Finding:
+    """Does the second of each pair stay at ln(classes) for LONGER times the first's departure?"""
+    if not pairs:
+        return Finding(INCONCLUSIVE, "no trained pair")
+    told = "; ".join(f"{ours.name} {_departure(ours)}, {theirs.name} {_departure(theirs)}"
+                     for ours, theirs in pairs)  # fmt: skip
+    if any(math.isfinite(theirs.departure) for _, theirs in pairs):
+        return Finding(NOT_REPRODUCED, told)
+    times = [theirs.steps.step.iloc[-1] / ours.departure for ours, theirs in pairs]
+    told += f"; trained for {min(times):.1f} times He's steps or more"
+    return Finding(REPRODUCED if min(times) >= LONGER else INCONCLUSIVE, told)
+
+
+def diminish(asked: Asked) -> Finding:
+    """Is Xavier's gradient smaller than He's, and in the end smaller than its weight decay?"""
+    pairs = asked.pairs("he", "xavier")
+    smaller = judge_better(
+        [_early_gradient(he, he) - _early_gradient(xavier, he) for he, xavier in pairs],
+        delta=DIMINISHED,
+        unit="powers of ten",
+        noise=asked.noise(lambda run: _early_gradient(run, run)),
+    )
+    ends = [_end_ratio(xavier) for _, xavier in pairs]
+    told = "gradient over weight-decay term in the last tenth: " + ", ".join(
+        f"{ratio:.2g}" for ratio in ends
+    )
+    below = Finding(REPRODUCED if ends and max(ends) < 1 else NOT_REPRODUCED, told)
+    return all_of({"smaller": smaller, "below decay": below}) if pairs else smaller
+
+
+def _early_gradient(run: Run, he: Run) -> float:
+    """log10 of the conv gradient's norm, mean over the lines before `he` left ln(classes)."""
+    early = run.steps.step <= min(he.departure, run.steps.step.iloc[-1])
+    return float(np.log10(run.steps.conv_grad_norm[early].clip(lower=1e-12)).mean())
+
+
+def _end_ratio(run: Run) -> float:
+    last = run.steps[run.steps.step > 0.9 * run.steps.step.iloc[-1]]
+    return float((last.conv_grad_norm / last.conv_decay_norm).mean())

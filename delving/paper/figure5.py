@@ -1,0 +1,23 @@
+"""Figure 5: wrongly classified images from the three classes with the highest top-5 error."""
+
+from delving.artefact import Asked, Shown, published
+from delving.paper.figure4 import draw_pictures, list_pictures
+
+
+def show(asked: Asked) -> Shown:
+    found = asked.measured["table7"]
+    pictures, errors = found["pictures"], found["ensembles"][0]["per_class"]["ensemble"]
+    worst = list(dict.fromkeys(one["label"] for one in pictures["wrong"]))
+    ours = ", ".join(f"{pictures['titles'][c]} {errors[c]:.0f} %" for c in worst)
+    paper = ", ".join(
+        f"{name} {error} %" for name, error in published()["figure6"]["worst"].items()
+    )
+    return Shown(
+        "Figure 5. Images classified wrongly, of the three worst classes",
+        "By the ensemble, of the three classes with the highest top-5 error (ties: top-1 error), "
+        "the images whose true label ranks lowest; those right in the top 5 only where a class "
+        "has no others.",
+        figure=draw_pictures(pictures["wrong"], pictures),
+        data=list_pictures(pictures["wrong"], pictures),
+        notes=[f"The worst classes and their top-5 errors: {ours}; the paper's: {paper}."],
+    )

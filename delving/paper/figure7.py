@@ -1,0 +1,90 @@
+"""Figure 7: each class's top-5 error by the ensemble against that of its weakest member.
+
+ours: Figure 7 compares the ensemble with its weakest member; the authors' system of 2014, with
+which the paper compares, is not available.
+"""
+
+import numpy as np
+import pandas as pd
+
+from delving.artefact import Asked, Claim, Shown, published
+from delving.judge import judge_better
+from delving.plot import BLUE, RED, new_figure
+
+FALLS, MORE = 0.2, 5.0  # the smallest effects that count: points of top-5 error; percent of classes
+
+
+def show(asked: Asked) -> Shown:
+    ensembles = asked.measured["table7"]["ensembles"]
+    titles = asked.measured["table7"]["pictures"]["titles"]
+    reduced = reduction(ensembles[0])
+    order = np.argsort(reduced, kind="stable")
+    return Shown(
+        "Figure 7. What the ensemble changes, class by class",
+        "Top-5 error of each class by the weakest member less that by the ensemble, ascending: "
+        "positive is reduced.",
+        figure=_draw(reduced[order]),
+        data=pd.DataFrame({"class": [titles[c] for c in order], "reduced": reduced[order]}),
+        claims=_claims(asked, ensembles),
+        notes=[_count(reduced)],
+    )
+
+
+def weakest(ensemble: dict) -> str:
+    """The member with the highest top-5 error (ties: top-1)."""
+    members = ensemble["members"]
+    return max(members, key=lambda name: (members[name]["top5_err"], members[name]["top1_err"]))
+
+
+def reduction(ensemble: dict) -> np.ndarray:
+    """(classes,) points by which each class's top-5 error is smaller than the weakest member's."""
+    before, after = (ensemble["per_class"][name] for name in (weakest(ensemble), "ensemble"))
+    return np.array(before) - np.array(after)
+
+
+def _draw(reduced: np.ndarray):
+    figure, ((panel,),) = new_figure(1, 1, size=(5.4, 2.8))
+    colors = np.where(reduced < 0, RED, BLUE)
+    panel.bar(np.arange(1, len(reduced) + 1), reduced, color=colors, width=0.8)
+    panel.axhline(0, color="#555555", lw=0.6)
+    panel.set(xlabel="classes, ascending", ylabel="top-5 error reduced by (points)",
+              xlim=(0.2, len(reduced) + 0.8))  # fmt: skip
+    return figure
+
+
+def _count(reduced: np.ndarray) -> str:
+    ours = [int((reduced > 0).sum()), int((reduced == 0).sum()), int((reduced < 0).sum())]
+    paper = published()["figure7"]
+    theirs = [paper[key] for key in ("reduced", "unchanged", "increased")]
+    return (
+        f"Reduced, unchanged, increased in {', '.join(map(str, ours))} classes; the paper's, "
+        f"against its system of 2014: {', '.join(map(str, theirs))}."
+    )
+
+
+def _claims(asked: Asked, ensembles: list[dict]) -> list[Claim]:
+    reduced = [reduction(ensemble) for ensemble in ensembles]
+    trainings = sum(len(ensemble["runs"]) for ensemble in ensembles)
+    more = [100 * float((r > 0).mean() - (r < 0).mean()) for r in reduced]
+    return [
+        Claim(
+            "the mean error falls",
+            "top-5 error averaged over classes, the weakest member's less the ensemble's, one "
+            "difference per ensemble: the 95 % interval over seeds lies above 0",
+            FALLS,
+            judge_better(
+                [float(r.mean()) for r in reduced],
+                delta=FALLS,
+                noise=asked.noise(lambda run: run.error("ten_view", 5)),
+            ),
+            trainings,
+        ),
+        Claim(
+            "more classes are reduced than increased",
+            "percent of classes reduced less percent increased, one difference per ensemble: the "
+            "95 % interval over seeds lies above 0",
+            MORE,
+            judge_better(more, delta=MORE, unit="percent of classes"),
+            trainings,
+        ),
+    ]

@@ -1,0 +1,148 @@
+"""ICCV: the Fisher matrix of small14 with ReLU and PReLU, and how centred its responses are.
+
+With PReLU the mean response moves towards zero, so that the off-diagonal blocks of the Fisher
+matrix get closer to zero, which improves its conditioning.
+"""
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from delving.artefact import Asked, Claim, Run, Shown, mean_and_spread
+from delving.fisher import (
+    choose_parameters,
+    describe_fisher,
+    response_statistics,
+    sample_gradients,
+)
+from delving.judge import judge_better, unless_stalled
+from delving.plot import BLUE, RED, label_lines, new_figure
+from delving.probe import open_run, some_images
+from delving.signal import weight_layers
+
+# The smallest effects that count: of 1; of 1; powers of ten.
+CENTRED, SMALLER, CONDITIONED = 0.02, 0.005, 0.1
+TITLES = {"relu": "ReLU", "prelu": "PReLU"}
+
+
+def measure(asked: Asked) -> dict:
+    """The Fisher matrix's figures and the responses' of every run, by the run's name."""
+    return {
+        run.name: _measure_run(run, asked.settings) for runs in asked.arms.values() for run in runs
+    }
+
+
+def _measure_run(run: Run, settings: dict) -> dict:
+    session = open_run(run.folder)
+    x, _ = some_images(session, settings["images"])
+    # The choice of parameters and the labels' draws are the same in both arms of a seed.
+    units, weights = settings["units"], settings["weights"]
+    while units * (1 + weights) * len(weight_layers(session.net)) * 2 >= len(x) and weights > 1:
+        units, weights = max(1, units - 1), weights - 1  # few images bear few parameters
+    chosen = choose_parameters(session.net, units, weights=weights, seed=run.seed)
+    gradients = sample_gradients(session.net, x, chosen, seed=run.seed)
+    return {
+        "fisher": describe_fisher(gradients, chosen),
+        "responses": response_statistics(session.net, x),
+    }
+
+
+def show(asked: Asked) -> Shown:
+    found = asked.measured.get("fisher", {})
+    arms = {arm: [found[run.name] for run in runs if run.name in found]
+            for arm, runs in asked.arms.items()}  # fmt: skip
+    return Shown(
+        "The Fisher matrix with ReLU and PReLU (ICCV version)",
+        "On validation images, labels drawn from the net's own prediction; some parameters of "
+        "every layer, scaled to a unit diagonal. Mean ± standard deviation over seeds (number of "
+        "nets). Figure: how far from zero the mean response is in each layer, as a share of the "
+        "root mean square: 0 is centred, 1 constant.",
+        table=pd.DataFrame([_row(title, arms[arm]) for arm, title in TITLES.items()]),
+        figure=_draw(arms),
+        data=_list_responses(found),
+        claims=_claims(asked, found),
+    )
+
+
+def centre(one: dict) -> float:
+    """The mean over layers of the mean response's share; layers without any response left out."""
+    return float(np.nanmean([row["channel_mean"] for row in one["responses"]]))
+
+
+def between(one: dict) -> float:
+    """The mean squared entry of the off-diagonal blocks, those between layers."""
+    return one["fisher"]["between"]["energy"]
+
+
+def condition(one: dict) -> float:
+    """log10 of the condition number."""
+    return math.log10(one["fisher"]["condition"])
+
+
+def silent(one: dict) -> float:
+    """Percent of all units that never fire."""
+    units = sum(row["units"] for row in one["responses"])
+    return 100 * sum(row["silent"] * row["units"] for row in one["responses"]) / units
+
+
+def _row(title: str, nets: list[dict]) -> dict[str, str]:
+    errors = [one["fisher"]["between"]["error"] for one in nets]
+    return {
+        "": title,
+        "mean response": mean_and_spread(map(centre, nets), 3),
+        "energy within layers": mean_and_spread(
+            (one["fisher"]["within"]["energy"] for one in nets), 4
+        ),
+        "energy between layers": mean_and_spread(map(between, nets), 4),
+        "its error": mean_and_spread(errors, 4),
+        "log10 condition": mean_and_spread(map(condition, nets), 2),
+        "by half the samples": mean_and_spread(
+            (math.log10(half) for one in nets for half in one["fisher"]["condition_halves"]), 2
+        ),
+        "units that never fire, %": mean_and_spread(map(silent, nets), 1),
+    }
+
+
+def _draw(arms: dict[str, list[dict]]):
+    figure, ((panel,),) = new_figure(1, 1, size=(5.4, 3.0))
+    layers: list[str] = []
+    ends = []
+    for (arm, nets), color in zip(arms.items(), (BLUE, RED), strict=True):
+        for number, one in enumerate(nets):
+            values = [row["channel_mean"] for row in one["responses"]]
+            layers = [row["name"] for row in one["responses"]]
+            panel.plot(values, color=color, lw=1.1, marker="o", ms=2.5)
+            if number == 0:
+                ends.append((len(values) - 1, values[-1], TITLES[arm], color))
+    panel.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
+    panel.set(ylabel="mean response / rms", ylim=(0, 1), xlim=(-0.5, len(layers) + 1))
+    label_lines(panel, ends)
+    return figure
+
+
+def _list_responses(found: dict) -> pd.DataFrame:
+    rows = [{"run": run} | {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
+            for run, one in found.items() for row in one["responses"]]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _claims(asked: Asked, found: dict) -> list[Claim]:
+    pairs = [pair for pair in asked.pairs("prelu", "relu") if all(r.name in found for r in pair)]
+    statuses = {run.name: run.result["status"] for pair in pairs for run in pair}
+
+    def claim(text: str, rule: str, value, delta: float, unit: str) -> Claim:
+        less = [value(found[relu.name]) - value(found[prelu.name]) for prelu, relu in pairs]
+        less = [d for d in less if math.isfinite(d)]  # a singular matrix has no condition number
+        finding = unless_stalled(judge_better(less, delta=delta, unit=unit), statuses)
+        rule = f"{rule}, ReLU's less PReLU's, paired by seed: 95 % interval over seeds above 0"
+        return Claim(text, rule, delta, finding, len(statuses))
+
+    return [
+        claim("PReLU's mean response is nearer to zero", "root mean square over channels of the "
+              "mean response over its rms, mean over layers", centre, CENTRED, "of 1"),
+        claim("PReLU's off-diagonal blocks are smaller", "mean squared entry between layers",
+              between, SMALLER, "of 1"),
+        claim("PReLU's Fisher matrix is better conditioned", "log10 of the condition number",
+              condition, CONDITIONED, "powers of ten"),
+    ]  # fmt: skip

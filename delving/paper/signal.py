@@ -1,0 +1,240 @@
+"""Section 2.2 measured: the second moments of responses and gradients, layer by layer.
+
+Also the text's example, VGG's model B: with std 0.01 the gradient that reaches conv2 from conv10 is
+1 / (1.7 x 10^4) of what it is by Eq. 14.
+"""
+
+import math
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+
+from delving.artefact import Asked, Claim, Shown, published
+from delving.build import materialise, plan_stds
+from delving.config import compose
+from delving.initializer import gaussian, he_backward, initialize, layer_stds
+from delving.judge import Finding, all_of, judge_alike
+from delving.net import build_net, read_layers
+from delving.plot import COLORS, label_lines, new_figure
+from delving.probe import open_fresh, some_images
+from delving.rectifier import build_relu
+from delving.signal import (
+    bits_per_layer,
+    constant_std_ratio,
+    layer_moments,
+    propagated_gradient,
+    shrink_classifier,
+    summarise,
+    theory,
+    weight_layers,
+)
+
+INITS = ("he", "he_backward", "xavier", "gaussian")
+BITS = 0.1  # a layer: a tenth of what parts He from Xavier
+FACTOR = 0.1  # powers of ten, of the example's 1.7e4
+EXAMPLE_STD = 0.01  # paper: 2.2
+
+
+def measure(asked: Asked) -> dict:
+    """Moments over draws of the weights for every net and initialiser, and the text's example."""
+    nets = {
+        model: {init: _measure_net(asked, model, init) for init in INITS}
+        for model in asked.settings["models"]
+    }
+    return {"nets": nets, "example": _measure_example(asked.settings)}
+
+
+def _measure_net(asked: Asked, model: str, init: str) -> dict:
+    words = [f"scale={asked.scale}", f"model={model}", "act=relu", f"init={init}"]
+    config = compose([*words, "precision=fp32", *asked.overrides])
+    net, session = open_fresh(config)
+    x, labels = some_images(session, asked.settings["images"])
+    layers = weight_layers(net)
+    predicted = theory(layers, plan_stds(config)(list(layers.values())), slope=0.0)
+    draws = []
+    for config.seed in range(asked.settings["draws"]):
+        net = materialise(net, config, session.device)
+        draws.append(layer_moments(net, x, labels))
+    rows = [row | {"pool_forward": _mean(draws, i, "pool_forward"),
+                   "pool_backward": _mean(draws, i, "pool_backward")}
+            for i, row in enumerate(summarise(draws, predicted))]  # fmt: skip
+    return {"layers": rows, "bits": bits_per_layer(draws, predicted)}
+
+
+def _mean(draws: list, layer: int, key: str) -> float:
+    return float(np.mean([rows[layer][key] for rows in draws]))
+
+
+def _measure_example(settings: dict) -> dict:
+    """Full-width VGG B at 224 pixels, its fc layers shrunk; normal noise for images."""
+    layers = shrink_classifier(read_layers(compose(["model=vgg_b"]).model.layers), 16)
+    net = build_net(layers, lambda channels: build_relu(channels, 0.0), classes=16, crop=224)
+    net = net.to_empty(device="cpu")
+    noise = torch.Generator().manual_seed(0)
+    x = torch.randn(settings["full_images"], 3, 224, 224, generator=noise)
+    draws, ratios = settings["full_draws"], []
+    for draw in range(draws):
+        # Independent draws: nothing but the law of large numbers makes the ratio come out.
+        reached = [_propagate(net, rule, x, seed) for rule, seed in
+                   ((he_backward, draw), (gaussian(EXAMPLE_STD), draws + draw))]  # fmt: skip
+        ratios.append(reached[0] / reached[1])
+    weighted = list(weight_layers(net).values())
+    convs = [m for m in weighted if isinstance(m, torch.nn.Conv2d)]
+    rule = plan_stds(compose(["model=vgg_b", "act=relu", "init=he_backward", "init.range=raw"]))
+    stds = rule(weighted)[: len(convs)]
+    return {"stds": {str(m.out_channels): std for m, std in zip(convs, stds, strict=True)},
+            "computed": constant_std_ratio(stds[1:], EXAMPLE_STD), "measured": ratios}  # fmt: skip
+
+
+def _propagate(net, rule, x: torch.Tensor, seed: int) -> float:
+    stds = partial(layer_stds, rule=rule, slope=0.0, range="raw")  # paper: fc 0.01, 0.01, 0.001
+
+    initialize(net, stds, seed=seed)
+    labels = torch.zeros(len(x), dtype=torch.long)
+    return propagated_gradient(layer_moments(net, x, labels))
+
+
+def show(asked: Asked) -> Shown:
+    found = asked.measured.get("signal")
+    if found is None:
+        raise ValueError("signal has not been measured")
+    draws = asked.settings["draws"]
+    return Shown(
+        "Section 2.2, measured: what initialisation does to the signal",
+        f"Second moments of responses y (left) and of gradients dx (right), as powers of two, "
+        f"relative to the first layer's y and to the last conv layer's dx: mean of {draws} draws "
+        "of the weights with one standard deviation (line and band), and the paper's theory "
+        "(dotted; with pooling's own factor and the borders' counted). The table has the change "
+        "per conv layer in bits, pooling and borders taken out: 0 keeps the signal, -1 is "
+        "Xavier's halving.",
+        table=_tabulate(found),
+        figure=_draw(found["nets"]),
+        data=_list_layers(found["nets"]),
+        claims=_claims(found),
+        notes=_notes(found),
+    )
+
+
+def _tabulate(found: dict) -> pd.DataFrame:
+    rows = []
+    for model, by_init in found["nets"].items():
+        for init, net in by_init.items():
+            row = {"net": model, "init": init}
+            for way in ("forward", "backward"):
+                bits = np.array(net["bits"][way])
+                row[f"{way}, theory"] = f"{net['bits'][f'{way}_theory']:.2f}"
+                row[f"{way}, measured"] = f"{bits.mean():.2f} ± {bits.std(ddof=1):.2f}"
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _list_layers(nets: dict) -> pd.DataFrame:
+    rows = [
+        {"net": model, "init": init}
+        | {k: round(v, 4) if isinstance(v, float) else v for k, v in layer.items()}
+        for model, by_init in nets.items()
+        for init, net in by_init.items()
+        for layer in net["layers"]
+    ]
+    return pd.DataFrame(rows)
+
+
+def _draw(nets: dict):
+    figure, axes = new_figure(len(nets), 2, size=(7.2, 2.3 * len(nets)))
+    for (model, by_init), line in zip(nets.items(), axes, strict=True):
+        for panel, key, title in zip(line, ("y2", "dx2"), ("responses", "gradients"), strict=True):
+            ends = [
+                (*_draw_init(panel, net["layers"], key, color), init, color)
+                for (init, net), color in zip(by_init.items(), COLORS, strict=False)
+            ]
+            panel.set_title(f"{model}, {title}", fontsize=9)
+            panel.set_xlim(1, panel.get_xlim()[1] * 1.25)
+            panel.set(xlabel="layer", ylabel="log2 of second moment")
+            label_lines(panel, ends)
+    return figure
+
+
+def _draw_init(panel: Axes, rows: list[dict], key: str, color: str) -> tuple[float, float]:
+    """Mean, spread and theory of an initialiser; where the line ends."""
+    depth = np.arange(1, len(rows) + 1)
+    mean, spread, here = (np.array([row[f"{key}_{part}"] for row in rows])
+                          for part in ("measured", "spread", "here"))  # fmt: skip
+    panel.plot(depth, mean, color=color, lw=1.4)
+    panel.fill_between(depth, mean - spread, mean + spread, color=color, alpha=0.18, lw=0)
+    panel.plot(depth, here, color=color, lw=1.1, ls=":")
+    return float(depth[-1]), float(mean[-1])
+
+
+def _claims(found: dict) -> list[Claim]:
+    claims = [
+        _follows(found["nets"], "responses follow Eq. 9 and 15", "forward", "he"),
+        _follows(found["nets"], "gradients follow Eq. 13 and 15", "backward", "he_backward"),
+    ]
+    example = found["example"]
+    stds = {int(k): v for k, v in example["stds"].items()}
+    paper = published()["text"]
+    equal = all(f"{stds[filters]:.3f}" == f"{std:.3f}"
+                for filters, std in paper["vgg_b_eq14_std"].items())  # fmt: skip
+    told = ", ".join(f"{filters} filters {std:.3f}" for filters, std in stds.items())
+    claims.append(
+        _exact("Eq. 14's stds for VGG's model B", "equal to the printed digits", equal, told)
+    )
+    close = abs(math.log10(example["computed"] / paper["vgg_b_gradient_ratio_std001"]))
+    claims.append(
+        _exact(
+            "with std 0.01 conv2's gradient is 1 / (1.7 x 10^4) of Eq. 14's, computed",
+            "equal to two digits",
+            f"{example['computed']:.1e}" == f"{paper['vgg_b_gradient_ratio_std001']:.1e}",
+            f"{example['computed']:.3e} from unrounded stds ({close:.3f} powers of ten off)",
+        )
+    )
+    off = [math.log10(ratio / example["computed"]) for ratio in example["measured"]]
+    claims.append(
+        Claim(
+            "the same, measured on the full-width net",
+            "log10 of measured over computed, independent draws of both nets: the 90 % interval "
+            f"over pairs of draws lies within ±{FACTOR}",
+            FACTOR,
+            judge_alike(off, delta=FACTOR, unit="powers of ten"),
+            0,
+        )
+    )
+    return claims
+
+
+def _follows(nets: dict, claim: str, way: str, init: str) -> Claim:
+    parts = {}
+    for model, by_init in nets.items():
+        for name in (init, "xavier"):
+            bits = by_init[name]["bits"]
+            off = [value - bits[f"{way}_theory"] for value in bits[way]]
+            parts[f"{model}, {name}"] = judge_alike(off, delta=BITS, unit="bits")
+    rule = (
+        f"bits per conv layer, measured less theory, for {init} and xavier on each net: the 90 % "
+        f"interval over draws of the weights lies within ±{BITS}"
+    )
+    return Claim(claim, rule, BITS, all_of(parts), 0)
+
+
+def _exact(claim: str, rule: str, holds: bool, told: str) -> Claim:
+    return Claim(claim, rule, None, Finding("reproduced" if holds else "not_reproduced", told), 0)
+
+
+WHY = (
+    "Theory is on the mean over draws. Draws of narrow nets scatter about log-normally, so that "
+    "the mean of their logarithms lies below it by ln(2)/2 times their variance: "
+)
+
+
+def _notes(found: dict) -> list[str]:
+    told = []
+    for model, by_init in found["nets"].items():
+        net = by_init["he"]
+        convs = [row for row in net["layers"] if row["kind"] == "conv"]
+        variance = convs[-1]["y2_spread"] ** 2
+        low = -math.log(2) / 2 * variance / (len(convs) - 1)
+        told.append(f"{model} {low:+.2f} bits per layer expected from it")
+    return [WHY + ", ".join(told) + " (forward, He)."]

@@ -1,0 +1,127 @@
+"""Table 1: small14 layer by layer with its learned slopes, the paper's beside ours.
+
+Claims, 2.1: "the first conv layer has coefficients significantly greater than 0", the largest in
+the table; channel-wise, deeper conv layers have in general smaller slopes.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from delving.artefact import Asked, Claim, Run, Shown, mean_and_spread, printed, published
+from delving.build import describe_model
+from delving.config import compose
+from delving.judge import Finding, all_of, judge_better, rank_correlation, unless_stalled
+from delving.plot import BLUE, GREY, RED, label_line, new_figure
+
+ARMS = {"prelu_shared": "channel-shared", "prelu": "channel-wise"}
+STANDS_OUT, FALLS = 0.05, 0.2  # the smallest effects that count: of a slope, of a correlation
+
+
+def show(asked: Asked) -> Shown:
+    return Shown(
+        "Table 1. The 14-layer model and its learned slopes",
+        "Mean of the learned slopes a of each layer at the end of training: the paper's, and ours "
+        "as mean ± standard deviation over seeds (number of nets). Channel-wise slopes are "
+        "averaged over the channels first.",
+        table=_tabulate(asked.arms),
+        figure=draw_slopes({name: asked.arms[arm] for arm, name in ARMS.items()}),
+        data=list_slopes(run for arm in ARMS for run in asked.arms[arm]),
+        claims=_claims(asked),
+    )
+
+
+def _tabulate(arms: dict[str, list[Run]]) -> pd.DataFrame:
+    paper = published()["table1"]
+    rows = []
+    for layer in describe_model(compose(["model=small14", "scale=paper"]))["layers"]:
+        name = layer["name"]
+        row = {"layer": name, "filters, stride": layer["notation"]}
+        for place, (arm, title) in enumerate(ARMS.items()):
+            values = [run.slopes[name].mean() for run in arms[arm] if name in run.slopes]
+            row[f"{title}, paper"] = printed(paper[name][place], 3) if name in paper else ""
+            row[f"{title}, ours"] = mean_and_spread(values, 3) if name in paper else ""
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def list_slopes(runs: Sequence[Run]) -> pd.DataFrame:
+    """Columns run, layer, slopes (how many), mean, low, high (their range)."""
+    return pd.DataFrame(
+        [
+            (run.name, layer, len(a), *(round(float(v), 4) for v in (a.mean(), a.min(), a.max())))
+            for run in runs
+            for layer, a in run.slopes.items()
+        ],
+        columns=["run", "layer", "slopes", "mean", "low", "high"],
+    )
+
+
+def draw_slopes(arms: dict[str, Sequence[Run]]) -> Figure:
+    """Mean slope against layer: one line per run, a panel per arm, the paper's table in grey."""
+    figure, axes = new_figure(1, len(arms), size=(3.6 * len(arms) + 0.4, 3.0))
+    paper = published()["table1"]
+    for panel, (place, (title, runs)) in zip(axes[0], enumerate(arms.items()), strict=True):
+        layers = list(runs[0].slopes) if runs else list(paper)
+        for run in runs:
+            panel.plot([a.mean() for a in run.slopes.values()], color=(RED, BLUE)[place % 2], lw=1,
+                       marker="o", ms=2.5, alpha=0.8)  # fmt: skip
+        if runs:
+            last = np.mean([list(run.slopes.values())[-1].mean() for run in runs])
+            label_line(panel, len(layers) - 1, last, "ours", (RED, BLUE)[place % 2])
+        if layers == list(paper):
+            values = [pair[min(place, 1)] for pair in paper.values()]
+            panel.plot(values, color=GREY, lw=1.2, ls=(0, (3, 2)), marker="s", ms=2.5)
+            label_line(panel, len(layers) - 1, values[-1], "paper", GREY, shift=-9)
+        panel.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
+        panel.axhline(0, color="#555555", lw=0.6)
+        panel.set(ylabel="mean slope a", xlim=(-0.5, len(layers) + 0.8))
+        panel.set_title(title, fontsize=9)
+    return figure
+
+
+def _claims(asked: Asked) -> list[Claim]:
+    shared, wise = asked.arms["prelu_shared"], asked.arms["prelu"]
+    outstanding = {
+        title: _judge(asked.arms[arm], stand_out, delta=STANDS_OUT, unit="of slope")
+        for arm, title in ARMS.items()
+    }
+    return [
+        Claim(
+            "conv1's slope stands out",
+            "per net, conv1's mean slope less the largest mean slope of the other conv layers; the "
+            "95 % interval over seeds lies above 0, for shared and for channel-wise slopes",
+            STANDS_OUT,
+            all_of(outstanding),
+            len(shared) + len(wise),
+        ),
+        Claim(
+            "channel-wise slopes fall with depth",
+            "per net, the rank correlation (Spearman) of mean slope and depth over the conv "
+            "layers, with its sign turned; the 95 % interval over seeds lies above 0",
+            FALLS,
+            _judge(wise, fall_with_depth, delta=FALLS, unit="of rank correlation"),
+            len(wise),
+        ),
+    ]
+
+
+def _judge(runs: list[Run], value: Callable[[dict], float], *, delta: float, unit: str) -> Finding:
+    found = judge_better([value(_conv_means(run)) for run in runs], delta=delta, unit=unit)
+    return unless_stalled(found, {run.name: run.result["status"] for run in runs})
+
+
+def _conv_means(run: Run) -> list[float]:
+    return [float(a.mean()) for layer, a in run.slopes.items() if layer.startswith("conv")]
+
+
+def stand_out(means: list[float]) -> float:
+    """The first layer's slope less the largest of the others."""
+    return means[0] - max(means[1:])
+
+
+def fall_with_depth(means: list[float]) -> float:
+    """1 where every conv layer's slope is smaller than that of the layer before."""
+    return -rank_correlation(range(len(means)), means)

@@ -1,0 +1,193 @@
+"""Table 3: VGG-19, A, B and C at full width and 224 pixels, whatever the scale."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from delving import device as devices
+from delving.artefact import Asked, Claim, Shown, printed, published
+from delving.build import build_model, describe_model
+from delving.config import compose
+from delving.judge import Finding, judge_no_larger
+from delving.rectifier import PReLU
+from delving.session import plan_recipe
+from delving.train import build_optimizer
+
+MODELS = {"vgg19": "VGG-19", "a": "A", "b": "B", "c": "C"}
+TIMED = ("vgg19-relu", "a-relu", "a-prelu", "b-relu", "c-relu")
+CLASSES = 1000
+LARGEST = 128  # images of the paper's mini-batch
+WITHIN, SHARE, SLOWER = 1.0, 0.01, 5.0  # percent
+
+
+def measure(asked: Asked) -> dict:
+    """Seconds of a training step of each net, one round of all after the other."""
+    device = devices.pick_device(_device_of(asked.overrides))
+    devices.prepare_backend(device)
+    precision = devices.pick_precision("auto", device)
+    steps = {name: _build_step(name, device, precision) for name in TIMED}
+    for step in steps.values():
+        _timed(step, 1, device)  # the first step also allocates, and picks algorithms
+    first = sum(_timed(step, 1, device) for step in steps.values())
+    rounds = asked.settings["rounds"]
+    batch = _fit(asked.settings["seconds"] / ((rounds + 1) * first))
+    for step in steps.values() if batch > 1 else ():
+        _timed(step, batch, device)
+    seconds = {name: [] for name in TIMED}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            seconds[name].append(round(_timed(step, batch, device), 5))
+    return {"batch": batch, "seconds": seconds, "device": devices.name_device(device),
+            "precision": precision}  # fmt: skip
+
+
+def _device_of(overrides: Sequence[str]) -> str:
+    return next((text[7:] for text in overrides if text.startswith("device=")), "auto")
+
+
+def _fit(images: float) -> int:
+    """The largest power of two of at most so many images, from 1 to the paper's 128."""
+    batch = 1
+    while 2 * batch <= min(images, LARGEST):
+        batch *= 2
+    return batch
+
+
+def _build_step(name: str, device: torch.device, precision: str) -> Callable[[int], None]:
+    """A training step on so many images of noise: forward, backward, update."""
+    model, act = name.split("-")
+    config = compose([f"model={model}", f"act={act}", "scale=paper"])
+    net = build_model(config, CLASSES)[0].to_empty(device=device).train()
+    net = net.to(memory_format=torch.channels_last)
+    for parameter in net.parameters():
+        # Times hang on the values only where they are not finite; normal draws would take longer
+        # than the steps.
+        parameter.data.uniform_(-1, 1).mul_(parameter[0].numel() ** -0.5)
+    optimizer = build_optimizer(net, plan_recipe(config, CLASSES))
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-12  # times nothing but work: the weights stay as they are
+
+    def step(batch: int) -> None:
+        x = torch.randn(batch, 3, config.data.crop, config.data.crop, device=device)
+        labels = torch.zeros(batch, dtype=torch.long, device=device)
+        for layer in net.modules():
+            if hasattr(layer, "seed"):
+                layer.seed(0, batch, slice(0, batch))
+        optimizer.zero_grad(set_to_none=True)
+        with devices.autocast(device, precision):
+            logits = net(x.contiguous(memory_format=torch.channels_last))
+        F.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def _timed(step: Callable[[int], None], batch: int, device: torch.device) -> float:
+    start = time.perf_counter()
+    step(batch)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def show(asked: Asked) -> Shown:
+    times = asked.measured.get("table3")
+    cards = {model: describe_model(compose([f"model={model}", "act=relu", "scale=paper"]))
+             for model in MODELS}  # fmt: skip
+    return Shown(
+        "Table 3. Architectures of the large models",
+        "At full width and 224 pixels with a stem of stride 2, whatever the scale. Mult-adds count "
+        "conv and fc layers. Seconds of a training step (forward, backward, update) on noise, "
+        f"median of rounds, on {_told(times)}; the paper's are for 128 images on four K20.",
+        table=_tabulate(cards, times),
+        claims=_claims(cards, times),
+    )
+
+
+def _told(times: dict | None) -> str:
+    if times is None:
+        return "nothing: not measured"
+    images = "image" if times["batch"] == 1 else "images"
+    return f"{times['batch']} {images}, {times['device']}, {times['precision']}"
+
+
+def _tabulate(cards: dict[str, dict], times: dict | None) -> pd.DataFrame:
+    paper, clock = published()["table3"], published()["text"]["seconds_per_minibatch_128_4xK20"]
+    rows = []
+    for model, title in MODELS.items():
+        card = cards[model]
+        rows.append(
+            {
+                "model": title,
+                "depth, paper": str(paper["depth"][model]),
+                "depth, ours": str(card["depth"]),
+                "mult-adds / 10^10, paper": printed(paper["complexity_1e10"][model]),
+                "mult-adds / 10^10, ours": f"{card['multiply_adds'] / 1e10:.3f}",
+                "parameters / 10^6": f"{card['params'] / 1e6:.1f}",
+                "seconds, paper": printed(clock.get(model), 1),
+                "seconds, ours": _seconds(times, f"{model}-relu"),
+                "with PReLU": _seconds(times, f"{model}-prelu"),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _seconds(times: dict | None, name: str) -> str:
+    if times is None or name not in times["seconds"]:
+        return "-"
+    return f"{statistics.median(times['seconds'][name]):.3g}"
+
+
+def _claims(cards: dict[str, dict], times: dict | None) -> list[Claim]:
+    claims = [_complexity(cards), _few_slopes()]
+    if times:
+        rounds = times["seconds"]
+        rule = (
+            f"over interleaved rounds, the share by which {{}} is faster, in percent: the 95 % "
+            f"interval lies above -{SLOWER:g}"
+        )
+        claims += [
+            Claim("A is no slower than VGG-19", rule.format("A's step"), SLOWER,
+                  _no_slower(rounds["a-relu"], rounds["vgg19-relu"]), 0),
+            Claim("PReLU costs almost nothing: A's step", rule.format("PReLU's step"), SLOWER,
+                  _no_slower(rounds["a-prelu"], rounds["a-relu"]), 0),
+        ]  # fmt: skip
+    return claims
+
+
+def _complexity(cards: dict[str, dict]) -> Claim:
+    paper = published()["table3"]
+    off = {
+        model: 100 * (cards[model]["multiply_adds"] / 1e10 / paper["complexity_1e10"][model] - 1)
+        for model in MODELS
+    }
+    same = all(cards[model]["depth"] == paper["depth"][model] for model in MODELS)
+    holds = same and max(map(abs, off.values())) <= WITHIN
+    told = ", ".join(f"{MODELS[model]} {value:+.2f} %" for model, value in off.items())
+    rule = f"depths equal, mult-adds within {WITHIN:g} % of the printed ones"
+    return Claim("depth and complexity are the paper's", rule, WITHIN, _fact(holds, told), 0)
+
+
+def _few_slopes() -> Claim:
+    shares = {}
+    for model in ("a", "b", "c"):
+        net, _ = build_model(compose([f"model={model}", "act=prelu", "scale=paper"]), CLASSES)
+        slopes = sum(m.slope.numel() for m in net.modules() if isinstance(m, PReLU))
+        shares[model] = 100 * slopes / sum(p.numel() for p in net.parameters())
+    told = ", ".join(f"{MODELS[model]} {share:.4f} %" for model, share in shares.items())
+    rule = f"channel-wise slopes are below {SHARE:g} % of all parameters"
+    holds = max(shares.values()) < SHARE
+    return Claim("PReLU's extra parameters are negligible", rule, SHARE, _fact(holds, told), 0)
+
+
+def _fact(holds: bool, told: str) -> Finding:
+    return Finding("reproduced" if holds else "not_reproduced", told)
+
+
+def _no_slower(ours: list[float], theirs: list[float]) -> Finding:
+    shares = [100 * (b - a) / b for a, b in zip(ours, theirs, strict=True)]
+    return judge_no_larger(shares, delta=SLOWER, unit="percent")

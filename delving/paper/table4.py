@@ -1,0 +1,103 @@
+"""Table 4: model A, dense testing at three scales and combined."""
+
+import pandas as pd
+
+from delving.artefact import (
+    POINTS,
+    Asked,
+    Claim,
+    Run,
+    Shown,
+    accuracy_claim,
+    differences,
+    mean_and_spread,
+    printed,
+    published,
+)
+from delving.judge import all_of, compare_images, judge_better, unless_stalled
+
+
+def show(asked: Asked) -> Shown:
+    scales = _scales(asked)
+    return Shown(
+        "Table 4. Model A, dense testing at three scales and combined",
+        "Top-1 / top-5 errors in percent. The three scales s, shorter sides in pixels, are 8/7, "
+        "12/7 and 15/7 of the crop, here as in the paper; multi-scale averages the scores of the "
+        "three.",
+        table=_tabulate(asked, scales),
+        claims=_claims(asked, scales) if scales else [],
+        notes=["The claims on scales rest on all six large nets, since they are on testing."],
+    )
+
+
+def _scales(asked: Asked) -> list[str]:
+    """dense@<s> of the three scales, then dense, as the runs were scored."""
+    run = next((run for arm in asked.arms.values() for run in arm), None)
+    return [name for name in run.protocols if name.startswith("dense")] if run else []
+
+
+def _tabulate(asked: Asked, scales: list[str]) -> pd.DataFrame:
+    paper = published()["table4"]
+    rows = []
+    for place, protocol in zip(paper["relu"], scales, strict=False):
+        row = {"scale, paper": str(place), "scale, ours": protocol.partition("@")[2] or "multi"}
+        for act, title in (("relu", "ReLU"), ("prelu", "PReLU")):
+            row[f"{title}, paper"] = " / ".join(printed(value) for value in paper[act][place])
+            row[f"{title}, ours"] = both_errors(asked.arms[f"a_{act}"], protocol)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def both_errors(runs: list[Run], protocol: str) -> str:
+    """'top-1 / top-5' as mean, spread and n over the runs."""
+    return " / ".join(mean_and_spread(run.error(protocol, k) for run in runs) for k in (1, 5))
+
+
+def _claims(asked: Asked, scales: list[str]) -> list[Claim]:
+    runs = [run for arm in asked.arms.values() for run in arm]
+    singles, multi = scales[:-1], scales[-1]
+    middle = singles[len(singles) // 2]
+    others = [name for name in singles if name != middle]
+    return [
+        rectifier_claim(asked, "PReLU beats ReLU at each scale", "a_prelu", "a_relu", scales),
+        _testing_claim("the scales combined beat the best single scale", runs, multi, singles),
+        _testing_claim("the middle scale is the best single one", runs, middle, others),
+    ]
+
+
+def rectifier_claim(
+    asked: Asked, claim: str, ours: str, theirs: str, protocols: list[str]
+) -> Claim:
+    """One arm's top-1 error is smaller than another's, by each of the protocols."""
+    pairs = asked.pairs(ours, theirs)
+    parts = {protocol: _better(asked, pairs, protocol) for protocol in protocols}
+    rule = (
+        f"top-1 error by {', '.join(protocols)}, paired by seed on the same images: the 95 % "
+        "interval over seeds lies above 0"
+    )
+    finding = all_of(parts) if len(parts) > 1 else parts[protocols[0]]
+    return accuracy_claim(claim, rule, pairs=pairs, finding=finding)
+
+
+def _better(asked: Asked, pairs: list[tuple[Run, Run]], protocol: str):
+    images = [compare_images(a.hits(protocol), b.hits(protocol)) for a, b in pairs[:1]
+              if protocol in a.protocols and protocol in b.protocols]  # fmt: skip
+    return judge_better(
+        differences(pairs, lambda run: run.error(protocol), drop=True),
+        delta=POINTS,
+        noise=asked.noise(lambda run: run.error("ten_view")),
+        images=images[0] if images and len(pairs) == 1 else None,
+    )
+
+
+def _testing_claim(claim: str, runs: list[Run], ours: str, others: list[str]) -> Claim:
+    good = [run for run in runs if run.result["status"] == "converged"]
+    found = judge_better(
+        [min(run.error(name) for name in others) - run.error(ours) for run in good], delta=POINTS
+    )
+    rule = (
+        f"per net, the smallest top-1 error by {', '.join(others)} less that by {ours}; the 95 % "
+        "interval over the nets that converged lies above 0"
+    )
+    statuses = {} if good else {run.name: run.result["status"] for run in runs}
+    return Claim(claim, rule, POINTS, unless_stalled(found, statuses), len(good))

@@ -1,0 +1,76 @@
+"""Table 5: single models, ten_view; also the drawing of Table 6."""
+
+import pandas as pd
+
+from delving.artefact import (
+    POINTS,
+    Asked,
+    Claim,
+    Shown,
+    accuracy_claim,
+    differences,
+    mean_and_spread,
+    printed,
+    published,
+)
+from delving.judge import compare_images, judge_alike
+from delving.paper.table4 import rectifier_claim
+
+MODELS = {"a_relu": "A, ReLU", "a_prelu": "A, PReLU", "b_prelu": "B, PReLU", "c_prelu": "C, PReLU"}
+OTHERS = {"msra_spp": "MSRA (SPP-net)", "vgg16": "VGG-16 (tested by the authors)",
+          "googlenet": "GoogLeNet"}  # fmt: skip
+
+
+def show(asked: Asked) -> Shown:
+    paper = published()["table5"]
+    return Shown(
+        "Table 5. Single models, ten_view",
+        "Errors in percent on the validation images, by ten_view: the paper's table with its "
+        "other systems as printed, and ours (number of nets).",
+        table=tabulate(asked, [(OTHERS | MODELS, paper)], "ten_view"),
+        claims=claims(asked, "ten_view"),
+    )
+
+
+def tabulate(asked: Asked, blocks: list[tuple[dict, dict]], protocol: str) -> pd.DataFrame:
+    """The paper's rows, ours beside them where a row is one of our arms."""
+    rows = []
+    for titles, paper in blocks:
+        for key, title in titles.items():
+            runs = asked.arms.get(key, [])
+            rows.append(
+                {
+                    "model": title,
+                    "top-1, paper": printed(paper[key][0]),
+                    "top-5, paper": printed(paper[key][1]),
+                    "top-1, ours": mean_and_spread(run.error(protocol) for run in runs),
+                    "top-5, ours": mean_and_spread(run.error(protocol, 5) for run in runs),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def claims(asked: Asked, protocol: str) -> list[Claim]:
+    """On top-1 errors of single models by one protocol."""
+    return [
+        rectifier_claim(asked, "A: PReLU beats ReLU", "a_prelu", "a_relu", [protocol]),
+        rectifier_claim(asked, "C beats B", "c_prelu", "b_prelu", [protocol]),
+        _alike(asked, protocol),
+    ]
+
+
+def _alike(asked: Asked, protocol: str) -> Claim:
+    pairs = asked.pairs("b_prelu", "a_prelu")
+    images = [compare_images(b.hits(protocol), a.hits(protocol)) for b, a in pairs
+              if protocol in a.protocols and protocol in b.protocols]  # fmt: skip
+    found = judge_alike(
+        differences(pairs, lambda run: run.error(protocol), drop=True),
+        delta=POINTS,
+        noise=asked.noise(lambda run: run.error("ten_view")),
+        images=images[0] if len(images) == 1 else None,
+    )
+    rule = (
+        f"top-1 error by {protocol}, paired by seed: the 90 % interval over seeds lies within "
+        f"±{POINTS} points"
+    )
+    return accuracy_claim("A and B are alike", rule, pairs=pairs, finding=found)

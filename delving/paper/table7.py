@@ -1,0 +1,181 @@
+"""Table 7: the ensemble of six models; what it says of each image also feeds Figures 4 to 7."""
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from delving.artefact import POINTS, Asked, Claim, Run, Shown, accuracy_claim, printed, published
+from delving.data.augment import resize_whole
+from delving.ensemble import average, summarise
+from delving.evaluate import rank_labels
+from delving.judge import compare_images, judge_better
+from delving.probe import open_images
+
+PROTOCOL = "dense"
+TEAMS = {
+    "in_competition": {"msra_spp": "ILSVRC 14: MSRA, SPP-nets", "vgg": "ILSVRC 14: VGG",
+                       "googlenet": "ILSVRC 14: GoogLeNet"},
+    "post_competition": {"vgg_v5": "VGG (arXiv v5)", "baidu": "Baidu",
+                         "prelu_nets": "PReLU-nets (six models)"},
+}  # fmt: skip
+GAIN = 26  # percent less than GoogLeNet's, the paper's abstract
+RIGHT, WRONG, WORST = 12, 4, 3  # pictures: right, wrong ones a class, classes
+SIDE = 96  # pixels of a picture's shorter side, at most
+
+
+def measure(asked: Asked) -> dict:
+    """One ensemble per seed for which all six models are there: see ensemble.average."""
+    seeds = [run.seed for run in asked.arms["c_prelu"]]
+    teams = [[run for arm in asked.arms.values() for run in arm if run.seed == s] for s in seeds]
+    whole = [team for team in teams if len(team) == len(asked.arms)]
+    if not whole:
+        raise ValueError("table7: the ensemble needs a finished run of each of its six models")
+    return {
+        "ensembles": [_measure_team(team) for team in whole],
+        "pictures": _choose_pictures(whole[0]),
+    }
+
+
+def _measure_team(team: Sequence[Run]) -> dict:
+    probabilities, labels, _ = average([run.folder for run in team], PROTOCOL)
+    ranks = rank_labels(probabilities, labels)
+    misses = {run.name: ~run.hits(PROTOCOL, 5) for run in team} | {"ensemble": ranks >= 5}
+    return summarise([run.folder for run in team], PROTOCOL) | {
+        "per_class": {name: _by_class(miss, labels) for name, miss in misses.items()},
+        "hits": {"top1": _bits(ranks < 1), "top5": _bits(ranks < 5)},
+    }
+
+
+def _by_class(misses: np.ndarray, labels: np.ndarray) -> list[float]:
+    """The top-5 error of each class, percent."""
+    return [round(100 * float(misses[labels == c].mean()), 4) for c in range(labels.max() + 1)]
+
+
+def _bits(hits: np.ndarray) -> str:
+    return np.packbits(hits).tobytes().hex()
+
+
+def hits_of(ensemble: dict, k: int) -> np.ndarray:
+    """(images,) bool, as Run.hits."""
+    packed = np.frombuffer(bytes.fromhex(ensemble["hits"][f"top{k}"]), np.uint8)
+    return np.unpackbits(packed, count=ensemble["images"]).astype(bool)
+
+
+def _choose_pictures(team: Sequence[Run]) -> dict:
+    """Right: the first right image of classes spread over all; wrong: of the three classes with the
+    highest top-5 error (ties: top-1), the images whose own label ranks lowest."""
+    probabilities, labels, _ = average([run.folder for run in team], PROTOCOL)
+    ranks, images = rank_labels(probabilities, labels), open_images(team[0].folder)
+    of_class = [np.flatnonzero(labels == c) for c in range(len(images.classes))]
+    spread = np.unique(np.linspace(0, len(of_class) - 1, RIGHT).round().astype(int))
+    right = [own[ranks[own] == 0][:1] for own in (of_class[c] for c in spread)]
+    error = [(np.mean(ranks[own] >= 5), np.mean(ranks[own] >= 1)) for own in of_class]
+    worst = sorted(range(len(of_class)), key=lambda c: error[c], reverse=True)[:WORST]
+    wrong = [own[np.argsort(-ranks[own], kind="stable")][:WRONG] for own in
+             (of_class[c] for c in worst)]  # fmt: skip
+
+    def tell(i: int) -> dict:
+        best = np.argsort(-probabilities[i], kind="stable")[:5]
+        return {
+            "name": images.names[i],
+            "label": int(labels[i]),
+            "rank": int(ranks[i]),
+            "top5": [[int(c), round(float(probabilities[i, c]), 4)] for c in best],
+            "jpeg": _jpeg(images.load(i)),
+        }
+
+    return {
+        "classes": images.classes,
+        "titles": images.titles,
+        "right": [tell(i) for own in right for i in own],
+        "wrong": [tell(i) for own in wrong for i in own if ranks[i] > 0],
+    }
+
+
+def _jpeg(image: Image.Image) -> str:
+    small = image if min(image.size) <= SIDE else Image.fromarray(resize_whole(image, SIDE))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=92)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def show(asked: Asked) -> Shown:
+    ensembles = asked.measured["table7"]["ensembles"]
+    return Shown(
+        "Table 7. The ensemble of six models",
+        "Top-5 errors in percent. The paper's are on the test set of ImageNet; ours are on "
+        "validation images, dense testing at three scales, probabilities averaged over the six "
+        "models. Human performance as printed.",
+        table=_tabulate(ensembles[0]),
+        claims=_claims(asked, ensembles),
+        notes=["The six models are those of Table 6, B with ReLU and C with ReLU."],
+    )
+
+
+def _tabulate(ensemble: dict) -> pd.DataFrame:
+    paper = published()
+    rows = [("human (Russakovsky et al.)", printed(paper["text"]["human_top5"], 1), "-", "-")]
+    for when, titles in TEAMS.items():
+        rows += [(title, printed(paper["table7"][when][key]), "-", "-")
+                 for key, title in titles.items()]  # fmt: skip
+    own = f"{ensemble['top5_err']:.2f}"
+    rows[-1] = (*rows[-1][:2], own, f"{ensemble['top1_err']:.2f}")
+    rows += [(f"  member {name}", "-", f"{e['top5_err']:.2f}", f"{e['top1_err']:.2f}")
+             for name, e in ensemble["members"].items()]  # fmt: skip
+    columns = ["", "top-5, paper (test)", "top-5, ours (val)", "top-1, ours (val)"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _claims(asked: Asked, ensembles: list[dict]) -> list[Claim]:
+    claims = [_beats_members(asked, ensembles)]
+    if asked.scale == "paper":
+        claims += _against_the_world(asked, ensembles)
+    return claims
+
+
+def _beats_members(asked: Asked, ensembles: list[dict]) -> Claim:
+    best = [min(e["members"], key=lambda name: e["members"][name]["top1_err"]) for e in ensembles]
+    found = [e["members"][name]["top1_err"] - e["top1_err"]
+             for e, name in zip(ensembles, best, strict=True)]  # fmt: skip
+    runs = {run.name: run for arm in asked.arms.values() for run in arm}
+    images = compare_images(hits_of(ensembles[0], 1), runs[best[0]].hits(PROTOCOL))
+    finding = judge_better(
+        found,
+        delta=POINTS,
+        noise=asked.noise(lambda run: run.error("ten_view")),
+        images=images if len(found) == 1 else None,
+    )
+    rule = (
+        "top-1 error by dense, the best member's less the ensemble's, one difference per six nets: "
+        "the 95 % interval over seeds lies above 0"
+    )
+    members = [runs[name] for e in ensembles for name in e["members"]]
+    good = [run for run in members if run.result["status"] == "converged"]
+    pairs = [(run, run) for run in good] or [(run, run) for run in members]
+    claim = "the ensemble beats every one of its members"
+    return accuracy_claim(claim, rule, pairs=pairs, finding=finding)
+
+
+def _against_the_world(asked: Asked, ensembles: list[dict]) -> list[Claim]:
+    paper = published()
+    human, googlenet = paper["text"]["human_top5"], paper["table7"]["in_competition"]["googlenet"]
+    noise = asked.noise(lambda run: run.error("ten_view", 5))
+    limits = {
+        f"below human performance, {human} % top-5": human,
+        f"{GAIN} % below GoogLeNet's {googlenet} %": (1 - GAIN / 100) * googlenet,
+    }
+    return [
+        Claim(
+            f"the ensemble is {claim}",
+            "top-5 error on the validation images (the paper's is on the test set) less the "
+            "limit: as for one pair of nets",
+            0.0,
+            judge_better([limit - e["top5_err"] for e in ensembles], delta=0.0, noise=noise),
+            len(asked.arms),
+        )
+        for claim, limit in limits.items()
+    ]

@@ -1,0 +1,204 @@
+"""What artefacts ask for: which runs by which configuration, which of them are there, how long the
+others will take."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+
+from delving import config as configs
+from delving import record
+from delving.artefact import Asked, Run
+from delving.build import build_model
+from delving.groups import choices
+from delving.net import count_depth, describe
+from delving.schema import NEUTRAL, Arm, Config, Reproduce, Request
+
+SMALL = "table2"
+OWN = ("model", "act", "init", "seed", "scale")  # words that belong to the artefact or the command
+# Seconds of a run before anything was measured here: so many multiplications a second of a small
+# net on one CPU core, and what a layer costs each step besides. Finished runs correct both.
+RATE, LAYER = 4e10, 1.2e-3
+BACKWARD = 3  # forward and backward, in forwards
+
+
+@dataclass
+class Plan:
+    """A reproduction before it starts.
+
+    Attributes:
+        requests: artefacts in the paper's order.
+        arms: {artefact: {arm: names of its runs, seeds rising}}.
+        runs: {name: configuration} of every run asked for.
+        small: names of the small nets' runs by arm, Table 2's: what seeds alone change.
+        refused: {name: why} of those whose folder holds another run.
+    """
+
+    scale: str
+    overrides: list[str]
+    root: Path
+    budget: Reproduce
+    requests: dict[str, Request] = field(default_factory=dict)
+    arms: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    runs: dict[str, Config] = field(default_factory=dict)
+    small: list[list[str]] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def folder(self, run: str) -> Path:
+        return self.root / "runs" / run
+
+    def finished(self, run: str) -> bool:
+        return run not in self.refused and (self.folder(run) / "result.json").exists()
+
+    def missing(self) -> list[str]:
+        """The runs to be trained, longest first, so that none is left for the end alone."""
+        missing = [run for run in self.runs if run not in self.refused and not self.finished(run)]
+        return sorted(missing, key=self.estimate, reverse=True)
+
+    def estimate(self, run: str) -> float:
+        """Seconds of training on one worker, as runs of this scale that are finished suggest."""
+        return self.estimates[run] * self.correction
+
+    @cached_property
+    def estimates(self) -> dict[str, float]:
+        """Seconds of each run as reckoned beforehand; nets that differ in the seed alone, once."""
+        alike = {run: repr((config.model, config.data)) for run, config in self.runs.items()}
+        one_each = {key: run for run, key in alike.items()}
+        work = {key: measure_work(self.runs[run]) for key, run in one_each.items()}
+        return {run: estimate_seconds(self.runs[run], work[key]) for run, key in alike.items()}
+
+    @cached_property
+    def correction(self) -> float:
+        """Measured over estimated seconds of the finished runs, the median; 1 without any."""
+        known = [run for run in self.runs if self.finished(run)]
+        ratios = [
+            record.read_json(self.folder(run) / "result.json")["seconds"] / self.estimates[run]
+            for run in known
+        ]
+        return median(ratios) if ratios else 1.0
+
+
+def make_plan(artefacts: Sequence[str], words: Sequence[str], source: Path | None = None) -> Plan:
+    """The plan of some artefacts (`all`, or none named, for all) under overrides.
+
+    Args:
+        source: where runs are read, in place of <output_root>/<scale>.
+
+    Raises:
+        ValueError: an unknown artefact or key, or one that artefacts set themselves.
+    """
+    base = configs.compose(list(words))
+    owned = [word for word in words if word.split("=")[0] in OWN[:-1]]
+    if owned:
+        raise ValueError(f"{owned[0]}: an artefact sets {', '.join(OWN[:-1])} itself")
+    everything = choices("paper")
+    wanted = everything if not artefacts or "all" in artefacts else list(artefacts)
+    overrides = [word for word in words if not word.startswith("scale=")]
+    root = source or Path(base.output_root) / base.scale
+    plan = Plan(base.scale, overrides, root, configs.plan_of(base.scale))
+    asked = {name: configs.load_request(name) for name in wanted}
+    needed = {need: configs.load_request(need) for one in asked.values() for need in one.needs}
+    plan.requests = {name: (asked | needed)[name] for name in everything if name in asked | needed}
+    for name, request in plan.requests.items():
+        plan.arms[name] = {arm: _plan_arm(plan, one, base) for arm, one in request.runs.items()}
+    aside = dataclasses.replace(
+        plan, runs={}, refused={}
+    )  # they are looked at where they are there
+    plan.small = [_plan_arm(aside, one, base) for one in configs.load_request(SMALL).runs.values()]
+    return plan
+
+
+def _plan_arm(plan: Plan, arm: Arm, base: Config) -> list[str]:
+    """Composed without the words that change no result, which would make every arm a new one."""
+    keys = [word.split("=")[0] for word in plan.overrides]
+    telling = [word for word, key in zip(plan.overrides, keys, strict=True) if key not in NEUTRAL]
+    config = configs.compose([f"scale={plan.scale}", *arm.words, *telling])
+    config = configs.adopt(config, base, [key for key in keys if key in NEUTRAL])
+    return [add_run(plan, dataclasses.replace(config, seed=seed))
+            for seed in range(plan.budget.seeds[arm.seeds])]  # fmt: skip
+
+
+def add_run(plan: Plan, config: Config) -> str:
+    """Puts a run into the plan, once; of two requests the one that looks more often counts."""
+    name = configs.name_run(config)
+    if name in plan.runs:
+        looks = min(config.eval, plan.runs[name].eval, key=lambda e: e.every)
+        plan.runs[name] = dataclasses.replace(plan.runs[name], eval=looks)
+        return name
+    plan.runs[name] = config
+    saved = plan.folder(name) / "config.yaml"
+    there = saved.read_text(encoding="utf-8") if saved.exists() else ""
+    if there and there != configs.to_yaml(config):  # reading takes longer than writing
+        _check_same(plan, name, configs.load(saved))
+    return name
+
+
+def _check_same(plan: Plan, name: str, there: Config) -> None:
+    changed = configs.differences(plan.runs[name], there)
+    if changed:
+        keys = "; ".join(
+            f"{k} {ours} asked for, {theirs} there" for k, (ours, theirs) in changed.items()
+        )
+        plan.refused[name] = f"{plan.folder(name)} holds another run: {keys}. Move it away"
+
+
+def ask(plan: Plan, artefact: str) -> Asked:
+    """What an artefact is given: its finished runs, and the measurements that are there."""
+    request = plan.requests[artefact]
+    measured = {name: found for name in (artefact, *request.needs)
+                if (found := load_measured(plan, name)) is not None}  # fmt: skip
+    return Asked(
+        artefact,
+        plan.scale,
+        {arm: _finished(plan, names) for arm, names in plan.arms[artefact].items()},
+        request.settings,
+        measured,
+        [_finished(plan, names) for names in plan.small],
+        plan.root,
+        plan.overrides,
+    )
+
+
+def _finished(plan: Plan, names: Sequence[str]) -> list[Run]:
+    return [Run(plan.folder(name)) for name in names if plan.finished(name)]
+
+
+def fingerprint(plan: Plan, artefact: str) -> dict:
+    """What a measurement rests on: it is made anew where this differs."""
+    names = [name for arm in plan.arms[artefact].values() for name in arm if plan.finished(name)]
+    results = {name: (plan.folder(name) / "result.json").read_bytes() for name in names}
+    return {
+        "settings": plan.requests[artefact].settings,
+        "runs": {name: hashlib.sha256(data).hexdigest()[:16] for name, data in results.items()},
+    }
+
+
+def load_measured(plan: Plan, artefact: str) -> dict | None:
+    """What was measured for an artefact; None where nothing was, or for other runs."""
+    path = plan.root / artefact / "measured.json"
+    saved = record.read_json(path) if path.exists() else {}
+    return saved["found"] if saved.get("asked") == fingerprint(plan, artefact) else None
+
+
+def save_measured(plan: Plan, artefact: str, found: dict, seconds: float) -> None:
+    saved = {"asked": fingerprint(plan, artefact), "seconds": round(seconds, 2), "found": found}
+    record.write_text(plan.root / artefact / "measured.json", json.dumps(saved) + "\n")
+
+
+def estimate_seconds(config: Config, work: tuple[int, int]) -> float:
+    """Of a run's training, on one worker, by its net's (mult-adds, depth)."""
+    multiply_adds, depth = work
+    images = config.train.epochs * (config.data.train_images or 100_000)
+    steps = images / config.train.batch
+    return BACKWARD * (multiply_adds * images / RATE + LAYER * depth * steps / 2)
+
+
+def measure_work(config: Config) -> tuple[int, int]:
+    """A net's mult-adds an image, and its layers."""
+    net, layers = build_model(config, config.data.classes or 1000)
+    rows = describe(net, layers, config.data.crop)
+    return sum(row["multiply_adds"] for row in rows), count_depth(layers)

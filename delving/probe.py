@@ -1,0 +1,80 @@
+"""What measurements look at: a batch of a data set, and a trained run taken up again."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from delving import config as configs
+from delving import record
+from delving.build import load_weights, materialise
+from delving.data.augment import crop_at
+from delving.data.images import Images
+from delving.data.input import blank_input
+from delving.data.loader import Cache
+from delving.net import Net
+from delving.schema import Config
+from delving.session import Session, check_same_data, load_splits, measure_for, open_session
+
+MEASURED = 256  # training images that give a fresh net's mean image
+
+
+def open_trained(folder: Path, config: Config, watch=lambda event: None) -> Session:
+    """A run's session with the weights of its checkpoint.
+
+    Raises:
+        ValueError: no checkpoint, a damaged one, or one of another model or other data.
+    """
+    saved = record.load_checkpoint(folder)
+    if not saved:
+        raise ValueError(f"{folder} has no checkpoint to score")
+    tensors, state = saved
+    session = open_session(config, folder, watch)
+    check_same_data(session, state["data"])
+    session.net = session.net.to_empty(device=session.device)
+    session.net = session.net.to(memory_format=torch.channels_last)
+    session.input = blank_input(config.data.crop).to(session.device)
+    load_weights(session.net, session.input, tensors["model"], folder)
+    return session
+
+
+def open_run(folder: Path) -> Session:
+    """The same by the run's own configuration, on the device that is here."""
+    config = configs.load(folder / "config.yaml")
+    config.device = "auto"
+    return open_trained(folder, config)
+
+
+def open_fresh(config: Config) -> tuple[Net, Session]:
+    """A net with its initial weights on the CPU, and the session it would be trained in, with the
+    input measured on a few training images."""
+    config.device = "cpu"
+    session = open_session(config, Path(), lambda event: None)
+    images = session.train_images.images
+    session.input = measure_for(session, Cache(images.take(_spread(len(images), MEASURED)), 0))
+    return materialise(session.net, config, session.device), session
+
+
+def _spread(images: int, count: int) -> np.ndarray:
+    """So many indices, evenly spaced, or all."""
+    return np.linspace(0, images - 1, min(count, images)).round().astype(int)
+
+
+@torch.no_grad()
+def some_images(session: Session, count: int) -> tuple[Tensor, Tensor]:
+    """Center crops of validation images, evenly spaced, and of training images where those are too
+    few: input (n, 3, crop, crop), labels (n,)."""
+    crop, [s] = session.config.data.crop, session.sides([session.config.eval.ten_view_s])
+    pixels, labels = [], []
+    for images in (session.val_images.images, session.train_images.images):
+        chosen = _spread(len(images), count - len(pixels))
+        pixels += [crop_at(images.load(int(i)), s, crop, (0.5, 0.5)) for i in chosen]
+        labels += images.labels[chosen].tolist()
+    batch = torch.from_numpy(np.stack(pixels)).to(session.input.mean.device)
+    return session.input(batch), torch.tensor(labels)
+
+
+def open_images(folder: Path) -> Images:
+    """The validation images that a run was scored on."""
+    return load_splits(configs.load(folder / "config.yaml"))[1]

@@ -1,0 +1,56 @@
+"""What of outputs/<scale> is committed: records small enough, from which everything is redrawn.
+
+`python -m delving.reference outputs/cpu outputs/reference/cpu`; of no run its weights or
+probabilities.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from delving import config as configs
+from delving import record
+from delving.groups import choices
+
+OF_RUN = ("env.json", "log.jsonl", "result.json", "slopes.json", "eval/*.json", "eval/*.hits.npz")
+OF_ARTEFACT = ("table.csv", "table.md", "data.csv", "verdict.json", "measured.json")
+PICTURES = ("figure1", "table1", "figure2", "figure3", "signal", "convergence", "fisher")
+
+
+def copy_records(source: Path, to: Path) -> None:
+    """Makes `to` the record of the runs that the artefacts in `source` show, and of these.
+
+    Raises:
+        ValueError: where nothing has been reproduced in `source`.
+    """
+    verdicts = {name: source / name / "verdict.json" for name in choices("paper")}
+    there = {name: record.read_json(path) for name, path in verdicts.items() if path.exists()}
+    if not there:
+        raise ValueError(f"{source}: no artefact there; delving reproduce all makes them")
+    shutil.rmtree(to, ignore_errors=True)
+    for run in sorted({run for verdict in there.values() for run in verdict["runs"]}):
+        copy_run(source / "runs" / run, to / "runs" / run)
+    for name in there:
+        pictures = ("figure.png",) if name in PICTURES else ()
+        _copy(source / name, to / name, (*OF_ARTEFACT, *pictures))
+    _copy(source, to, ("reproduce.json",))
+
+
+def copy_run(source: Path, to: Path) -> None:
+    """A run without weights and probabilities, and without the places where it lay."""
+    _copy(source, to, OF_RUN)
+    config = configs.load(source / "config.yaml")
+    config.data.root, config.output_root = None, "outputs"
+    record.write_text(to / "config.yaml", configs.to_yaml(config))
+
+
+def _copy(source: Path, to: Path, patterns: tuple[str, ...]) -> None:
+    for pattern in patterns:
+        for path in sorted(source.glob(pattern)):
+            target = to / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+if __name__ == "__main__":
+    copy_records(Path(sys.argv[1]), Path(sys.argv[2]))

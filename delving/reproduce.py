@@ -1,0 +1,230 @@
+"""`delving reproduce`: trains and measures what is missing, then draws it and writes the report."""
+
+import contextlib
+import importlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from delving import config as configs
+from delving import record
+from delving.data.loader import count_cores
+from delving.device import pick_device
+from delving.display import Overview, clock
+from delving.draw import draw_artefact, draw_report, headline
+from delving.groups import choices
+from delving.plan import Plan, load_measured, make_plan
+from delving.report import ledger_rows, verdict_heading, verdict_words
+from delving.session import load_splits
+from delving.workers import Outcome, Task, work_through
+
+# Seconds: of a measurement, and of a run beside its training, as they were on two cores.
+MEASURING, OVERHEAD = 20.0, 6.0
+PURPOSES = ("start", "small", "deep", "scoring", "measuring", "report")
+
+
+@dataclass
+class Ledger:
+    """Seconds of wall time by purpose, `jobs` working side by side, and what failed."""
+
+    jobs: int
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PURPOSES, 0.0))
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def count_jobs(device: str, wanted: int | None) -> int:
+    """Runs to train side by side: on CPUs one a core, on a GPU one."""
+    if wanted:
+        return wanted
+    return count_cores() if pick_device(device).type == "cpu" else 1
+
+
+def list_tasks(plan: Plan, words: Sequence[str]) -> list[Task]:
+    """What is missing: runs, longest first, then measurements as soon as theirs are there."""
+    missing = plan.missing()
+    tasks = [Task(name, {"kind": "train", "name": name, "config": configs.to_yaml(plan.runs[name])})
+             for name in missing]  # fmt: skip
+    for artefact, request in plan.requests.items():
+        names = {name for arm in plan.arms[artefact].values() for name in arm}
+        module = importlib.import_module(f"delving.paper.{artefact}")
+        ready = not names & set(missing) and load_measured(plan, artefact) is not None
+        if hasattr(module, "measure") and not ready:
+            message = {"kind": "measure", "name": artefact, "words": list(words)}
+            tasks.append(Task(artefact, message, frozenset(names & set(missing)), request.alone))
+    return tasks
+
+
+def work(plan: Plan, tasks: list[Task], jobs: int, watch: Callable[[str, dict], None]) -> Ledger:
+    """Does the tasks; what fails is noted, and stops no other.
+
+    Raises:
+        Interrupted: see work_through.
+    """
+    ledger = Ledger(jobs, failed=dict(plan.refused))
+    if not tasks:
+        return ledger
+    started = time.perf_counter()
+    _make_data_once(tasks)
+    ledger.seconds["start"] += time.perf_counter() - started
+
+    def note(name: str, event: dict) -> None:
+        if event["event"] == "outcome":
+            _count(plan, ledger, event["outcome"])
+        watch(name, event)
+
+    try:
+        work_through(tasks, jobs=jobs, watch=note)
+    finally:
+        save_times(plan, ledger)
+    return ledger
+
+
+def _make_data_once(tasks: list[Task]) -> None:
+    """Generated images are written before workers want them at the same time."""
+    seen = set()
+    for task in tasks:
+        if task.message["kind"] == "train":
+            config = configs.from_yaml(task.message["config"], task.name)
+            if repr(config.data) not in seen and config.data.name == "shapes":
+                seen.add(repr(config.data))
+                with contextlib.suppress(
+                    ValueError, OSError
+                ):  # the runs will say it by their names
+                    load_splits(config)
+
+
+def _count(plan: Plan, ledger: Ledger, outcome: Outcome) -> None:
+    name, wall = outcome.task.name, outcome.wall
+    if outcome.error:
+        ledger.failed[name] = outcome.error
+    if outcome.task.message["kind"] == "measure":
+        ledger.seconds["measuring"] += wall if outcome.task.alone else wall / ledger.jobs
+        return
+    result = plan.folder(name) / "result.json"
+    trained = record.read_json(result)["seconds"] if result.exists() else 0.0
+    files = sorted((plan.folder(name) / "eval").glob("*.json"))
+    scored = sum(record.read_json(path)["seconds"] for path in files)
+    # The roles of the budget: small14 and its like are quick, all others take the time of `deep`.
+    purpose = "small" if plan.runs[name].model.name == "small14" else "deep"
+    shares = {purpose: trained, "scoring": scored, "start": max(0.0, wall - trained - scored)}
+    for key, seconds in shares.items():
+        ledger.seconds[key] += seconds / ledger.jobs
+
+
+def save_times(plan: Plan, ledger: Ledger) -> None:
+    """reproduce.json: seconds planned and used, summed over sittings that computed something."""
+    path = plan.root / "reproduce.json"
+    before = record.read_json(path)["seconds"]["used"] if path.exists() else {}
+    used = {key: round(before.get(key, 0.0) + seconds, 1)
+            for key, seconds in ledger.seconds.items()}  # fmt: skip
+    seconds = {"planned": dict(plan.budget.seconds), "used": used}
+    record.write_json(path, {"jobs": ledger.jobs, "seconds": seconds})
+
+
+def draw(plan: Plan, artefacts: Sequence[str], to: Path, failed: dict[str, str]) -> Path:
+    """Draws artefacts and the report into `to`; an artefact that cannot be drawn is noted."""
+    for name in artefacts:
+        try:
+            draw_artefact(plan, name, to / name)
+        except (ValueError, KeyError) as error:
+            failed[name] = str(error)
+    return draw_report(plan, to, failed)
+
+
+def reproduce_artefacts(
+    artefacts: Sequence[str],
+    words: Sequence[str],
+    *,
+    source: Path | None = None,
+    jobs: int | None = None,
+    dry: bool = False,
+    say: Overview,
+) -> dict[str, str]:
+    """`delving reproduce`: plans, says so, works, draws; {run or artefact: error} of what failed.
+
+    Args:
+        source: records to draw from, in place of training anything.
+        dry: plan alone.
+    """
+    plan = make_plan(artefacts, words, source)
+    tasks = [] if source else list_tasks(plan, words)
+    config = configs.compose(list(words))
+    jobs = count_jobs(config.device, jobs)
+    weights = {task.name: _estimate(plan, task) for task in tasks}
+    tell_plan(plan, tasks, weights, jobs, say)
+    if dry:
+        return {}
+    say.begin(weights)
+    try:
+        ledger = work(plan, tasks, jobs, say)
+    finally:
+        say.end()
+    started = time.perf_counter()
+    wanted = [name for name in plan.requests if not artefacts or "all" in artefacts
+              or name in artefacts]  # fmt: skip
+    to = Path(config.output_root) / plan.scale
+    failed = ledger.failed | (_lacking(plan) if source else {})
+    page = draw(plan, wanted, to, failed)
+    ledger.seconds["report"] = time.perf_counter() - started
+    tell_outcome(plan, ledger, failed, to, say)
+    say.say(str(page))
+    return failed
+
+
+def _lacking(plan: Plan) -> dict[str, str]:
+    return {run: f"{plan.folder(run)}: not there" for run in plan.missing()}
+
+
+def _estimate(plan: Plan, task: Task) -> float:
+    if task.message["kind"] == "measure":
+        return MEASURING
+    return OVERHEAD + plan.estimate(task.name)
+
+
+def tell_plan(
+    plan: Plan, tasks: list[Task], weights: dict[str, float], jobs: int, say: Overview
+) -> None:
+    """What there is, what is missing, how long it may take."""
+    there = sum(plan.finished(run) for run in plan.runs)
+    say.say(f"{headline(plan)} Scale {plan.scale}; the paper's own: scale=paper data.root=...")
+    say.say(f"{len(plan.requests)} artefacts of {len(plan.runs)} runs: {there} there, "
+            f"{len(plan.missing())} to train, {len(plan.refused)} refused.")  # fmt: skip
+    for why in plan.refused.values():
+        say.say(f"  refused: {why}")
+    for task in tasks:
+        say.say(f"  {task.name:44} {task.message['kind']:8} about {weights[task.name]:.0f} s")
+    if tasks:
+        say.say(f"About {clock(sum(weights.values()) / jobs)} minutes, {jobs} side by side.")
+
+
+def tell_outcome(
+    plan: Plan, ledger: Ledger, failed: dict[str, str], to: Path, say: Overview
+) -> None:
+    """The ledger of claims in short, time planned against used, and what failed."""
+    rows = ledger_rows(to, choices("paper"))
+    words = verdict_words(plan.scale)
+    say.say(f"\n{verdict_heading(plan.scale)}")
+    for row in rows:
+        say.say(f"  {words[row['verdict']]:14} {row['artefact']:11} {row['claim']}")
+    if any(ledger.seconds.values()) and plan.budget.seconds:
+        say.say("\nseconds         planned    used")
+        for purpose in dict.fromkeys([*plan.budget.seconds, *ledger.seconds]):
+            planned = plan.budget.seconds.get(purpose, 0)
+            say.say(f"  {purpose:12} {planned:8.0f} {ledger.seconds.get(purpose, 0.0):7.0f}")
+        say.say(f"  {'in all':12} {sum(plan.budget.seconds.values()):8.0f} "
+                f"{sum(ledger.seconds.values()):7.0f}")  # fmt: skip
+    for name, error in failed.items():
+        say.say(f"FAILED {name}: {error}")
+
+
+def work_runs(plan: Plan, jobs: int, say: Overview) -> dict[str, str]:
+    """Trains the runs of a plan that are missing; {run: error} of those that failed."""
+    tasks = list_tasks(plan, plan.overrides)
+    weights = {task.name: _estimate(plan, task) for task in tasks}
+    tell_plan(plan, tasks, weights, jobs, say)
+    say.begin(weights)
+    try:
+        return work(plan, tasks, jobs, say).failed
+    finally:
+        say.end()

@@ -1,0 +1,58 @@
+"""A worker process of `delving reproduce`: tasks come in as lines of JSON, events go out as such.
+
+One thread of computation each: small nets train no faster with two, and results depend on how many.
+"""
+
+import importlib
+import json
+import os
+import sys
+import time
+from typing import TextIO
+
+from delving import config as configs
+from delving.plan import ask, make_plan, save_measured
+
+
+def main() -> None:
+    """Works until its input ends."""
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints is no event
+    shelf: dict = {}
+    for line in sys.stdin:
+        task = json.loads(line)
+        _tell(out, _attempt(task, out, shelf))
+
+
+def _tell(out: TextIO, event: dict) -> None:
+    out.write(json.dumps(event, default=float) + "\n")
+
+
+def _attempt(task: dict, out: TextIO, shelf: dict) -> dict:
+    """Every error is an event: one task must not end the others."""
+    started = time.perf_counter()
+    try:
+        _work(task, out, shelf)
+        return {"event": "done", "wall": time.perf_counter() - started}
+    except Exception as error:
+        number = getattr(error, "signal", None)
+        kind = "interrupted" if number is not None else "failed"
+        text = " ".join(str(error).split()) or type(error).__name__
+        return {"event": kind, "error": text, "wall": time.perf_counter() - started}
+
+
+def _work(task: dict, out: TextIO, shelf: dict) -> None:
+    if task["kind"] == "train":
+        from delving.run import train_run
+
+        config = configs.from_yaml(task["config"], task["name"])
+        train_run(config, lambda event: _tell(out, event), shelf)
+        return
+    artefact, started = task["name"], time.perf_counter()
+    plan = make_plan([artefact], task["words"])
+    found = importlib.import_module(f"delving.paper.{artefact}").measure(ask(plan, artefact))
+    save_measured(plan, artefact, found, time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()

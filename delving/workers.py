@@ -1,0 +1,157 @@
+"""Worker processes that work through tasks side by side, each on its own cores."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TextIO
+
+from delving.signals import Interrupted, heeding_signals
+
+GIGABYTES = 3  # of memory, a worker's need
+
+
+@dataclass(frozen=True)
+class Task:
+    """A line of JSON for a worker; to be begun once the tasks named in `after` have ended."""
+
+    name: str
+    message: dict
+    after: frozenset[str] = frozenset()
+    alone: bool = False  # nothing beside it, and all cores
+
+
+@dataclass
+class Outcome:
+    """What became of a task: `error` is None where it was done; seconds of wall time."""
+
+    task: Task
+    error: str | None
+    wall: float
+
+
+@dataclass
+class Worker:
+    """A process that does one task at a time."""
+
+    threads: int
+    process: subprocess.Popen | None = None
+    said: TextIO | None = None  # its standard error
+
+    def do(self, task: Task, watch: Callable[[str, dict], None]) -> Outcome:
+        """Does a task, telling its events; a worker that dies has failed it, and is replaced."""
+        if self.process is None or self.process.poll() is not None:
+            self.process = self._start()
+        try:
+            self.process.stdin.write(json.dumps(task.message) + "\n")
+            self.process.stdin.flush()
+            for line in self.process.stdout:
+                event = json.loads(line)
+                if event["event"] in ("done", "failed", "interrupted"):
+                    return Outcome(task, event.get("error"), event["wall"])
+                watch(task.name, event)
+        except OSError as error:
+            return Outcome(task, f"the worker is gone: {error}", 0.0)
+        return Outcome(task, f"the worker died (exit {self.process.wait()}){self._last_words()}", 0)
+
+    def _start(self) -> subprocess.Popen:
+        count, self.said = str(self.threads), tempfile.TemporaryFile("w+")  # noqa: SIM115
+        return subprocess.Popen(
+            [sys.executable, "-m", "delving.work"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.said,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count},
+            start_new_session=True,  # a terminal's Ctrl-C comes to us alone; we pass it on, once
+        )
+
+    def _last_words(self) -> str:
+        self.said.seek(0)
+        lines = [line.strip() for line in self.said.read().splitlines() if line.strip()]
+        return f": {lines[-1]}" if lines else ""
+
+    def signal(self, number: int) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(number)
+
+    def close(self) -> None:
+        """Ends the process after the task at hand."""
+        if self.process:
+            self.process.stdin.close()
+            self.process.wait()
+            self.process.stdout.close()
+            self.said.close()
+
+
+def work_through(
+    tasks: Sequence[Task], *, jobs: int, watch: Callable[[str, dict], None]
+) -> list[Outcome]:
+    """All tasks, the first ones first, `jobs` at a time; then those that want to be alone.
+
+    Args:
+        watch: is told (task name, event); never by two at once. A task's end is the event
+            `outcome`, with the Outcome as its `outcome`.
+
+    Raises:
+        Interrupted: TERM, INT or USR1 came; the tasks at hand were told, and have ended.
+    """
+    lock, outcomes = threading.Lock(), []
+
+    def tell(name: str, event: dict) -> None:
+        with lock:
+            watch(name, event)
+
+    with heeding_signals() as heard:
+        for alone in (False, True):
+            group = [task for task in tasks if task.alone == alone]
+            workers = 1 if alone else min(jobs, len(group))
+            threads = os.cpu_count() if alone else 1
+            outcomes += _work_group(group, [Worker(threads) for _ in range(workers)], tell, heard)
+            if heard:
+                raise Interrupted(heard[0], "the run folders")
+    return outcomes
+
+
+def _work_group(
+    tasks: Sequence[Task], workers: list[Worker], watch: Callable, heard: list[int]
+) -> list[Outcome]:
+    waiting, outcomes, free = list(tasks), [], list(workers)
+    running: dict[Future, Worker] = {}
+    told = False
+    with ThreadPoolExecutor(max(1, len(workers))) as pool:
+        try:
+            while running or (waiting and not heard):
+                while free and not heard and (task := _next(waiting, running, free)):
+                    worker = free.pop()
+                    future = pool.submit(worker.do, task, watch)
+                    future.task = task
+                    running[future] = worker
+                done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                for future in done:
+                    free.append(running.pop(future))
+                    outcomes.append(future.result())
+                    watch(future.task.name, {"event": "outcome", "outcome": outcomes[-1]})
+                if heard and not told:
+                    told = True
+                    for worker in running.values():
+                        worker.signal(heard[0])
+        finally:
+            for worker in workers:
+                worker.close()
+    return outcomes
+
+
+def _next(waiting: list[Task], running: dict, free: list) -> Task | None:
+    """The first task that waits for none that is still to come."""
+    unfinished = {task.name for task in waiting} | {future.task.name for future in running}
+    for task in waiting:
+        if not task.after & unfinished:
+            waiting.remove(task)
+            return task
+    return None

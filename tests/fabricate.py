@@ -1,0 +1,105 @@
+"""Run folders made by hand: records as a training would leave them, with the numbers a test needs."""
+
+import json
+import math
+
+import numpy as np
+
+from delving import config as configs
+from delving import record
+from delving.plan import make_plan
+from delving.schema import Reproduce
+
+CLASSES, IMAGES, EVERY, EPOCH = 4, 1000, 20, 100  # EVERY steps a line, EPOCH steps an epoch
+BLIND = math.log(CLASSES)
+LAYERS = [f"conv{n}" for n in range(1, 12)] + ["fc1", "fc2"]
+USUAL = {
+    "model": "small14", "act": "prelu", "init": "he", "seed": 0, "status": "converged",
+    "errors": {"ten_view": 20.0},  # {protocol: top-1 error, percent}
+    "steps": 1000, "leaves": 100,  # trained steps, and the one at which the loss leaves ln(classes)
+    "training": 30.0, "validation": 35.0,  # errors, percent, all along
+    "gradient": 1.0, "decay": 0.1,  # norms over the conv weights, all along
+    "slopes": None,  # {layer: slopes}
+}  # fmt: skip
+
+
+def make_run(folder, **told):
+    """A finished run's folder, USUAL where nothing is told; gives the folder back."""
+    made = USUAL | told
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "log.jsonl").unlink(missing_ok=True)
+    for event in _events(folder.name, made):
+        record.append_event(folder / "log.jsonl", event)
+    for protocol, error in made["errors"].items():
+        _score(folder, protocol, error)
+    record.save_slopes(folder, {k: np.array(v) for k, v in (made["slopes"] or {}).items()})
+    record.write_json(folder / "result.json", _result(folder.name, made))
+    return folder
+
+
+def _events(name, made):
+    yield {"event": "start", "run": name, "steps": made["steps"], "classes": CLASSES}
+    for step in range(EVERY, made["steps"] + 1, EVERY):
+        loss = BLIND if step < made["leaves"] else BLIND / 2
+        yield {"event": "step", "step": step, "epoch": step / EPOCH, "loss": loss,
+               "err": made["training"], "grad_norm": made["gradient"],
+               "conv_grad_norm": made["gradient"], "conv_decay_norm": made["decay"]}  # fmt: skip
+        if step % EPOCH == 0:
+            yield {"event": "val", "step": step, "epoch": step / EPOCH,
+                   "top1_err": made["validation"], "top5_err": 0.0}  # fmt: skip
+    yield {"event": "end", "status": made["status"]}
+
+
+def _score(folder, protocol, error):
+    """The hits of a net that is wrong on the first so many images."""
+    ranks = (np.arange(IMAGES) < round(IMAGES * error / 100)).astype(int)
+    record.save_ranks(folder, protocol, ranks)
+    record.write_json(folder / "eval" / f"{protocol}.json", {"protocol": protocol, "seconds": 1.0})
+
+
+def _result(name, made):
+    scores = {protocol: {"top1_err": float(error), "top5_err": float(error) / 2, "images": IMAGES}
+              for protocol, error in made["errors"].items()}  # fmt: skip
+    keys = ("model", "act", "init", "seed", "status")
+    return {"run": name, "scale": "smoke", **{key: made[key] for key in keys},
+            "epochs": made["steps"] / EPOCH, "seconds": 10.0, "eval": scores,
+            "deviations": []}  # fmt: skip
+
+
+def make_planned(plan, artefact, tell):
+    """Every run that an artefact asks for, as tell(arm, seed) has it."""
+    for arm, names in plan.arms[artefact].items():
+        for name in names:
+            config, folder = plan.runs[name], plan.folder(name)
+            groups = {group: getattr(config, group).name for group in ("model", "act", "init")}
+            make_run(folder, **groups, seed=config.seed, **tell(arm, config.seed))
+            record.write_text(folder / "config.yaml", configs.to_yaml(config))
+            record.write_json(folder / "env.json", {"device": "none"})
+
+
+def seeded_plan(monkeypatch, root, artefacts, seeds=5):
+    """A plan at scale=smoke that gives every arm so many seeds."""
+    roles = dict.fromkeys(("rectifiers", "small", "deep", "large"), seeds)
+    monkeypatch.setattr("delving.plan.configs.plan_of", lambda scale: Reproduce(seeds=roles))
+    return make_plan(artefacts, ["scale=smoke", f"output_root={root}"])
+
+
+def save_scores(folder, probabilities, labels, names=None, protocol="dense"):
+    """A run folder with nothing but saved probabilities, and a result that tells their protocol."""
+    probabilities, labels = np.asarray(probabilities), np.asarray(labels)
+    names = [f"val/{n}.jpg" for n in range(len(labels))] if names is None else names
+    record.save_scores(folder, protocol, {}, probabilities=probabilities, labels=labels,
+                       names=names)  # fmt: skip
+    record.write_json(folder / "result.json", {"eval": {protocol: {}}})
+    record.write_text(folder / "config.yaml", "seed: 0\n")
+    return folder
+
+
+def snapshot(folder):
+    """{file below folder: (bytes, time of writing)}"""
+    return {p.relative_to(folder).as_posix(): (p.read_bytes(), p.stat().st_mtime_ns)
+            for p in sorted(folder.rglob("*")) if p.is_file()}  # fmt: skip
+
+
+def rewrite_json(path, **changes):
+    path.write_text(json.dumps(record.read_json(path) | changes))
