@@ -20,6 +20,9 @@ from delving import record
 from delving.judge import Finding, pooled_deviation, unless_stalled
 
 LEFT = 0.98  # of ln(classes): below it a net has begun to learn
+# Degrees of freedom below which a pooled deviation is too rough for judge's rule of 3 of them: with
+# fewer, more than 5 in 100 pairs without a difference would pass.
+FREEDOM = 5
 TAIL = 10  # a run's end is its last tenth
 POINTS = 0.6  # the smallest difference of rectifiers that counts, points of top-1 error
 PUBLISHED = Path(__file__).parent / "paper" / "published.yaml"
@@ -66,12 +69,18 @@ class Run:
     @cached_property
     def steps(self) -> pd.DataFrame:
         """The log's training lines: step, epoch, loss, err, grad_norm, ..."""
-        return pd.DataFrame(record.read_events(self.folder, "step"))
+        return self._read("step")
 
     @cached_property
     def looks(self) -> pd.DataFrame:
         """The log's validation lines: step, epoch, top1_err, top5_err."""
-        return pd.DataFrame(record.read_events(self.folder, "val"))
+        return self._read("val")
+
+    def _read(self, kind: str) -> pd.DataFrame:
+        events = record.read_events(self.folder, kind)
+        if not events:
+            raise ValueError(f"{self.folder}: {self.result['status']} before anything was logged")
+        return pd.DataFrame(events)
 
     @cached_property
     def blind_loss(self) -> float:
@@ -80,7 +89,10 @@ class Run:
 
     @property
     def training_error(self) -> float:
-        """Top-1, percent, with dropout and augmentation: the mean over the last tenth."""
+        """Top-1, percent, with dropout and augmentation: the mean over the last tenth; nan where
+        the run diverged before anything was logged."""
+        if not record.read_events(self.folder, "step"):
+            return math.nan
         steps = self.steps
         return fmean(steps.err[steps.step > (1 - 1 / TAIL) * steps.step.iloc[-1]])
 
@@ -149,10 +161,12 @@ class Asked:
     overrides: list[str] = field(default_factory=list)
 
     def noise(self, value: Callable[[Run], float]) -> float | None:
-        """One net's deviation over seeds of some value, pooled over the small nets that trained."""
-        groups = ([value(run) for run in arm if run.result["status"] == "converged"]
-                  for arm in self.small)  # fmt: skip
-        return pooled_deviation([v for v in group if math.isfinite(v)] for group in groups)
+        """One net's deviation over seeds of some value, pooled over the small nets that trained;
+        None where they are too few to tell."""
+        arms = [[run for run in arm if run.result["status"] == "converged"] for arm in self.small]
+        groups = [[v for run in arm if math.isfinite(v := value(run))] for arm in arms]
+        enough = sum(len(group) - 1 for group in groups if group) >= FREEDOM
+        return pooled_deviation(groups) if enough else None
 
     def pairs(self, ours: str, theirs: str) -> list[tuple[Run, Run]]:
         """The runs of two arms that share a seed."""

@@ -22,7 +22,9 @@ def reproduce(
         Path | None,
         typer.Option("--from", help="Redraw from records, such as outputs/reference/cpu."),
     ] = None,
-    jobs: Annotated[int | None, typer.Option(help="Runs side by side; as many as cores.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs side by side; as many as cores.")
+    ] = None,
     dry: Annotated[bool, typer.Option("--plan", help="Say what would be done.")] = False,
 ) -> None:
     """Tables and figures of the paper: train and score what is missing, judge, draw, report."""
@@ -57,13 +59,12 @@ def ensemble(
 ) -> None:
     """Average the saved probabilities of runs: ensemble RUN RUN... [protocol=dense]."""
     from delving import record
-    from delving.ensemble import pick_protocol, save_ensemble
+    from delving.ensemble import name_ensemble, pick_protocol, save_ensemble
 
     folders = [record.find_run(run, output_root) for run in runs if not run.startswith("protocol=")]
     protocol = next((run[9:] for run in runs if run.startswith("protocol=")), None)
     protocol = protocol or pick_protocol(folders)
-    labels = record.shortest_labels([folder.name for folder in folders])
-    to = folders[0].parent.parent / "ensembles" / "+".join(labels.values())[:80]
+    to = folders[0].parent.parent / "ensembles" / name_ensemble(folders)
     summary = save_ensemble(folders, protocol, to)
     for name, e in [*summary["members"].items(), (f"ensemble of {len(folders)}", summary)]:
         typer.echo(f"{name}: top-1 {e['top1_err']:.2f} %, top-5 {e['top5_err']:.2f} %")

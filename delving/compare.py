@@ -10,6 +10,7 @@ from delving import record
 from delving.artefact import Run
 from delving.display import Overview
 from delving.paper.figure3 import draw_inits, tabulate
+from delving.paper.signal import draw_signal, list_layers, measure_net
 from delving.paper.table1 import draw_slopes, list_slopes
 from delving.plan import Plan, add_run
 from delving.plot import save_figure
@@ -20,7 +21,8 @@ INITS = ("he", "xavier")
 
 
 def compare_inits(words: Sequence[str], say: Overview) -> Path:
-    """Trains a net with each initialiser, draws error and gradients; the figure's path.
+    """Trains a net with each initialiser; draws its error and gradients (figure.png), and what it
+    does to the signal layer by layer (signal.png). Returns the first one's path.
 
     Args:
         words: depth=N, inits=he,xavier, and overrides.
@@ -45,8 +47,18 @@ def compare_inits(words: Sequence[str], say: Overview) -> Path:
     if failed:
         raise ValueError("; ".join(f"{run}: {error}" for run, error in failed.items()))
     found = {init: [Run(plan.folder(name)) for name in names] for init, names in arms.items()}
+    _write_signal(nets, [f"model={model}", *usual, *rest], plan.root / f"compare-init-{depth}")
     return _write(draw_inits(found), pd.concat([tabulate(run) for runs in found.values()
                   for run in runs]), plan.root / f"compare-init-{depth}")  # fmt: skip
+
+
+def _write_signal(nets: Sequence[str], words: Sequence[str], to: Path) -> None:
+    """Per layer, what each initialiser does to responses and gradients before training."""
+    settings = configs.load_request("signal").settings
+    seen = {init: measure_net([*words, f"init={init}"], settings) for init in nets}
+    by_net = {words[0].removeprefix("model="): seen}
+    save_figure(draw_signal(by_net), to / "signal.png")
+    record.write_text(to / "signal.csv", list_layers(by_net).to_csv(index=False))
 
 
 def compare_slopes(runs: Sequence[str], output_root: str) -> Path:

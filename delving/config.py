@@ -5,7 +5,7 @@ import difflib
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from delving.groups import CONF, GROUPS, choices
-from delving.schema import NEUTRAL, Config, Families, Reproduce, Request, leaves, validate
+from delving.schema import NEUTRAL, Arm, Config, Families, Reproduce, Request, leaves, validate
 
 PAPER_DEPTH = 14  # of small14, which small-N lengthens
 
@@ -76,7 +76,15 @@ def load_request(name: str) -> Request:
         tree = OmegaConf.merge(OmegaConf.structured(Request), OmegaConf.load(path))
         return OmegaConf.to_object(tree)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path.name}: {' '.join(str(error).splitlines()[0].split())}") from error
+        raise ValueError(f"{path.name}: {_explain_request(error)}") from error
+
+
+def _explain_request(error: Exception) -> str:
+    key, text = getattr(error, "full_key", None), " ".join(str(error).splitlines()[0].split())
+    if key and "not in" in text:
+        known = [f.name for part in (Request, Arm) for f in fields(part)]
+        return f"unknown key {key!r}{nearest(key.split('.')[-1], known)}"
+    return f"{key}: {text}" if key and key not in text else text
 
 
 def load(path: Path) -> Config:

@@ -1,5 +1,6 @@
 """Section 3's ensemble: runs whose saved probabilities are averaged, image by image."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,6 +51,13 @@ def save_ensemble(folders: Sequence[Path], protocol: str, to: Path) -> dict:
     record.save_scores(to, protocol, kept, probabilities=probabilities, labels=labels, names=names)
     record.write_json(to / "ensemble.json", summary)
     return summary
+
+
+def name_ensemble(folders: Sequence[Path]) -> str:
+    """Its members' names; beyond 80 characters a hash stands for all but the first."""
+    whole = "+".join(folder.name for folder in folders)
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
+    return whole if len(whole) <= 80 else f"{folders[0].name}+{len(folders) - 1}-{digest}"
 
 
 def pick_protocol(folders: Sequence[Path]) -> str:

@@ -96,7 +96,8 @@ def make_plan(artefacts: Sequence[str], words: Sequence[str], source: Path | Non
     if owned:
         raise ValueError(f"{owned[0]}: an artefact sets {', '.join(OWN[:-1])} itself")
     everything = choices("paper")
-    wanted = everything if not artefacts or "all" in artefacts else list(artefacts)
+    named = {name: configs.load_request(name) for name in artefacts if name != "all"}
+    wanted = everything if not artefacts or "all" in artefacts else list(named)
     overrides = [word for word in words if not word.startswith("scale=")]
     root = source or Path(base.output_root) / base.scale
     plan = Plan(base.scale, overrides, root, configs.plan_of(base.scale))
@@ -131,14 +132,18 @@ def add_run(plan: Plan, config: Config) -> str:
         return name
     plan.runs[name] = config
     saved = plan.folder(name) / "config.yaml"
-    there = saved.read_text(encoding="utf-8") if saved.exists() else ""
-    if there and there != configs.to_yaml(config):  # reading takes longer than writing
-        _check_same(plan, name, configs.load(saved))
+    there = saved.read_bytes() if saved.exists() else b""
+    if there and there != configs.to_yaml(config).encode():  # reading takes longer than writing
+        _check_same(plan, name, saved)
     return name
 
 
-def _check_same(plan: Plan, name: str, there: Config) -> None:
-    changed = configs.differences(plan.runs[name], there)
+def _check_same(plan: Plan, name: str, saved: Path) -> None:
+    try:
+        changed = configs.differences(plan.runs[name], configs.load(saved))
+    except ValueError as error:
+        plan.refused[name] = f"{error}. Move {plan.folder(name)} away"
+        return
     if changed:
         keys = "; ".join(
             f"{k} {ours} asked for, {theirs} there" for k, (ours, theirs) in changed.items()

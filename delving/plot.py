@@ -1,7 +1,7 @@
 """Figures: one matplotlib style, direct labels, colours that survive colour blindness."""
 
 from collections.abc import Sequence
-from itertools import cycle, pairwise
+from itertools import cycle
 from pathlib import Path
 from statistics import fmean
 
@@ -75,20 +75,20 @@ def label_lines(axes: Axes, ends: Sequence[tuple[float, float, str, str]], *, ga
 
 def _spread(at: list[float], gap: float) -> list[float]:
     """The places moved apart until neighbours are `gap` apart, their mean kept."""
-    order = sorted(range(len(at)), key=lambda i: at[i])
-    places, groups = list(at), [[i] for i in order]
-    while True:
-        for a, b in pairwise(groups):
-            if places[b[0]] - places[a[-1]] < gap - 1e-9:
-                groups = [g for g in groups if g is not a and g is not b] + [a + b]
-                groups.sort(key=lambda g: fmean(at[i] for i in g))
-                merged = a + b
-                middle = fmean(at[i] for i in merged)
-                for number, i in enumerate(merged):
-                    places[i] = middle + gap * (number - (len(merged) - 1) / 2)
-                break
-        else:
-            return places
+    places, groups = list(at), [[i] for i in sorted(range(len(at)), key=lambda i: at[i])]
+    number = 1
+    while number < len(groups):
+        before, group = groups[number - 1], groups[number]
+        if places[group[0]] - places[before[-1]] >= gap - 1e-9:
+            number += 1
+            continue
+        merged = before + group
+        middle = fmean(at[i] for i in merged)
+        for rank, i in enumerate(merged):
+            places[i] = middle + gap * (rank - (len(merged) - 1) / 2)
+        groups[number - 1 : number + 1] = [merged]
+        number = max(1, number - 1)  # it may now be too close to the one below
+    return places
 
 
 def shade(color: str, lightness: float) -> tuple[float, float, float]:

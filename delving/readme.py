@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 
+from delving.groups import choices
 from delving.record import read_events, read_json
+from delving.report import ledger_markdown
 
 TAG = re.compile(r"(?:^\s*|# |\. |\"\"\")(assumed|ours): (.*)")
 TAIL = 10  # log lines that the training columns average
@@ -100,11 +102,24 @@ def _spread(runs: list[dict]) -> list[str]:
     return ["", *lines] if lines else []
 
 
+def ledger() -> list[str]:
+    """Every claim and its verdict, from the committed records of scale cpu."""
+    return ledger_markdown(REFERENCE / "cpu", choices("paper"), "cpu")
+
+
+def table(artefact: str) -> list[str]:
+    """An artefact's table, from the same."""
+    path = REFERENCE / "cpu" / artefact / "table.md"
+    return path.read_text(encoding="utf-8").splitlines()
+
+
 BLOCKS: dict[str, Callable[[], list[str]]] = {
     "assumptions": partial(collect, "assumed"),
     "deviations": partial(collect, "ours"),
     "real": partial(results, "first-tiny-imagenet"),
-    "generated": partial(results, "first-shapes"),
+    "ledger": ledger,
+    "table2": partial(table, "table2"),
+    "table1": partial(table, "table1"),
 }
 
 

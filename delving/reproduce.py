@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,6 @@ from delving.data.loader import count_cores
 from delving.device import pick_device
 from delving.display import Overview, clock
 from delving.draw import draw_artefact, draw_report, headline
-from delving.groups import choices
 from delving.plan import Plan, load_measured, make_plan
 from delving.report import ledger_rows, verdict_heading, verdict_words
 from delving.session import load_splits
@@ -21,6 +21,7 @@ from delving.workers import Outcome, Task, work_through
 
 # Seconds: of a measurement, and of a run beside its training, as they were on two cores.
 MEASURING, OVERHEAD = 20.0, 6.0
+GIGABYTES = 3  # of memory, the need of a run
 PURPOSES = ("start", "small", "deep", "scoring", "measuring", "report")
 
 
@@ -34,10 +35,13 @@ class Ledger:
 
 
 def count_jobs(device: str, wanted: int | None) -> int:
-    """Runs to train side by side: on CPUs one a core, on a GPU one."""
+    """Runs to train side by side: on CPUs one a core, as far as memory reaches; on a GPU one."""
     if wanted:
         return wanted
-    return count_cores() if pick_device(device).type == "cpu" else 1
+    if pick_device(device).type != "cpu":
+        return 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    return max(1, min(count_cores(), int(memory / GIGABYTES)))
 
 
 def list_tasks(plan: Plan, words: Sequence[str]) -> list[Task]:
@@ -76,7 +80,7 @@ def work(plan: Plan, tasks: list[Task], jobs: int, watch: Callable[[str, dict], 
     try:
         work_through(tasks, jobs=jobs, watch=note)
     finally:
-        save_times(plan, ledger)
+        save_times(plan, jobs, ledger.seconds)
     return ledger
 
 
@@ -112,24 +116,25 @@ def _count(plan: Plan, ledger: Ledger, outcome: Outcome) -> None:
         ledger.seconds[key] += seconds / ledger.jobs
 
 
-def save_times(plan: Plan, ledger: Ledger) -> None:
+def save_times(plan: Plan, jobs: int, spent: dict[str, float]) -> None:
     """reproduce.json: seconds planned and used, summed over sittings that computed something."""
     path = plan.root / "reproduce.json"
     before = record.read_json(path)["seconds"]["used"] if path.exists() else {}
-    used = {key: round(before.get(key, 0.0) + seconds, 1)
-            for key, seconds in ledger.seconds.items()}  # fmt: skip
+    used = {key: round(before.get(key, 0.0) + spent.get(key, 0.0), 1)
+            for key in dict.fromkeys([*before, *spent])}  # fmt: skip
     seconds = {"planned": dict(plan.budget.seconds), "used": used}
-    record.write_json(path, {"jobs": ledger.jobs, "seconds": seconds})
+    record.write_json(path, {"jobs": jobs, "seconds": seconds})
 
 
-def draw(plan: Plan, artefacts: Sequence[str], to: Path, failed: dict[str, str]) -> Path:
-    """Draws artefacts and the report into `to`; an artefact that cannot be drawn is noted."""
+def draw(plan: Plan, artefacts: Sequence[str], to: Path) -> dict[str, str]:
+    """Draws artefacts into `to`; {artefact: error} of those that cannot be drawn."""
+    failed = {}
     for name in artefacts:
         try:
             draw_artefact(plan, name, to / name)
         except (ValueError, KeyError) as error:
             failed[name] = str(error)
-    return draw_report(plan, to, failed)
+    return failed
 
 
 def reproduce_artefacts(
@@ -164,10 +169,13 @@ def reproduce_artefacts(
     wanted = [name for name in plan.requests if not artefacts or "all" in artefacts
               or name in artefacts]  # fmt: skip
     to = Path(config.output_root) / plan.scale
-    failed = ledger.failed | (_lacking(plan) if source else {})
-    page = draw(plan, wanted, to, failed)
+    lacking = _lacking(plan) if source else {}
+    failed = draw(plan, wanted, to) | lacking | ledger.failed  # what came first is the cause
     ledger.seconds["report"] = time.perf_counter() - started
-    tell_outcome(plan, ledger, failed, to, say)
+    if tasks:
+        save_times(plan, jobs, {"report": ledger.seconds["report"]})
+    page = draw_report(plan, to, failed)
+    tell_outcome(plan, ledger, failed, ledger_rows(to, wanted), say)
     say.say(str(page))
     return failed
 
@@ -199,10 +207,9 @@ def tell_plan(
 
 
 def tell_outcome(
-    plan: Plan, ledger: Ledger, failed: dict[str, str], to: Path, say: Overview
+    plan: Plan, ledger: Ledger, failed: dict[str, str], rows: list[dict], say: Overview
 ) -> None:
     """The ledger of claims in short, time planned against used, and what failed."""
-    rows = ledger_rows(to, choices("paper"))
     words = verdict_words(plan.scale)
     say.say(f"\n{verdict_heading(plan.scale)}")
     for row in rows:

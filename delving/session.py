@@ -46,6 +46,7 @@ class Session:
     optimizer: torch.optim.SGD | None = None
     progress: Progress = field(default_factory=Progress)
     seconds: float = 0.0  # of training, over all sittings
+    shelf: dict = field(default_factory=dict)  # what other runs of this process can use too
 
     def log(self, **event) -> None:
         record.append_event(self.folder / "log.jsonl", event)
@@ -82,10 +83,13 @@ def open_session(config: Config, folder: Path, watch: Watch, shelf: dict | None 
     device = devices.pick_device(config.device)
     devices.prepare_backend(device)
     workers = count_workers(config.data.workers)
-    caches = _open_caches(config, workers, {} if shelf is None else shelf)
+    shelf = {} if shelf is None else shelf
+    caches = _open_caches(config, workers, shelf)
     net, layers = build_model(config, len(caches[0].images.classes))
     precision = devices.pick_precision(config.precision, device)
-    return Session(config, folder, *caches, net, layers, device, precision, workers, watch)
+    return Session(
+        config, folder, *caches, net, layers, device, precision, workers, watch, shelf=shelf
+    )
 
 
 def _open_caches(config: Config, workers: int, shelf: dict) -> list[Cache]:
@@ -144,7 +148,10 @@ def measure_for(session: Session, source: Cache) -> Input:
 
 def start(session: Session, data: str) -> None:
     config, folder = session.config, session.folder
-    session.input = measure_for(session, session.train_images)
+    key = ("input", config.data.crop, config.init.range)
+    if key not in session.shelf:
+        session.shelf[key] = measure_for(session, session.train_images)
+    session.input = session.shelf[key]
     session.optimizer = build_optimizer(session.net, session.recipe)
     record.write_json(folder / "env.json", environment(session, data))
     record.write_text(folder / "config.yaml", configs.to_yaml(config))

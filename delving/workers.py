@@ -1,5 +1,6 @@
 """Worker processes that work through tasks side by side, each on its own cores."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,8 +13,6 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from delving.signals import Interrupted, heeding_signals
-
-GIGABYTES = 3  # of memory, a worker's need
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class Worker:
     def do(self, task: Task, watch: Callable[[str, dict], None]) -> Outcome:
         """Does a task, telling its events; a worker that dies has failed it, and is replaced."""
         if self.process is None or self.process.poll() is not None:
+            self.close()
             self.process = self._start()
         try:
             self.process.stdin.write(json.dumps(task.message) + "\n")
@@ -55,7 +55,9 @@ class Worker:
                 if event["event"] in ("done", "failed", "interrupted"):
                     return Outcome(task, event.get("error"), event["wall"])
                 watch(task.name, event)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # it listens no longer, or was cut off in a line
+            self.process.kill()
+            self.process.wait()
             return Outcome(task, f"the worker is gone: {error}", 0.0)
         return Outcome(task, f"the worker died (exit {self.process.wait()}){self._last_words()}", 0)
 
@@ -83,7 +85,8 @@ class Worker:
     def close(self) -> None:
         """Ends the process after the task at hand."""
         if self.process:
-            self.process.stdin.close()
+            with contextlib.suppress(OSError):  # of a worker that listens no longer
+                self.process.stdin.close()
             self.process.wait()
             self.process.stdout.close()
             self.said.close()

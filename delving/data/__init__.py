@@ -60,10 +60,10 @@ def generate_shapes(
     output_root: str, classes: int | None, train_images: int | None, val_images: int | None
 ) -> Path:
     """Writes the generated data set once, below output_root/data."""
-    from delving.data.shapes import TEXTURES, write_shapes
+    from delving.data.shapes import TEXTURES, VERSION, write_shapes
 
     counts = (classes or len(TEXTURES), train_images or 4000, val_images or 1000)
-    where = Path(output_root) / "data" / "shapes-{}x{}+{}".format(*counts)
+    where = Path(output_root) / "data" / "shapes-v{}-{}x{}+{}".format(VERSION, *counts)
     return write_shapes(where, classes=counts[0], train_images=counts[1], val_images=counts[2])
 
 

@@ -5,12 +5,14 @@ Also the text's example, VGG's model B: with std 0.01 the gradient that reaches 
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from delving.artefact import Asked, Claim, Shown, published
 from delving.build import materialise, plan_stds
@@ -40,23 +42,29 @@ EXAMPLE_STD = 0.01  # paper: 2.2
 
 def measure(asked: Asked) -> dict:
     """Moments over draws of the weights for every net and initialiser, and the text's example."""
+    usual = [f"scale={asked.scale}", "act=relu", *asked.overrides]
     nets = {
-        model: {init: _measure_net(asked, model, init) for init in INITS}
+        model: {
+            init: measure_net([f"model={model}", f"init={init}", *usual], asked.settings)
+            for init in INITS
+        }
         for model in asked.settings["models"]
     }
     return {"nets": nets, "example": _measure_example(asked.settings)}
 
 
-def _measure_net(asked: Asked, model: str, init: str) -> dict:
-    words = [f"scale={asked.scale}", f"model={model}", "act=relu", f"init={init}"]
-    config = compose([*words, "precision=fp32", *asked.overrides])
-    net, session = open_fresh(config)
-    x, labels = some_images(session, asked.settings["images"])
+def measure_net(words: Sequence[str], settings: dict) -> dict:
+    """{layers: signal.summarise, bits: signal.bits_per_layer} of the net that `words` compose, over
+    settings' `draws` of the weights, on so many `images`."""
+    config = compose(words)
+    net, session = open_fresh(config)  # on the CPU, which knows float64
+    x, labels = some_images(session, settings["images"])
     layers = weight_layers(net)
-    predicted = theory(layers, plan_stds(config)(list(layers.values())), slope=0.0)
+    predicted = theory(layers, plan_stds(config)(list(layers.values())), slope=config.act.slope)
     draws = []
-    for config.seed in range(asked.settings["draws"]):
+    for config.seed in range(settings["draws"]):
         net = materialise(net, config, session.device)
+        net = net.double() if config.init.name == "gaussian" else net  # it ends below fp32
         draws.append(layer_moments(net, x, labels))
     rows = [row | {"pool_forward": _mean(draws, i, "pool_forward"),
                    "pool_backward": _mean(draws, i, "pool_backward")}
@@ -111,8 +119,8 @@ def show(asked: Asked) -> Shown:
         "per conv layer in bits, pooling and borders taken out: 0 keeps the signal, -1 is "
         "Xavier's halving.",
         table=_tabulate(found),
-        figure=_draw(found["nets"]),
-        data=_list_layers(found["nets"]),
+        figure=draw_signal(found["nets"]),
+        data=list_layers(found["nets"]),
         claims=_claims(found),
         notes=_notes(found),
     )
@@ -131,7 +139,8 @@ def _tabulate(found: dict) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _list_layers(nets: dict) -> pd.DataFrame:
+def list_layers(nets: dict) -> pd.DataFrame:
+    """A row per net, initialiser and layer: signal.summarise, and pooling's own factors."""
     rows = [
         {"net": model, "init": init}
         | {k: round(v, 4) if isinstance(v, float) else v for k, v in layer.items()}
@@ -142,30 +151,44 @@ def _list_layers(nets: dict) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _draw(nets: dict):
+def draw_signal(nets: dict[str, dict[str, dict]]) -> Figure:
+    """{net: {initialiser: measure_net}} against depth, responses and gradients."""
     figure, axes = new_figure(len(nets), 2, size=(7.2, 2.3 * len(nets)))
     for (model, by_init), line in zip(nets.items(), axes, strict=True):
         for panel, key, title in zip(line, ("y2", "dx2"), ("responses", "gradients"), strict=True):
+            panel.set_title(f"{model}, {title}", fontsize=9)
+            panel.set(xlabel="layer", ylabel="log2 of second moment")
+            limits = _limits(by_init, key)
             ends = [
-                (*_draw_init(panel, net["layers"], key, color), init, color)
+                (*_draw_init(panel, net["layers"], key, color, limits), init, color)
                 for (init, net), color in zip(by_init.items(), COLORS, strict=False)
             ]
-            panel.set_title(f"{model}, {title}", fontsize=9)
             panel.set_xlim(1, panel.get_xlim()[1] * 1.25)
-            panel.set(xlabel="layer", ylabel="log2 of second moment")
+            panel.set_ylim(*limits)
             label_lines(panel, ends)
     return figure
 
 
-def _draw_init(panel: Axes, rows: list[dict], key: str, color: str) -> tuple[float, float]:
-    """Mean, spread and theory of an initialiser; where the line ends."""
+def _limits(by_init: dict, key: str) -> tuple[float, float]:
+    """Of a panel: `gaussian` falls so far that it may leave it."""
+    rows = [row for init, net in by_init.items() if init != "gaussian" for row in net["layers"]]
+    low = min(row[f"{key}_measured"] - row[f"{key}_spread"] for row in rows)
+    high = max(row[f"{key}_measured"] + row[f"{key}_spread"] for row in rows)
+    return low - 0.15 * (high - low), high + 0.15 * (high - low)
+
+
+def _draw_init(
+    panel: Axes, rows: list[dict], key: str, color: str, limits: tuple[float, float]
+) -> tuple[float, float]:
+    """Mean, spread and theory of an initialiser; where the line ends or leaves the panel."""
     depth = np.arange(1, len(rows) + 1)
     mean, spread, here = (np.array([row[f"{key}_{part}"] for row in rows])
                           for part in ("measured", "spread", "here"))  # fmt: skip
     panel.plot(depth, mean, color=color, lw=1.4)
     panel.fill_between(depth, mean - spread, mean + spread, color=color, alpha=0.18, lw=0)
     panel.plot(depth, here, color=color, lw=1.1, ls=":")
-    return float(depth[-1]), float(mean[-1])
+    last = np.flatnonzero((mean > limits[0]) & (mean < limits[1]))[-1]
+    return float(depth[last]), float(mean[last])
 
 
 def _claims(found: dict) -> list[Claim]:

@@ -113,7 +113,7 @@ def _degrades(asked: Asked) -> Claim:
             differences(pairs, _top1, drop=True), delta=POINTS, noise=asked.noise(_top1)
         ),
         "training": judge_better(
-            differences(pairs, lambda run: run.training_error),
+            differences(pairs, lambda run: run.training_error, drop=True),
             delta=POINTS,
             noise=asked.noise(lambda run: run.training_error),
         ),

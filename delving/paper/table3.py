@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import pandas as pd
 import torch
@@ -30,19 +30,29 @@ def measure(asked: Asked) -> dict:
     devices.prepare_backend(device)
     precision = devices.pick_precision("auto", device)
     steps = {name: _build_step(name, device, precision) for name in TIMED}
-    for step in steps.values():
-        _timed(step, 1, device)  # the first step also allocates, and picks algorithms
+    # The first step also allocates and picks algorithms: what it takes is an upper bound.
     first = sum(_timed(step, 1, device) for step in steps.values())
     rounds = asked.settings["rounds"]
     batch = _fit(asked.settings["seconds"] / ((rounds + 1) * first))
-    for step in steps.values() if batch > 1 else ():
-        _timed(step, batch, device)
+    batch = _warm_up(steps.values(), batch, device)
     seconds = {name: [] for name in TIMED}
     for _ in range(rounds):
         for name, step in steps.items():
             seconds[name].append(round(_timed(step, batch, device), 5))
     return {"batch": batch, "seconds": seconds, "device": devices.name_device(device),
             "precision": precision}  # fmt: skip
+
+
+def _warm_up(steps: Iterable[Callable], batch: int, device: torch.device) -> int:
+    """The batch, halved until memory holds it for every net."""
+    while batch > 1:
+        try:
+            for step in steps:
+                _timed(step, batch, device)
+            break
+        except torch.OutOfMemoryError:
+            batch //= 2
+    return batch
 
 
 def _device_of(overrides: Sequence[str]) -> str:
