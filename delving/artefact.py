@@ -7,7 +7,7 @@ more than the records of runs; its title and its claims, with their rules, stand
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -28,8 +28,9 @@ POINTS = 0.6  # the smallest difference of rectifiers that counts, points of top
 PUBLISHED = Path(__file__).parent / "paper" / "published.yaml"
 
 
+@cache
 def published() -> dict:
-    """The paper's values."""
+    """The paper's values; one dict for all, only to be read."""
     return yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
 
 
@@ -86,6 +87,11 @@ class Run:
     def blind_loss(self) -> float:
         """ln(classes), that of a net that has learned nothing."""
         return math.log(record.read_events(self.folder, "start")[0]["classes"])
+
+    @property
+    def logged(self) -> bool:
+        """Whether it got as far as a line and a look to draw."""
+        return len(self.steps) > 0 and len(self.looks) > 0
 
     @property
     def training_error(self) -> float:

@@ -9,7 +9,7 @@ from delving import config as configs
 from delving import record
 from delving.artefact import Run
 from delving.display import Overview
-from delving.paper.figure3 import draw_inits, tabulate
+from delving.paper.figure3 import draw_inits, tabulate_runs
 from delving.paper.signal import draw_signal, list_layers, measure_net
 from delving.paper.table1 import draw_slopes, list_slopes
 from delving.plan import Plan, add_run
@@ -47,9 +47,10 @@ def compare_inits(words: Sequence[str], say: Overview) -> Path:
     if failed:
         raise ValueError("; ".join(f"{run}: {error}" for run, error in failed.items()))
     found = {init: [Run(plan.folder(name)) for name in names] for init, names in arms.items()}
-    _write_signal(nets, [f"model={model}", *usual, *rest], plan.root / f"compare-init-{depth}")
-    return _write(draw_inits(found), pd.concat([tabulate(run) for runs in found.values()
-                  for run in runs]), plan.root / f"compare-init-{depth}")  # fmt: skip
+    to = plan.root / f"compare-init-{depth}"
+    _write_signal(nets, [f"model={model}", *usual, *rest], to)
+    data = tabulate_runs(run for runs in found.values() for run in runs)
+    return _write(draw_inits(found), data, to)
 
 
 def _write_signal(nets: Sequence[str], words: Sequence[str], to: Path) -> None:

@@ -143,7 +143,9 @@ class Overview:
     def _note_outcome(self, name: str, outcome) -> None:
         self.ended += 1
         self.shares[name] = 1.0
-        what = f"FAILED: {outcome.error}" if outcome.error else f"{outcome.wall:.0f} s"
+        what = f"{outcome.wall:.0f} s"
+        if outcome.error:
+            what = f"{'interrupted' if outcome.interrupted else 'FAILED'}: {outcome.error}"
         self.say(f"[{clock(time.monotonic() - self.started)}] {self.ended:3}/{len(self.weights)}  "
                  f"{name}  {what}")  # fmt: skip
 

@@ -115,12 +115,16 @@ def make_plan(artefacts: Sequence[str], words: Sequence[str], source: Path | Non
 
 def _plan_arm(plan: Plan, arm: Arm, base: Config) -> list[str]:
     """Composed without the words that change no result, which would make every arm a new one."""
+    config = configs.compose([f"scale={plan.scale}", *arm.words, *telling(plan)])
     keys = [word.split("=")[0] for word in plan.overrides]
-    telling = [word for word, key in zip(plan.overrides, keys, strict=True) if key not in NEUTRAL]
-    config = configs.compose([f"scale={plan.scale}", *arm.words, *telling])
     config = configs.adopt(config, base, [key for key in keys if key in NEUTRAL])
     return [add_run(plan, dataclasses.replace(config, seed=seed))
             for seed in range(plan.budget.seeds[arm.seeds])]  # fmt: skip
+
+
+def telling(plan: Plan) -> list[str]:
+    """The overrides that change a result."""
+    return [word for word in plan.overrides if word.split("=")[0] not in NEUTRAL]
 
 
 def add_run(plan: Plan, config: Config) -> str:

@@ -21,12 +21,15 @@ def copy_records(source: Path, to: Path) -> None:
     """Makes `to` the record of the runs that the artefacts in `source` show, and of these.
 
     Raises:
-        ValueError: where nothing has been reproduced in `source`.
+        ValueError: where nothing has been reproduced in `source`. Of `reproduce all` the record is
+            whole; what a single artefact shows may rest on another's runs.
     """
     verdicts = {name: source / name / "verdict.json" for name in choices("paper")}
     there = {name: record.read_json(path) for name, path in verdicts.items() if path.exists()}
     if not there:
         raise ValueError(f"{source}: no artefact there; delving reproduce all makes them")
+    if to.resolve() in (source.resolve(), *source.resolve().parents):
+        raise ValueError(f"{to} holds the source itself")
     shutil.rmtree(to, ignore_errors=True)
     for run in sorted({run for verdict in there.values() for run in verdict["runs"]}):
         copy_run(source / "runs" / run, to / "runs" / run)

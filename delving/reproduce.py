@@ -134,6 +134,7 @@ def draw(plan: Plan, artefacts: Sequence[str], to: Path) -> dict[str, str]:
             draw_artefact(plan, name, to / name)
         except (ValueError, KeyError) as error:
             failed[name] = str(error)
+            (to / name / "verdict.json").unlink(missing_ok=True)  # what is older is no answer
     return failed
 
 
@@ -152,6 +153,8 @@ def reproduce_artefacts(
         source: records to draw from, in place of training anything.
         dry: plan alone.
     """
+    if source and not (source / "runs").is_dir():
+        raise ValueError(f"--from {source}: there are no records, {source / 'runs'} is no folder")
     plan = make_plan(artefacts, words, source)
     tasks = [] if source else list_tasks(plan, words)
     config = configs.compose(list(words))

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,7 @@ class Outcome:
     task: Task
     error: str | None
     wall: float
+    interrupted: bool = False
 
 
 @dataclass
@@ -53,7 +55,8 @@ class Worker:
             for line in self.process.stdout:
                 event = json.loads(line)
                 if event["event"] in ("done", "failed", "interrupted"):
-                    return Outcome(task, event.get("error"), event["wall"])
+                    cut = event["event"] == "interrupted"
+                    return Outcome(task, event.get("error"), event["wall"], cut)
                 watch(task.name, event)
         except (OSError, ValueError) as error:  # it listens no longer, or was cut off in a line
             self.process.kill()
@@ -78,9 +81,12 @@ class Worker:
         lines = [line.strip() for line in self.said.read().splitlines() if line.strip()]
         return f": {lines[-1]}" if lines else ""
 
-    def signal(self, number: int) -> None:
-        if self.process and self.process.poll() is None:
+    def signal(self, number: int) -> bool:
+        """Passes a signal on; False where the process is not there yet."""
+        alive = self.process is not None and self.process.poll() is None
+        if alive:
             self.process.send_signal(number)
+        return alive
 
     def close(self) -> None:
         """Ends the process after the task at hand."""
@@ -126,7 +132,7 @@ def _work_group(
 ) -> list[Outcome]:
     waiting, outcomes, free = list(tasks), [], list(workers)
     running: dict[Future, Worker] = {}
-    told = False
+    told: set[Future] = set()
     with ThreadPoolExecutor(max(1, len(workers))) as pool:
         try:
             while running or (waiting and not heard):
@@ -140,10 +146,13 @@ def _work_group(
                     free.append(running.pop(future))
                     outcomes.append(future.result())
                     watch(future.task.name, {"event": "outcome", "outcome": outcomes[-1]})
-                if heard and not told:
-                    told = True
-                    for worker in running.values():
-                        worker.signal(heard[0])
+                for future in set(running) - told if heard else ():
+                    if running[future].signal(heard[0]):
+                        told.add(future)
+        except KeyboardInterrupt:  # the second Ctrl-C: at once
+            for worker in workers:
+                worker.signal(signal.SIGKILL)
+            raise
         finally:
             for worker in workers:
                 worker.close()

@@ -1,12 +1,15 @@
-"""Run folders made by hand: records as a training would leave them, with the numbers a test needs."""
+"""Run folders made by hand: the records of a training, with the numbers that a test needs."""
 
 import json
 import math
+import os
+from unittest.mock import patch
 
 import numpy as np
 
 from delving import config as configs
 from delving import record
+from delving.artefact import Asked, Run
 from delving.plan import make_plan
 from delving.schema import Reproduce
 
@@ -26,14 +29,14 @@ USUAL = {
 def make_run(folder, **told):
     """A finished run's folder, USUAL where nothing is told; gives the folder back."""
     made = USUAL | told
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "log.jsonl").unlink(missing_ok=True)
-    for event in _events(folder.name, made):
-        record.append_event(folder / "log.jsonl", event)
-    for protocol, error in made["errors"].items():
-        _score(folder, protocol, error)
-    record.save_slopes(folder, {k: np.array(v) for k, v in (made["slopes"] or {}).items()})
-    record.write_json(folder / "result.json", _result(folder.name, made))
+    lines = [json.dumps(event) + "\n" for event in _events(folder.name, made)]
+    with patch.object(os, "fsync"):  # which takes longer than all the rest
+        record.write_text(folder / "log.jsonl", "".join(lines))
+        for protocol, error in made["errors"].items():  # wrong on the first so many images
+            wrong = np.arange(IMAGES) < round(IMAGES * error / 100)
+            record.save_ranks(folder, protocol, wrong.astype(int))
+        record.save_slopes(folder, {k: np.array(v) for k, v in (made["slopes"] or {}).items()})
+        record.write_json(folder / "result.json", _result(folder.name, made))
     return folder
 
 
@@ -50,13 +53,6 @@ def _events(name, made):
     yield {"event": "end", "status": made["status"]}
 
 
-def _score(folder, protocol, error):
-    """The hits of a net that is wrong on the first so many images."""
-    ranks = (np.arange(IMAGES) < round(IMAGES * error / 100)).astype(int)
-    record.save_ranks(folder, protocol, ranks)
-    record.write_json(folder / "eval" / f"{protocol}.json", {"protocol": protocol, "seconds": 1.0})
-
-
 def _result(name, made):
     scores = {protocol: {"top1_err": float(error), "top5_err": float(error) / 2, "images": IMAGES}
               for protocol, error in made["errors"].items()}  # fmt: skip
@@ -64,6 +60,15 @@ def _result(name, made):
     return {"run": name, "scale": "smoke", **{key: made[key] for key in keys},
             "epochs": made["steps"] / EPOCH, "seconds": 10.0, "eval": scores,
             "deviations": []}  # fmt: skip
+
+
+def make_asked(folder, artefact, tell, seeds=3):
+    """What an artefact is given where every arm has so many runs, as tell(arm, seed) has them; they
+    are called <arm>-s<seed>."""
+    request = configs.load_request(artefact)
+    arms = {arm: [Run(make_run(folder / f"{arm}-s{seed}", seed=seed, **tell(arm, seed)))
+                  for seed in range(seeds)] for arm in request.runs}  # fmt: skip
+    return Asked(artefact, "smoke", arms, request.settings, {}, [], folder)
 
 
 def make_planned(plan, artefact, tell):
@@ -77,11 +82,12 @@ def make_planned(plan, artefact, tell):
             record.write_json(folder / "env.json", {"device": "none"})
 
 
-def seeded_plan(monkeypatch, root, artefacts, seeds=5):
-    """A plan at scale=smoke that gives every arm so many seeds."""
+def seeded_plan(monkeypatch, folder, *artefacts, seeds=5):
+    """A plan at scale=smoke, of outputs below `folder`, that gives every arm so many seeds."""
+    monkeypatch.chdir(folder)  # the same words for all tests, which are composed once
     roles = dict.fromkeys(("rectifiers", "small", "deep", "large"), seeds)
     monkeypatch.setattr("delving.plan.configs.plan_of", lambda scale: Reproduce(seeds=roles))
-    return make_plan(artefacts, ["scale=smoke", f"output_root={root}"])
+    return make_plan(artefacts, ["scale=smoke"])
 
 
 def save_scores(folder, probabilities, labels, names=None, protocol="dense"):

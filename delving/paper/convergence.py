@@ -20,13 +20,13 @@ LINES = {"training error": {"lw": 0.8, "ls": (0, (3, 2))}, "validation error": {
 
 
 def show(asked: Asked) -> Shown:
-    runs = [run for arm in asked.arms.values() for run in arm]
+    runs = [run for arm in asked.arms.values() for run in arm if run.logged]
     return Shown(
         "Convergence of ReLU and PReLU (ICCV version)",
         "Top-1 error against epochs: dashed, on the training images, with dropout and "
         "augmentation; solid, on validation images, center crop. One line per net.",
         figure=_draw(asked),
-        data=pd.concat([load_curves(run.folder) for run in runs]) if runs else None,
+        data=pd.concat([load_curves(run.folder) for run in runs] or [pd.DataFrame()]),
         claims=[
             _lower(asked, "small14: PReLU's errors are lower all along", ("small14",)),
             _lower(asked, "A, B, C: PReLU's errors are lower all along", LARGE),
@@ -43,7 +43,8 @@ def _draw(asked: Asked):
     for panel, (model, title) in zip(axes.flat, MODELS.items(), strict=True):
         ends = []
         for act, color, name in (("relu", BLUE, "ReLU"), ("prelu", RED, "PReLU")):
-            drawn = [_draw_run(panel, run, color) for run in asked.arms[f"{model}_{act}"]]
+            runs = [run for run in asked.arms[f"{model}_{act}"] if run.logged]
+            drawn = [_draw_run(panel, run, color) for run in runs]
             if drawn:
                 ends.append((drawn[0][0], float(np.mean([y for _, y in drawn])), name, color))
         panel.set(xlabel="epoch", ylabel="top-1 error (%)", ylim=(0, 100))
@@ -105,7 +106,11 @@ def _gap(asked: Asked, claim: str, models: tuple[str, ...]) -> Claim:
 
 
 def _claim(asked: Asked, claim: str, rule: str, models: tuple[str, ...], judge: Callable) -> Claim:
-    pairs = {model: asked.pairs(f"{model}_prelu", f"{model}_relu") for model in models}
+    pairs = {
+        model: [pair for pair in asked.pairs(f"{model}_prelu", f"{model}_relu")
+                if all(run.logged for run in pair)]
+        for model in models
+    }  # fmt: skip
     parts = {
         f"{MODELS[model]}, {name}": finding
         for model, mine in pairs.items()

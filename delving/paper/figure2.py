@@ -5,11 +5,9 @@
 
 import math
 
-import pandas as pd
-
 from delving.artefact import Asked, Claim, Shown, differences
 from delving.judge import INCONCLUSIVE, Finding, judge_better
-from delving.paper.figure3 import converges, draw_inits, tabulate
+from delving.paper.figure3 import converges, draw_inits, logged_pairs, tabulate_runs
 
 EARLIER = 0.1  # powers of ten of steps: 26 % sooner
 
@@ -22,7 +20,7 @@ def show(asked: Asked) -> Shown:
         "against epochs. Right: the norm of the loss's gradient over all conv weights (solid), "
         "and of the weight-decay term (dotted).",
         figure=draw_inits(asked.arms),
-        data=pd.concat([tabulate(run) for run in runs]),
+        data=tabulate_runs(runs),
         claims=[
             Claim(
                 "22 layers converge with He and with Xavier",
@@ -46,9 +44,9 @@ def show(asked: Asked) -> Shown:
 
 def _earlier(asked: Asked) -> Finding:
     def start(run) -> float:
-        return math.log10(min(run.departure, float(run.steps.step.iloc[-1])))
+        return math.log10(min(run.departure, float(run.steps.step.max())))
 
-    pairs = asked.pairs("he", "xavier")
+    pairs = logged_pairs(asked)
     if any(math.isinf(he.departure) for he, _ in pairs):
         return Finding(INCONCLUSIVE, "He itself did not leave ln(classes)")
     return judge_better(

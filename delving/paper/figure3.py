@@ -5,6 +5,7 @@ diminishing as monitored in the experiments", and more epochs do not help.
 """
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -27,9 +28,14 @@ def show(asked: Asked) -> Shown:
         "added to it (dotted): where the solid line lies below the dotted one, weight decay alone "
         "moves the weights.",
         figure=draw_inits(asked.arms),
-        data=pd.concat([tabulate(run) for runs in asked.arms.values() for run in runs]),
+        data=tabulate_runs(run for runs in asked.arms.values() for run in runs),
         claims=_claims(asked),
     )
+
+
+def tabulate_runs(runs: Iterable[Run]) -> pd.DataFrame:
+    """The tables of several runs; of one that diverged at once there is none."""
+    return pd.concat([tabulate(run) for run in runs if run.logged] or [pd.DataFrame()])
 
 
 def tabulate(run: Run) -> pd.DataFrame:
@@ -51,7 +57,7 @@ def draw_inits(arms: dict[str, list[Run]]) -> Figure:
     norms.set(xlabel="epoch", ylabel="norm, conv weights", yscale="log")
     ends: dict[Axes, list] = {errors: [], norms: []}
     for (arm, runs), color in zip(arms.items(), COLORS, strict=False):
-        for number, run in enumerate(runs):
+        for number, run in enumerate(run for run in runs if run.logged):
             for axes, end in ((errors, _draw_errors(errors, run, color)),
                               (norms, _draw_norms(norms, run, color))):  # fmt: skip
                 ends[axes] += [(*end, title_of(arm), color)] if number == 0 else []
@@ -82,7 +88,7 @@ def _draw_norms(axes: Axes, run: Run, color: str) -> tuple[float, float]:
 
 
 def _claims(asked: Asked) -> list[Claim]:
-    he, pairs = asked.arms["he"], asked.pairs("he", "xavier")
+    he, pairs = asked.arms["he"], logged_pairs(asked)
     return [
         Claim(
             "30 layers converge with He",
@@ -111,6 +117,11 @@ def _claims(asked: Asked) -> list[Claim]:
     ]
 
 
+def logged_pairs(asked: Asked) -> list[tuple[Run, Run]]:
+    """He's and Xavier's runs that share a seed, those left out that diverged before they logged."""
+    return [pair for pair in asked.pairs("he", "xavier") if all(run.logged for run in pair)]
+
+
 def converges(runs: list[Run]) -> Finding:
     """Do all runs leave ln(classes)?"""
     if not runs:
@@ -121,6 +132,8 @@ def converges(runs: list[Run]) -> Finding:
 
 
 def _departure(run: Run) -> str:
+    if not run.logged:
+        return run.result["status"]
     left, steps = run.departure, int(run.steps.step.iloc[-1])
     if math.isfinite(left):
         return f"left ln(classes) by step {left:.0f} of {steps} ({run.result['status']})"
@@ -142,7 +155,7 @@ def stalls(pairs: list[tuple[Run, Run]]) -> Finding:
 
 def diminish(asked: Asked) -> Finding:
     """Is Xavier's gradient smaller than He's, and in the end smaller than its weight decay?"""
-    pairs = asked.pairs("he", "xavier")
+    pairs = logged_pairs(asked)
     smaller = judge_better(
         [_early_gradient(he, he) - _early_gradient(xavier, he) for he, xavier in pairs],
         delta=DIMINISHED,

@@ -11,9 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from delving.artefact import Asked, Claim, Run, Shown, mean_and_spread, printed, published
-from delving.build import describe_model
 from delving.config import compose
 from delving.judge import Finding, all_of, judge_better, rank_correlation, unless_stalled
+from delving.net import read_layers
 from delving.plot import BLUE, GREY, RED, label_line, new_figure
 
 ARMS = {"prelu_shared": "channel-shared", "prelu": "channel-wise"}
@@ -36,9 +36,9 @@ def show(asked: Asked) -> Shown:
 def _tabulate(arms: dict[str, list[Run]]) -> pd.DataFrame:
     paper = published()["table1"]
     rows = []
-    for layer in describe_model(compose(["model=small14", "scale=paper"]))["layers"]:
-        name = layer["name"]
-        row = {"layer": name, "filters, stride": layer["notation"]}
+    for layer in read_layers(compose(["model=small14", "scale=paper"]).model.layers):
+        name = layer.name
+        row = {"layer": name, "filters, stride": layer.notation}
         for place, (arm, title) in enumerate(ARMS.items()):
             values = [run.slopes[name].mean() for run in arms[arm] if name in run.slopes]
             row[f"{title}, paper"] = printed(paper[name][place], 3) if name in paper else ""

@@ -1,0 +1,388 @@
+"""From runs with known errors, curves and slopes to the verdicts on the paper's claims."""
+
+import dataclasses
+import importlib
+import math
+
+import pytest
+from fabricate import BLIND, LAYERS, make_asked
+
+REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not_reproduced", "inconclusive"
+JITTER = (0.0, 0.3, -0.2, 0.1, -0.1)  # what a seed adds to both arms, and a fifth of it to one
+SCALES = ("dense@32", "dense@48", "dense@60")
+NEVER = math.inf
+CLAIMS = {  # in the order in which they are made
+    "table1": ["conv1's slope stands out", "channel-wise slopes fall with depth"],
+    "table2": ["PReLU (channel-wise) beats ReLU", "the two PReLUs perform comparably",
+               "LReLU performs like ReLU", "with 14 layers Xavier and He end alike",
+               "30 layers are worse than 14, in training error too"],
+    "figure2": ["22 layers converge with He and with Xavier",
+                "He starts reducing the error earlier"],
+    "figure3": ["30 layers converge with He", "30 layers stall with Xavier",
+                "Xavier's gradients diminish"],
+    "table4": ["PReLU beats ReLU at each scale", "the scales combined beat the best single scale",
+               "the middle scale is the best single one"],
+    "table5": ["A: PReLU beats ReLU", "C beats B", "A and B are alike"],
+    "table6": ["A: PReLU beats ReLU", "C beats B", "A and B are alike"],
+    "convergence": ["small14: PReLU's errors are lower all along",
+                    "A, B, C: PReLU's errors are lower all along",
+                    "small14: PReLU's gap from training to validation is no larger",
+                    "A, B, C: PReLU's gap from training to validation is no larger"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def judge(tmp_path):
+    """Makes an artefact's runs as tell(arm, seed) has them; the findings in the claims' order."""
+
+    def call(artefact, tell, seeds=3):
+        return findings(show(make_asked(tmp_path, artefact, tell, seeds)), artefact)
+
+    return call
+
+
+def show(asked):
+    return importlib.import_module(f"delving.paper.{asked.artefact}").show(asked)
+
+
+def findings(shown, artefact):
+    assert [claim.claim for claim in shown.claims] == CLAIMS[artefact]
+    for claim in shown.claims:
+        keys = ["claim", "rule", "delta", "verdict", "evidence", "trainings"]
+        assert list(claim.as_json()) == keys
+        assert claim.rule
+        assert claim.finding.evidence
+    return [claim.finding for claim in shown.claims]
+
+
+def verdicts(found):
+    return [finding.verdict for finding in found]
+
+
+def near(error, arm, seed):
+    """An arm's error, a little different for each seed."""
+    return error + JITTER[seed] * (1.2 if "prelu" in arm else 1)
+
+
+# --- Table 2 ---
+def errors_of(arms, **more):
+    """tell(arm, seed) of ten_view errors by arm; 20 where none is given."""
+    return lambda arm, seed: {"errors": {"ten_view": near(arms.get(arm, 20.0), arm, seed)}, **more}
+
+
+def test_a_prelu_that_errs_less_for_every_seed_is_better(judge):
+    better, *alike, _ = judge("table2", errors_of({"prelu": 18.8, "prelu_shared": 18.9}), 5)
+    assert better.verdict == REPRODUCED
+    assert "n = 5" in better.evidence
+    assert verdicts(alike) == [REPRODUCED] * 3
+
+
+@pytest.mark.parametrize("error", [20.0, 22.0])
+def test_a_prelu_that_errs_as_much_or_more_is_not_better(judge, error):
+    assert judge("table2", errors_of({"prelu": error}))[0].verdict == NOT_REPRODUCED
+
+
+def test_what_differs_by_more_than_counts_is_not_alike(judge):
+    found = judge("table2", errors_of({"prelu": 18.0, "lrelu": 21.5, "xavier": 18.5}))
+    assert verdicts(found[1:4]) == [NOT_REPRODUCED] * 3
+
+
+def test_an_effect_within_what_seeds_change_decides_nothing(judge):
+    wild = [3.0, -2.0, 1.5, -1.0, 2.0]
+
+    def tell(arm, seed):
+        return {"errors": {"ten_view": 20.0 - (wild[seed] if arm == "prelu" else 0)}}
+
+    assert judge("table2", tell, 5)[0].verdict == INCONCLUSIVE
+
+
+def test_a_stalled_net_makes_its_claims_inconclusive_by_its_name_and_no_other(judge):
+    def tell(arm, seed):
+        stalled = arm == "lrelu" and seed == 2
+        error = 75.0 if stalled else near({"prelu": 18.8}.get(arm, 20.0), arm, seed)
+        return {"errors": {"ten_view": error}, "status": "stalled" if stalled else "converged"}
+
+    better, _, lrelu, xavier, _ = judge("table2", tell)
+    assert (better.verdict, xavier.verdict) == (REPRODUCED, REPRODUCED)
+    assert lrelu.verdict == INCONCLUSIVE
+    assert lrelu.evidence.startswith("not judged, lrelu-s2 stalled; measured: ")
+
+
+@pytest.mark.parametrize(("training", "verdict"), [(35.0, REPRODUCED), (30.0, NOT_REPRODUCED)])
+def test_depth_degrades_only_where_training_suffers_too(judge, training, verdict):
+    def tell(arm, seed):
+        deep = arm == "small30"
+        return {"errors": {"ten_view": near(25.0 if deep else 20.0, arm, seed)},
+                "training": training if deep else 30.0}  # fmt: skip
+
+    found = judge("table2", tell)[-1]
+    assert found.verdict == verdict
+    assert "testing: " in found.evidence
+    assert "training: " in found.evidence
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_below_three_pairs_nothing_is_claimed_of_other_nets(judge, seeds):
+    found = judge("table2", errors_of({"prelu": 15.0}), seeds=seeds)
+    assert verdicts(found) == [INCONCLUSIVE] * 5
+    assert ("over images: " in found[0].evidence) == (seeds == 1)
+
+
+def test_a_net_that_diverged_at_once_stands_in_the_table_as_such(tmp_path):
+    def tell(arm, seed):
+        if arm == "xavier":
+            return {"errors": {}, "steps": 0, "status": "diverged"}
+        return errors_of({"prelu": 18.8})(arm, seed)
+
+    shown = show(make_asked(tmp_path, "table2", tell))
+    better, _, _, xavier, _ = findings(shown, "table2")
+    assert (better.verdict, xavier.verdict) == (REPRODUCED, INCONCLUSIVE)
+    assert "xavier-s0 diverged" in xavier.evidence
+    table = shown.table.set_index("")
+    row = table.loc["ReLU, Xavier (text)"]
+    assert (row["top-1, ours"], row["training error"], row["status"]) == ("-", "-", "diverged")
+    assert table.loc["PReLU, channel-wise"]["top-1, paper"] == "32.64"
+
+
+# --- Figure 3 ---
+def norms_of(he, xavier):
+    """tell(arm, seed) of {leaves, gradient, decay, ...} by initialiser, a little off per seed."""
+    arms = {
+        "he": {"gradient": 1.0, "leaves": 100} | he,
+        "xavier": {"gradient": 0.001, "leaves": NEVER, "status": "stalled"} | xavier,
+    }
+
+    def tell(arm, seed):
+        told = dict(arms[arm])
+        told["gradient"] *= 1 + JITTER[seed] / 10
+        return told
+
+    return tell
+
+
+def test_xavier_stalls_and_its_gradients_diminish_while_he_converges(judge):
+    found = judge("figure3", norms_of({}, {}))
+    assert verdicts(found) == [REPRODUCED] * 3
+    assert "trained for 10.0 times He's steps" in found[1].evidence
+
+
+@pytest.mark.parametrize(("leaves", "verdict"), [(200, REPRODUCED), (220, INCONCLUSIVE)])
+def test_xavier_is_said_to_stall_only_after_five_times_hes_steps(judge, leaves, verdict):
+    found = judge("figure3", norms_of({"leaves": leaves}, {}))
+    assert verdicts(found[:2]) == [REPRODUCED, verdict]
+
+
+def test_a_xavier_that_learns_in_the_end_does_not_stall(judge):
+    found = judge("figure3", norms_of({}, {"leaves": 900, "status": "converged"}))
+    assert found[1].verdict == NOT_REPRODUCED
+    assert "left ln(classes) by step 900 of 1000" in found[1].evidence
+
+
+def test_where_he_stalls_itself_nothing_is_said_of_xavier(judge):
+    found = judge("figure3", norms_of({"leaves": NEVER, "status": "stalled"}, {}))
+    assert verdicts(found[:2]) == [NOT_REPRODUCED, INCONCLUSIVE]
+
+
+@pytest.mark.parametrize(
+    ("xavier", "named"), [({"gradient": 1.0}, "smaller"), ({"decay": 1e-4}, "below decay")]
+)
+def test_gradients_diminish_only_where_both_signs_are_there(judge, xavier, named):
+    found = judge("figure3", norms_of({}, xavier))[2]
+    assert found.verdict == NOT_REPRODUCED
+    assert f"{named}: " in found.evidence
+
+
+# --- Figure 2 ---
+def leaving(**steps):
+    def tell(arm, seed):
+        leaves = steps[arm] + (0 if math.isinf(steps[arm]) else 20 * seed)
+        return {"leaves": leaves, "status": "stalled" if math.isinf(leaves) else "converged"}
+
+    return tell
+
+
+@pytest.mark.parametrize(
+    ("he", "xavier", "expected"),
+    [
+        (100, 300, [REPRODUCED, REPRODUCED]),
+        (200, 200, [REPRODUCED, NOT_REPRODUCED]),
+        (300, 100, [REPRODUCED, NOT_REPRODUCED]),
+        (100, NEVER, [NOT_REPRODUCED, REPRODUCED]),
+        (NEVER, 100, [NOT_REPRODUCED, INCONCLUSIVE]),
+    ],
+)
+def test_he_is_earlier_where_it_leaves_chance_before_xavier(judge, he, xavier, expected):
+    assert verdicts(judge("figure2", leaving(he=he, xavier=xavier))) == expected
+
+
+# --- Table 4 ---
+def scored(singles=(18.0, 17.0, 18.5), multi=16.0, prelu=-1.5, **status):
+    """tell(arm, seed) of errors by dense testing; A with PReLU differs by `prelu`, or by scale."""
+    by_scale = prelu if isinstance(prelu, dict) else dict.fromkeys((*SCALES, "dense"), prelu)
+
+    def tell(arm, seed):
+        errors = dict(zip((*SCALES, "dense"), (*singles, multi), strict=True))
+        errors = {name: near(error + (by_scale[name] if arm == "a_prelu" else 0), arm, seed)
+                  for name, error in errors.items()}  # fmt: skip
+        return {"errors": {"ten_view": 20.0, **errors}, "status": status.get(arm, "converged")}
+
+    return tell
+
+
+def test_table_4_as_the_paper_has_it(judge):
+    assert verdicts(judge("table4", scored())) == [REPRODUCED] * 3
+
+
+def test_a_prelu_that_loses_at_one_scale_does_not_win_at_each(judge):
+    prelu = {"dense@32": -1.5, "dense@48": -1.5, "dense@60": 1.5, "dense": -1.5}
+    found = judge("table4", scored(prelu=prelu))[0]
+    assert found.verdict == NOT_REPRODUCED
+    assert all(f"{name}: " in found.evidence for name in prelu)
+
+
+def test_scales_combined_are_compared_with_each_nets_best_single_one(judge):
+    found = judge("table4", scored(singles=(18.0, 17.0, 16.0), multi=16.5))
+    assert verdicts(found[1:]) == [NOT_REPRODUCED, NOT_REPRODUCED]
+
+
+def test_claims_on_testing_rest_on_the_nets_that_learned(tmp_path):
+    shown = show(make_asked(tmp_path, "table4", scored(a_prelu="stalled")))
+    found = findings(shown, "table4")
+    assert verdicts(found) == [INCONCLUSIVE, REPRODUCED, REPRODUCED]
+    assert "a_prelu-s0 stalled" in found[0].evidence
+    assert [claim.trainings for claim in shown.claims] == [6, 15, 15]
+
+
+# --- Tables 5 and 6 ---
+@pytest.mark.parametrize(
+    ("artefact", "protocol", "errors", "expected"),
+    [
+        ("table5", "ten_view", {"a_prelu": 18.5, "b_prelu": 18.6, "c_prelu": 17.0},
+         [REPRODUCED, REPRODUCED, REPRODUCED]),
+        ("table6", "dense", {"a_prelu": 20.0, "b_prelu": 20.0, "c_prelu": 20.0},
+         [NOT_REPRODUCED, NOT_REPRODUCED, REPRODUCED]),
+        ("table6", "dense", {"a_prelu": 18.0, "b_prelu": 20.0, "c_prelu": 21.0},
+         [REPRODUCED, NOT_REPRODUCED, NOT_REPRODUCED]),
+    ],
+)  # fmt: skip
+def test_single_models_are_judged_by_their_own_protocol(
+    judge, artefact, protocol, errors, expected
+):
+    def tell(arm, seed):
+        usual = {"ten_view": 90.0, "dense": 90.0}
+        return {"errors": usual | {protocol: near(errors.get(arm, 20.0), "", seed)}}
+
+    assert verdicts(judge(artefact, tell)) == expected
+
+
+# --- convergence ---
+def curves(training, validation, **status):
+    """tell(arm, seed): PReLU's training and validation errors; ReLU's are 40 and 45."""
+
+    def tell(arm, seed):
+        prelu = arm.endswith("_prelu")
+        return {"training": near(training if prelu else 40.0, arm, seed),
+                "validation": near(validation if prelu else 45.0, arm, seed),
+                "status": status.get(arm, "converged")}  # fmt: skip
+
+    return tell
+
+
+@pytest.mark.parametrize(
+    ("training", "validation", "lower", "gap"),
+    [
+        (36.0, 40.0, REPRODUCED, REPRODUCED),
+        (36.0, 45.0, NOT_REPRODUCED, NOT_REPRODUCED),  # it only fits the training images better
+        (40.0, 42.0, NOT_REPRODUCED, REPRODUCED),
+    ],
+)
+def test_prelu_is_lower_all_along_where_training_and_validation_are(
+    judge, training, validation, lower, gap
+):
+    found = judge("convergence", curves(training, validation))
+    assert verdicts(found) == [lower, lower, gap, gap]
+
+
+def test_a_large_net_that_stalled_leaves_the_small_ones_verdict(judge):
+    found = judge("convergence", curves(36.0, 40.0, b_relu="stalled"))
+    assert verdicts(found) == [REPRODUCED, INCONCLUSIVE, REPRODUCED, INCONCLUSIVE]
+    assert "b_relu-s1 stalled" in found[1].evidence
+
+
+# --- Table 1 and Figure 1 ---
+def slopes_of(first, others, status="converged"):
+    """tell(arm, seed): conv1's slope, and those of the other conv layers, from first to last."""
+
+    def tell(arm, seed):
+        count = 1 if arm == "prelu_shared" else 3
+        low, high = others[-1], others[0]
+        means = [first, *(high + (low - high) * n / 9 for n in range(10)), 2.0, 2.0]
+        spread = [JITTER[seed] / 20 + 0.01 * (c - (count - 1) / 2) for c in range(count)]
+        return {"slopes": {layer: [mean + d for d in spread]
+                           for layer, mean in zip(LAYERS, means, strict=True)},
+                "status": status}  # fmt: skip
+
+    return tell
+
+
+@pytest.mark.parametrize(
+    ("first", "others", "expected"),
+    [
+        (0.7, (0.3, 0.05), [REPRODUCED, REPRODUCED]),
+        (0.7, (0.05, 0.3), [REPRODUCED, NOT_REPRODUCED]),
+        (0.2, (0.3, 0.05), [NOT_REPRODUCED, REPRODUCED]),
+    ],
+)
+def test_conv1_stands_out_above_the_other_conv_layers_and_slopes_fall(
+    judge, first, others, expected
+):
+    assert verdicts(judge("table1", slopes_of(first, others))) == expected
+
+
+def test_slopes_of_nets_that_did_not_learn_are_not_judged(judge):
+    found = judge("table1", slopes_of(0.7, (0.3, 0.05), status="stalled"))
+    assert verdicts(found) == [INCONCLUSIVE] * 2
+    assert "prelu_shared-s0 stalled" in found[0].evidence
+
+
+def test_our_slopes_stand_beside_the_papers(tmp_path):
+    shown = show(make_asked(tmp_path, "table1", slopes_of(0.7, (0.3, 0.05))))
+    row = shown.table.set_index("layer").loc["conv1"]
+    assert row["channel-wise, paper"] == "0.596"
+    assert row["channel-wise, ours"] == "0.702 ± 0.013 (3)"
+    assert set(shown.data.layer) == set(LAYERS)
+    data = show(make_asked(tmp_path, "figure1", slopes_of(0.7, (0.3, 0.05)))).data
+    assert list(data.layer) == LAYERS
+    assert data.slope[0] == pytest.approx(0.7)
+
+
+# --- what is not there ---
+def whole(arm, seed):
+    errors = {"ten_view": 20.0, "dense@32": 19.0, "dense@48": 18.0, "dense@60": 19.0, "dense": 18.0}
+    return slopes_of(0.7, (0.3, 0.05))(arm, seed) | {"errors": errors}
+
+
+def without(asked, arm):
+    return dataclasses.replace(asked, arms=asked.arms | {arm: []})
+
+
+@pytest.mark.parametrize("artefact", CLAIMS)
+def test_an_arm_without_runs_leaves_its_claims_open_and_the_rest_is_shown(tmp_path, artefact):
+    asked = make_asked(tmp_path, artefact, whole)
+    first, *_, last = asked.arms
+    assert INCONCLUSIVE in verdicts(findings(show(without(asked, first)), artefact))
+    findings(show(without(asked, last)), artefact)
+
+
+@pytest.mark.parametrize("artefact", ["figure2", "figure3", "convergence"])
+def test_a_curve_of_a_net_that_logged_nothing_is_refused_by_its_name(judge, artefact):
+    def tell(arm, seed):
+        nothing = {"errors": {}, "steps": 0, "status": "diverged"}
+        return nothing if arm in ("he", "a_relu") else {}
+
+    with pytest.raises(ValueError, match=r"(he|a_relu)-s0: "):
+        judge(artefact, tell, seeds=1)
+
+
+def test_the_hand_made_runs_start_at_chance():
+    assert pytest.approx(math.log(4)) == BLIND

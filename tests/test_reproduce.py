@@ -1,0 +1,355 @@
+"""`delving reproduce`: what is missing is trained, once; all is drawn, also from the records alone;
+what fails is named and stops nothing."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import types
+
+import pytest
+from fabricate import make_planned, snapshot
+
+import delving.run
+from delving import cli, record, work
+from delving import config as configs
+from delving.plan import load_measured, make_plan
+from delving.reference import copy_records
+from delving.reproduce import count_jobs
+from delving.signals import Interrupted
+
+WORDS = ["figure1", "table1", "scale=smoke"]
+RUNS = ["small14-prelu-he-s0", "small14-prelu-he-s1", "small14-prelu_shared-he-s0"]
+FILES = {
+    "figure1": {"figure.png", "figure.svg", "data.csv", "verdict.json"},
+    "table1": {"table.csv", "table.md", "figure.png", "figure.svg", "data.csv", "verdict.json"},
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A working directory in which two artefacts were reproduced by the command, in earnest; no
+    test may change it."""
+    home, said = tmp_path_factory.mktemp("home"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.chdir(home)
+        patch.setattr(sys, "argv", ["delving", "reproduce", *WORDS, "--jobs", "1"])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    assert end.value.code == 0
+    (home / "said").write_text(said.getvalue())
+    return home
+
+
+@pytest.fixture
+def scale(home):
+    return home / "outputs" / "smoke"
+
+
+@pytest.fixture
+def copied(home, tmp_path):
+    """outputs/smoke below a directory that a test may spoil."""
+    shutil.copytree(home / "outputs", tmp_path / "outputs")
+    return tmp_path / "outputs" / "smoke"
+
+
+@pytest.fixture
+def reproduce(monkeypatch, capsys):
+    """`delving reproduce` in this process, at home in a folder: (exit code, stdout, stderr)."""
+
+    def call(folder, *words):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["delving", "reproduce", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return end.value.code, said.out, said.err
+
+    return call
+
+
+@pytest.fixture
+def no_workers(monkeypatch):
+    """Nothing may be trained."""
+
+    def fail(self):
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr("delving.workers.Worker._start", fail)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Drawn, but not saved, which takes longest."""
+    monkeypatch.setattr("delving.draw.save_figure", lambda figure, path: path)
+
+
+# --- in earnest ---
+def test_it_trains_every_run_and_says_so(home, scale):
+    assert sorted(p.name for p in (scale / "runs").iterdir()) == RUNS
+    assert all((scale / "runs" / run / "result.json").exists() for run in RUNS)
+    said = (home / "said").read_text()
+    assert "2 artefacts of 3 runs: 0 there, 3 to train, 0 refused." in said
+    for number, run in enumerate(RUNS, start=1):
+        assert any(line.split()[:1] == [run] for line in said.splitlines())
+        assert f"  {number}/3  " in said
+    assert said.splitlines()[0].startswith("Trained on 96 generated drawings")
+    assert "conv1's slope stands out" in said
+    assert said.splitlines()[-1] == "outputs/smoke/report.html"
+
+
+@pytest.mark.parametrize("artefact", FILES)
+def test_an_artefacts_folder_holds_exactly_the_files_of_the_contract(scale, artefact):
+    assert {p.name for p in (scale / artefact).iterdir()} == FILES[artefact]
+    assert all(p.stat().st_size > 0 for p in (scale / artefact).iterdir())
+
+
+@pytest.mark.parametrize("artefact", FILES)
+def test_a_verdict_tells_what_the_contract_wants(scale, artefact):
+    verdict = record.read_json(scale / artefact / "verdict.json")
+    assert (verdict["artefact"], verdict["scale"]) == (artefact, "smoke")
+    assert verdict["command"] == f"delving reproduce {artefact} scale=smoke"
+    assert set(verdict["runs"]) <= set(RUNS)
+    for claim in verdict["claims"]:
+        assert list(claim) == ["claim", "rule", "delta", "verdict", "evidence", "trainings"]
+        assert claim["verdict"] in ("reproduced", "not_reproduced", "inconclusive")
+        assert claim["trainings"] == len(verdict["runs"]) or "fall" in claim["claim"]
+    assert bool(verdict["claims"]) == (artefact == "table1")
+
+
+def test_the_report_and_the_times_lie_beside_the_artefacts(scale):
+    assert {p.name for p in scale.iterdir()} == {"runs", "report.html", "reproduce.json", *FILES}
+    page = (scale / "report.html").read_text()
+    assert "holds on generated images?" in page
+    assert "Table 1" in page
+    times = record.read_json(scale / "reproduce.json")
+    assert times["jobs"] == 1
+    assert times["seconds"]["used"]["small"] > 0
+
+
+def test_a_second_call_trains_nothing_and_leaves_the_runs_as_they_are(
+    reproduce, no_workers, copied, tmp_path
+):
+    before, drawn = snapshot(copied / "runs"), snapshot(copied / "table1")
+    code, out, _ = reproduce(tmp_path, *WORDS)
+    assert code == 0
+    assert "3 there, 0 to train" in out
+    assert snapshot(copied / "runs") == before
+    assert {k: v for k, (v, _) in snapshot(copied / "table1").items()} == {
+        k: v for k, (v, _) in drawn.items()
+    }
+
+
+def test_a_plan_trains_nothing_and_writes_nothing(reproduce, no_workers, tmp_path):
+    code, out, _ = reproduce(tmp_path, *WORDS, "--plan")
+    assert code == 0
+    assert "0 there, 3 to train" in out
+    for run in RUNS:
+        assert any(line.split()[:2] == [run, "train"] for line in out.splitlines())
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- from the records alone ---
+def test_it_redraws_from_the_committed_record_byte_for_byte(reproduce, no_workers, scale, tmp_path):
+    reference, other = tmp_path / "reference", tmp_path / "other"
+    copy_records(scale, reference)
+    other.mkdir()
+    before = snapshot(reference)
+    code, out, _ = reproduce(other, *WORDS, "--from", reference)
+    assert code == 0
+    assert "0 to train" in out
+    assert snapshot(reference) == before
+    redrawn = other / "outputs" / "smoke"
+    for artefact, files in FILES.items():
+        assert {p.name for p in (redrawn / artefact).iterdir()} == files
+        for name in files:
+            ours, theirs = (root / artefact / name for root in (redrawn, scale))
+            assert ours.read_bytes() == theirs.read_bytes(), ours
+    assert (redrawn / "report.html").exists()
+    assert not (redrawn / "runs").exists()
+
+
+def test_the_committed_record_is_small_and_tells_nothing_of_this_machines_folders(
+    scale, home, tmp_path
+):
+    copy_records(scale, tmp_path / "reference")
+    files = [p for p in (tmp_path / "reference").rglob("*") if p.is_file()]
+    assert not [p for p in files if p.suffix in (".safetensors", ".npz") and ".hits" not in p.name]
+    assert sum(p.stat().st_size for p in files if "runs" in p.parts) < 20_000 * len(RUNS)
+    for path in files:
+        assert str(home).encode() not in path.read_bytes()
+
+
+def test_a_run_that_the_record_lacks_is_named(reproduce, no_workers, no_pictures, scale, tmp_path):
+    copy_records(scale, tmp_path / "reference")
+    shutil.rmtree(tmp_path / "reference" / "runs" / RUNS[1])
+    code, out, _ = reproduce(tmp_path, "figure1", WORDS[-1], "--from", tmp_path / "reference")
+    assert code == 1
+    assert any(line.startswith(f"FAILED {RUNS[1]}: ") for line in out.splitlines())
+    assert (tmp_path / "outputs" / "smoke" / "figure1" / "verdict.json").exists()
+
+
+# --- what fails ---
+def test_a_folder_that_holds_another_run_is_named_and_the_others_are_drawn(
+    reproduce, no_workers, no_pictures, copied, tmp_path
+):
+    path = copied / "runs" / RUNS[0] / "config.yaml"
+    path.write_text(path.read_text().replace("momentum: 0.9", "momentum: 0.8"))
+    spoiled = snapshot(copied / "runs")
+    code, out, err = reproduce(tmp_path, *WORDS)
+    assert (code, err) == (1, "")
+    assert "1 refused" in out
+    [line] = [line for line in out.splitlines() if line.startswith("FAILED ")]
+    assert line.startswith(f"FAILED {RUNS[0]}: ")
+    assert "train.momentum 0.9 asked for, 0.8 there" in line
+    assert record.read_json(copied / "figure1" / "verdict.json")["runs"] == [RUNS[1]]
+    assert record.read_json(copied / "table1" / "verdict.json")["runs"] == RUNS[1:]
+    assert "train.momentum" in (copied / "report.html").read_text()
+    assert snapshot(copied / "runs") == spoiled
+
+
+def test_a_net_that_diverged_at_once_fails_its_curves_by_name_and_the_rest_is_drawn(
+    reproduce, no_workers, no_pictures, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    plan = make_plan(["figure2", "figure1"], ["scale=smoke"])
+    nothing = {"errors": {}, "steps": 0, "status": "diverged"}
+    make_planned(plan, "figure2", lambda arm, seed: nothing if arm == "xavier" else {})
+    slopes = {"slopes": {"conv1": [0.5], "conv2": [0.2]}}
+    make_planned(plan, "figure1", lambda arm, seed: slopes)
+    code, out, err = reproduce(tmp_path, "figure1", "figure2", "scale=smoke")
+    assert (code, err) == (1, "")
+    assert "FAILED figure2: " in out
+    assert "b-relu-xavier-s0: diverged before anything was logged" in out
+    assert (tmp_path / "outputs" / "smoke" / "figure1" / "verdict.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tabel1"], "did you mean table1"),
+        (["all", "tabel1"], "did you mean table1"),
+        (["table1", "seed=3"], "an artefact sets model, act, init, seed itself"),
+        (["table1", "trian.lr=1"], "did you mean train.lr"),
+        (["table1", "scale=smok"], "did you mean smoke"),
+        (["table1", "scale=smoke", "--jobs", "0"], "jobs"),
+        (["table1", "scale=smoke", "device=abacus"], "device=abacus"),
+    ],
+)
+def test_bad_input_ends_with_two_and_a_line_and_writes_nothing(reproduce, tmp_path, words, said):
+    code, out, err = reproduce(tmp_path, *words)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert len(err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_as_many_runs_side_by_side_as_wanted_or_as_there_are_cores_but_one():
+    assert count_jobs("cpu", 3) == 3
+    assert 1 <= count_jobs("cpu", None) <= os.cpu_count()
+
+
+def test_slopes_of_reproduced_runs_are_drawn(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(sys, "argv", ["delving", "plot-slopes", *RUNS[:2]])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    figure = home / capsys.readouterr().out.strip()
+    assert figure.exists()
+    assert (figure.parent / "data.csv").read_text().startswith("run,layer,slopes,mean,low,high")
+    shutil.rmtree(figure.parent)
+
+
+# --- a worker, seen from inside ---
+def attempt(task):
+    """(the last event, those before it) of a task."""
+    out = io.StringIO()
+    last = work._attempt(task, out, {})
+    return last, [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+def train_task(plan, run):
+    return {"kind": "train", "name": run, "config": configs.to_yaml(plan.runs[run])}
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return make_plan(["figure1"], ["scale=smoke"])
+
+
+def test_a_worker_tells_a_runs_events_and_then_that_it_is_done(plan):
+    make_planned(plan, "figure1", lambda arm, seed: {})
+    last, before = attempt(train_task(plan, RUNS[0]))
+    assert last["event"] == "done"
+    assert last["wall"] >= 0
+    assert [event["event"] for event in before] == ["finished"]
+
+
+def test_a_worker_tells_of_an_error_and_goes_on(plan, monkeypatch):
+    task = train_task(plan, RUNS[0])
+    for error, text in (
+        (ValueError("two\n  lines"), "two lines"),
+        (RuntimeError(), "RuntimeError"),
+        (MemoryError(), "MemoryError"),
+    ):
+        monkeypatch.setattr(delving.run, "train_run", raising(error))
+        last, _ = attempt(task)
+        assert (last["event"], last["error"]) == ("failed", text)
+    last, _ = attempt(task | {"config": "sede: 0"})
+    assert last["event"] == "failed"
+    assert RUNS[0] in last["error"]
+
+
+def raising(error):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+def test_a_worker_tells_an_interruption_from_a_failure(plan, monkeypatch):
+    interruption = Interrupted(signal.SIGTERM, "the folder")
+    monkeypatch.setattr(delving.run, "train_run", raising(interruption))
+    last, _ = attempt(train_task(plan, RUNS[0]))
+    assert last["event"] == "interrupted"
+    assert "saved in the folder" in last["error"]
+
+
+def test_a_worker_measures_what_an_artefact_asks_for_and_saves_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["scale=smoke"]
+    measuring = types.SimpleNamespace(measure=lambda asked: {"of": asked.artefact})
+    monkeypatch.setitem(sys.modules, "delving.paper.signal", measuring)
+    last, _ = attempt({"kind": "measure", "name": "signal", "words": words})
+    assert last["event"] == "done"
+    assert load_measured(make_plan(["signal"], words), "signal") == {"of": "signal"}
+
+
+def test_what_a_library_prints_is_no_event():
+    script = """
+import os, sys, types
+sys.modules["delving.plan"] = types.SimpleNamespace(ask=None, make_plan=None, save_measured=None)
+from delving import work
+def chatter(task, out, shelf):
+    print("a library says hello", flush=True)
+    os.write(1, b"and another one, loudly")
+    work._tell(out, {"event": "tick"})
+    if task["bad"]:
+        raise ValueError("bad")
+work._work = chatter
+work.main()
+"""
+    tasks = "".join(json.dumps({"bad": bad}) + "\n" for bad in (True, False))
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=tasks, capture_output=True, text=True
+    )
+    events = [json.loads(line)["event"] for line in done.stdout.splitlines()]
+    assert (done.returncode, events) == (0, ["tick", "failed", "tick", "done"])
+    assert "hello" in done.stderr
+    assert "loudly" in done.stderr
