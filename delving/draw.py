@@ -1,7 +1,9 @@
 """From records to an artefact's folder, table, figure and verdict, and to the page over all."""
 
+import hashlib
 import importlib
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +13,7 @@ from delving import config as configs
 from delving import record
 from delving.artefact import Shown
 from delving.groups import choices
-from delving.plan import Plan, ask, telling
+from delving.plan import Plan, ask, fingerprint, telling
 from delving.plot import save_figure
 from delving.report import write_report
 from delving.schema import Config
@@ -22,11 +24,13 @@ CITATION = (
     "ImageNet Classification. arXiv 1502.01852, 2015"
 )
 SHARED = "Tables 4 to 7 and Figures 4 to 7 share the same large nets, the convergence figure too"
+SOURCE = Path(__file__).parent
 DRAWN = ("table.csv", "table.md", "figure.png", "figure.svg", "data.csv", "verdict.json")
 
 
-def draw_artefact(plan: Plan, name: str, to: Path) -> Shown:
-    """Draws one artefact from its records into the folder `to`.
+def draw_artefact(plan: Plan, name: str, to: Path) -> None:
+    """Draws one artefact from its records into the folder `to`, unless it stands there already,
+    drawn from the same records by the same code.
 
     Raises:
         ValueError: where nothing of what it shows is there.
@@ -35,6 +39,9 @@ def draw_artefact(plan: Plan, name: str, to: Path) -> Shown:
     lacking = [need for need in plan.requests[name].needs if need not in asked.measured]
     if lacking or (asked.arms and not any(asked.arms.values())):
         raise ValueError(f"{name}: nothing to show, {', '.join(lacking) or 'no finished run'}")
+    stamp, drawn = _stamp(plan, name), _read_stamps(to)
+    if drawn.get(name) == stamp and (to / "verdict.json").exists():
+        return
     shown = importlib.import_module(f"delving.paper.{name}").show(asked)
     for old in DRAWN:
         (to / old).unlink(missing_ok=True)
@@ -53,7 +60,34 @@ def draw_artefact(plan: Plan, name: str, to: Path) -> Shown:
             "claims": [claim.as_json() for claim in shown.claims],
         },
     )
-    return shown
+    record.write_json(to.parent / "drawn.json", drawn | {name: stamp})
+
+
+def _read_stamps(to: Path) -> dict[str, dict]:
+    """drawn.json beside the artefacts' folders: what each was drawn from."""
+    path = to.parent / "drawn.json"
+    return record.read_json(path) if path.exists() else {}
+
+
+def _stamp(plan: Plan, name: str) -> dict:
+    """What a drawing rests on: runs, measurements and those of the artefacts it needs, the small
+    nets, and the source."""
+    measured = [plan.root / n / "measured.json" for n in (name, *plan.requests[name].needs)]
+    small = [plan.folder(run) / "result.json" for arm in plan.small for run in arm]
+    return {
+        "asked": fingerprint(plan, name),
+        "overrides": telling(plan),
+        "measured": _digest(measured),
+        "small": _digest(small),
+        "source": _digest(sorted(p for p in SOURCE.rglob("*") if p.suffix in (".py", ".yaml"))),
+    }
+
+
+def _digest(paths: Iterable[Path]) -> str:
+    found = hashlib.sha256()
+    for path in paths:
+        found.update(f"{path.name}\n".encode() + (path.read_bytes() if path.exists() else b""))
+    return found.hexdigest()[:16]
 
 
 def _write(shown: Shown, to: Path) -> None:

@@ -5,6 +5,7 @@
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from statistics import fmean, stdev
 
 from delving.groups import choices
 from delving.record import read_events, read_json
-from delving.report import ledger_markdown
+from delving.report import ledger_markdown, ledger_rows, verdict_words
 
 TAG = re.compile(r"(?:^\s*|# |\. |\"\"\")(assumed|ours): (.*)")
 TAIL = 10  # log lines that the training columns average
@@ -104,7 +105,13 @@ def _spread(runs: list[dict]) -> list[str]:
 
 def ledger() -> list[str]:
     """Every claim and its verdict, from the committed records of scale cpu."""
-    return ledger_markdown(REFERENCE / "cpu", choices("paper"), "cpu")
+    folder, order = REFERENCE / "cpu", choices("paper")
+    words, rows = verdict_words("cpu"), ledger_rows(folder, order)
+    counts = Counter(row["verdict"] for row in rows)
+    told = ", ".join(f"{counts[verdict]} {word}" for verdict, word in words.items())
+    trainings = len(list(folder.glob("runs/*/result.json")))
+    summary = f"{len(rows)} claims: {told}. They rest on {trainings} independent trainings."
+    return [summary, "", *ledger_markdown(folder, order, "cpu")]
 
 
 def table(artefact: str) -> list[str]:

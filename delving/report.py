@@ -79,12 +79,14 @@ def ledger_rows(folder: Path, order: Sequence[str]) -> list[dict]:
 
 
 def ledger_markdown(folder: Path, order: Sequence[str], scale: str) -> list[str]:
-    """The ledger as the lines of a GitHub table; see ledger_rows."""
+    """The ledger as the lines of a GitHub table; see ledger_rows. Of evidence in several parts only
+    the first, the others stand in the report."""
     head, words = verdict_heading(scale), verdict_words(scale)
     lines = [f"| artefact | claim | {head} | evidence |", "|---|---|---|---|"]
     for row in ledger_rows(folder, order):
         verdict = f"{MARKS[row['verdict']]} {words[row['verdict']]}"
-        cells = (label(row["artefact"]), row["claim"], verdict, row["evidence"])
+        first, more, _ = row["evidence"].partition("; ")
+        cells = (label(row["artefact"]), row["claim"], verdict, first + (" …" if more else ""))
         lines.append("| " + " | ".join(map(_markdown, cells)) + " |")
     return lines
 

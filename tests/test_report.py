@@ -291,6 +291,11 @@ def test_ledger_rows_are_the_claims_in_order(folder):
                     ("convergence", "He converges", "reproduced")]  # fmt: skip
 
 
+def test_the_markdown_ledger_gives_the_first_part_of_long_evidence(folder):
+    put(folder, "table1", claims=[claim("a", "reproduced") | {"evidence": "one: 1; two: 2"}])
+    assert ledger_markdown(folder, ORDER, "cpu")[2].endswith("| one: 1 … |")
+
+
 def test_the_ledger_as_markdown(folder):
     put(folder, "table1", claims=[claim("a | b\nc <i>", "reproduced")])
     lines = ledger_markdown(folder, ORDER, "cpu")

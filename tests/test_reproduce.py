@@ -122,7 +122,13 @@ def test_a_verdict_tells_what_the_contract_wants(scale, artefact):
 
 
 def test_the_report_and_the_times_lie_beside_the_artefacts(scale):
-    assert {p.name for p in scale.iterdir()} == {"runs", "report.html", "reproduce.json", *FILES}
+    assert {p.name for p in scale.iterdir()} == {
+        "runs",
+        "report.html",
+        "reproduce.json",
+        "drawn.json",
+        *FILES,
+    }
     page = (scale / "report.html").read_text()
     assert "holds on generated images?" in page
     assert "Table 1" in page
