@@ -4,7 +4,7 @@ import copy
 import difflib
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -41,7 +41,11 @@ def compose(overrides: list[str] | tuple[str, ...] = ()) -> Config:
     Raises:
         ValueError: for a key or value that does not exist or cannot be, with the nearest ones.
     """
-    return _compose([word for text in overrides for word in _check(text)])
+    words = [word for text in overrides for word in _check(text)]
+    # Words that change no result are set afterwards, so that what is composed is found again.
+    later = [word for word in words if word.partition("=")[0] in NEUTRAL]
+    config = _compose([word for word in words if word not in later])
+    return validate(_assign(config, later)) if later else config
 
 
 def _compose(words: list[str]) -> Config:
@@ -129,13 +133,19 @@ def amend(path: Path, overrides: list[str]) -> Config:
         if key not in allowed:
             raise ValueError(f"{text!r}: scoring takes protocol and {', '.join(allowed)}")
         [word] = _check(f"{key}{sign}{value}")
-        tree = OmegaConf.structured(config)
-        try:
-            OmegaConf.update(tree, key, _parse(word).value())
-        except OmegaConfBaseException as error:
-            raise ValueError(_explain(error)) from error
-        config = OmegaConf.to_object(tree)
+        config = _assign(config, [word])
     return validate(config)
+
+
+def _assign(config: Config, words: list[str]) -> Config:
+    """The configuration with checked `key=value` words set; ValueError for an impossible value."""
+    tree = OmegaConf.structured(config)
+    try:
+        for word in words:
+            OmegaConf.update(tree, word.partition("=")[0], _parse(word).value())
+        return OmegaConf.to_object(tree)
+    except OmegaConfBaseException as error:
+        raise ValueError(_explain(error)) from error
 
 
 def to_yaml(config: Config) -> str:
@@ -230,17 +240,6 @@ def differences(ours: Config, theirs: Config) -> dict[str, tuple]:
         for key, value, _ in leaves(ours)
         if key not in NEUTRAL and value != other[key]
     }
-
-
-def adopt(config: Config, other: Config, keys: Iterable[str]) -> Config:
-    """The configuration with some knobs' values of another one."""
-    adopted = copy.deepcopy(config)
-    for key in keys:
-        section, _, name = key.rpartition(".")
-        at = (adopted, other) if not section else (getattr(c, section) for c in (adopted, other))
-        mine, theirs = at
-        setattr(mine, name, getattr(theirs, name))
-    return adopted
 
 
 def name_run(config: Config) -> str:

@@ -13,7 +13,7 @@ from delving import config as configs
 from delving import record
 from delving.artefact import Shown
 from delving.groups import choices
-from delving.plan import Plan, ask, fingerprint, telling
+from delving.plan import Plan, ask, fingerprint
 from delving.plot import save_figure
 from delving.report import write_report
 from delving.schema import Config
@@ -55,7 +55,7 @@ def draw_artefact(plan: Plan, name: str, to: Path) -> None:
             "title": shown.title,
             "caption": shown.caption,
             "notes": shown.notes,
-            "command": " ".join(["delving reproduce", name, f"scale={plan.scale}", *telling(plan)]),
+            "command": " ".join(["delving reproduce", name, f"scale={plan.scale}", *plan.telling]),
             "runs": runs,
             "claims": [claim.as_json() for claim in shown.claims],
         },
@@ -76,7 +76,7 @@ def _stamp(plan: Plan, name: str) -> dict:
     small = [plan.folder(run) / "result.json" for arm in plan.small for run in arm]
     return {
         "asked": fingerprint(plan, name),
-        "overrides": telling(plan),
+        "overrides": plan.telling,
         "measured": _digest(measured),
         "small": _digest(small),
         "source": _digest(sorted(p for p in SOURCE.rglob("*") if p.suffix in (".py", ".yaml"))),
@@ -147,7 +147,7 @@ def headline(plan: Plan) -> str:
 
 
 def _compose_family(plan: Plan, model: str) -> Config:
-    return configs.compose([f"scale={plan.scale}", f"model={model}", "act=relu", *telling(plan)])
+    return configs.compose([f"scale={plan.scale}", f"model={model}", "act=relu", *plan.telling])
 
 
 def _machine(plan: Plan, runs: list[str]) -> dict[str, str]:

@@ -131,7 +131,6 @@ class Dropout(nn.Module):
     def seed(self, key: int, batch: int, rows: slice) -> None:
         self.key, self.batch, self.rows = key, batch, rows
 
-    @torch.compiler.disable  # a new key each step would be compiled anew each step
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.p:
             return x

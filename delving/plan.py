@@ -10,13 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from statistics import median
 
+import yaml
+
 from delving import config as configs
 from delving import record
 from delving.artefact import Asked, Run
 from delving.build import build_model
 from delving.groups import choices
 from delving.net import count_depth, describe
-from delving.schema import NEUTRAL, Arm, Config, Reproduce, Request
+from delving.schema import NEUTRAL, Arm, Config, Reproduce, Request, leaves
 
 SMALL = "table2"
 OWN = ("model", "act", "init", "seed", "scale")  # words that belong to the artefact or the command
@@ -47,6 +49,11 @@ class Plan:
     runs: dict[str, Config] = field(default_factory=dict)
     small: list[list[str]] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def telling(self) -> list[str]:
+        """The overrides that change a result."""
+        return [word for word in self.overrides if word.partition("=")[0] not in NEUTRAL]
 
     def folder(self, run: str) -> Path:
         return self.root / "runs" / run
@@ -105,26 +112,18 @@ def make_plan(artefacts: Sequence[str], words: Sequence[str], source: Path | Non
     needed = {need: configs.load_request(need) for one in asked.values() for need in one.needs}
     plan.requests = {name: (asked | needed)[name] for name in everything if name in asked | needed}
     for name, request in plan.requests.items():
-        plan.arms[name] = {arm: _plan_arm(plan, one, base) for arm, one in request.runs.items()}
+        plan.arms[name] = {arm: _plan_arm(plan, one) for arm, one in request.runs.items()}
     aside = dataclasses.replace(
         plan, runs={}, refused={}
     )  # they are looked at where they are there
-    plan.small = [_plan_arm(aside, one, base) for one in configs.load_request(SMALL).runs.values()]
+    plan.small = [_plan_arm(aside, one) for one in configs.load_request(SMALL).runs.values()]
     return plan
 
 
-def _plan_arm(plan: Plan, arm: Arm, base: Config) -> list[str]:
-    """Composed without the words that change no result, which would make every arm a new one."""
-    config = configs.compose([f"scale={plan.scale}", *arm.words, *telling(plan)])
-    keys = [word.split("=")[0] for word in plan.overrides]
-    config = configs.adopt(config, base, [key for key in keys if key in NEUTRAL])
+def _plan_arm(plan: Plan, arm: Arm) -> list[str]:
+    config = configs.compose([f"scale={plan.scale}", *arm.words, *plan.overrides])
     return [add_run(plan, dataclasses.replace(config, seed=seed))
             for seed in range(plan.budget.seeds[arm.seeds])]  # fmt: skip
-
-
-def telling(plan: Plan) -> list[str]:
-    """The overrides that change a result."""
-    return [word for word in plan.overrides if word.split("=")[0] not in NEUTRAL]
 
 
 def add_run(plan: Plan, config: Config) -> str:
@@ -136,10 +135,30 @@ def add_run(plan: Plan, config: Config) -> str:
         return name
     plan.runs[name] = config
     saved = plan.folder(name) / "config.yaml"
-    there = saved.read_bytes() if saved.exists() else b""
-    if there and there != configs.to_yaml(config).encode():  # reading takes longer than writing
+    if saved.exists() and not _plainly_same(config, saved):
         _check_same(plan, name, saved)
     return name
+
+
+def _plainly_same(config: Config, saved: Path) -> bool:
+    """Whether a file surely holds the same run: a quick look, before OmegaConf takes a tenth of a
+    second over each."""
+    try:
+        tree = yaml.load(saved.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        ours = dataclasses.asdict(config)
+        return all(
+            _value_at(tree, key) == _value_at(ours, key)
+            for key, _, _ in leaves(config)
+            if key not in NEUTRAL
+        )
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        return False
+
+
+def _value_at(tree: dict, key: str) -> object:
+    for part in key.split("."):
+        tree = tree[part]
+    return tree
 
 
 def _check_same(plan: Plan, name: str, saved: Path) -> None:

@@ -9,6 +9,8 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
@@ -24,6 +26,7 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "delving",
 }
+DPI = 160
 # Okabe & Ito's palette.
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED = (
     "#0072B2",
@@ -40,15 +43,21 @@ GREY = "#777777"
 def new_figure(rows: int, columns: int, *, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
     """A figure of `size` inches and its axes, (rows, columns)."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size, layout="constrained", dpi=DPI)
         return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
+    """Writes a .png or a .svg; the same picture is the same file, undated.
+
+    By the canvas itself: savefig draws everything twice.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    undated = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     with mpl.rc_context(STYLE):
-        figure.savefig(path, dpi=160, metadata=undated)  # the same picture is the same file
+        if path.suffix == ".svg":
+            FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None})
+        else:
+            FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
     return path
 
 

@@ -54,7 +54,7 @@ def write_report(folder: Path, order: Sequence[str], about: dict) -> Path:
         about=about,
         artefacts=artefacts,
         absent=[name for name in order if not _is_there(folder, name)],
-        rows=rows,
+        rows=[row | {"evidence": _first_part(row["evidence"])} for row in rows],
         counts={verdict: counts[verdict] for verdict in MARKS},
         times=_time_rows(about["seconds"] or {}),
         heading=verdict_heading(about["scale"]),
@@ -79,16 +79,20 @@ def ledger_rows(folder: Path, order: Sequence[str]) -> list[dict]:
 
 
 def ledger_markdown(folder: Path, order: Sequence[str], scale: str) -> list[str]:
-    """The ledger as the lines of a GitHub table; see ledger_rows. Of evidence in several parts only
-    the first, the others stand in the report."""
+    """The ledger as the lines of a GitHub table; see ledger_rows. Of evidence in several parts it
+    has the first, the report's section all."""
     head, words = verdict_heading(scale), verdict_words(scale)
     lines = [f"| artefact | claim | {head} | evidence |", "|---|---|---|---|"]
     for row in ledger_rows(folder, order):
         verdict = f"{MARKS[row['verdict']]} {words[row['verdict']]}"
-        first, more, _ = row["evidence"].partition("; ")
-        cells = (label(row["artefact"]), row["claim"], verdict, first + (" …" if more else ""))
+        cells = (label(row["artefact"]), row["claim"], verdict, _first_part(row["evidence"]))
         lines.append("| " + " | ".join(map(_markdown, cells)) + " |")
     return lines
+
+
+def _first_part(evidence: str) -> str:
+    first, more, _ = evidence.partition("; ")
+    return first + (" …" if more else "")
 
 
 def verdict_heading(scale: str) -> str:

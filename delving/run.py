@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from delving import config as configs
 from delving import device as devices
@@ -18,7 +17,7 @@ from delving.schema import Config
 from delving.score import score
 from delving.session import Session, Watch, open_session, resume_or_start, save
 from delving.signals import Interrupted, heeding_signals
-from delving.train import Step, decay_norm, final_status, train
+from delving.train import Step, compile_net, decay_norm, final_status, train
 
 BAD_SHARE = 1e-4  # undecodable training images borne, of all; at least one
 SUBSET = 20_15  # keys the fixed random validation images looked at in training
@@ -119,7 +118,7 @@ def planned_steps(session: Session, meter: Meter) -> Iterator[Step]:
     )
     left = range(progress.step, recipe.steps)
     supply = iterate(batches, left, workers=session.workers, pin=session.device.type == "cuda")
-    net = torch.compile(session.net) if config.train.compile else session.net
+    net = compile_net(session.net) if config.train.compile else session.net
     return train(
         net,
         session.input,

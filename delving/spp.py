@@ -39,7 +39,6 @@ class SPP(nn.Module):
         super().__init__()
         self.levels = tuple(levels)
 
-    @torch.compiler.disable  # torch 2.15 compiles bf16 amax on CPUs to gradients that are NaN
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([pool_bins(x, bins).flatten(1) for bins in self.levels], 1)
 

@@ -14,6 +14,7 @@ from delving.data.input import Input
 from delving.data.loader import Batch
 from delving.net import Dropout, Net
 from delving.rectifier import PReLU
+from delving.spp import SPP
 
 # assumed: the plateau that switches the learning rate is 3 epochs without 0.1 points less of the
 # running training error; never of the validation error, which is the test set here.
@@ -67,6 +68,16 @@ class Step:
     conv_norm: float
     lr: float
     bad: list[str]
+
+
+def compile_net(net: Net) -> nn.Module:
+    """torch.compile of all but dropout, whose new key each step would be compiled anew each step,
+    and SPP, whose bf16 amax torch 2.15 compiles on CPUs to gradients that are NaN."""
+    for module in net.modules():
+        if isinstance(module, Dropout | SPP):
+            # Here, not at the class: to load the compiler takes a second and a half.
+            module.forward = torch.compiler.disable(module.forward)
+    return torch.compile(net)
 
 
 def group_parameters(net: nn.Module, weight_decay: float) -> list[dict]:

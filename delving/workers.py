@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TextIO
 
-from delving.signals import Interrupted, heeding_signals
+from delving.signals import HEEDED, Interrupted, heeding_signals
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ class Worker:
             self.process.kill()
             self.process.wait()
             return Outcome(task, f"the worker is gone: {error}", 0.0)
-        return Outcome(task, f"the worker died (exit {self.process.wait()}){self._last_words()}", 0)
+        code = self.process.wait()
+        error = f"the worker died (exit {code}){self._last_words()}"
+        return Outcome(task, error, 0.0, interrupted=-code in HEEDED)
 
     def _start(self) -> subprocess.Popen:
         count, self.said = str(self.threads), tempfile.TemporaryFile("w+")  # noqa: SIM115

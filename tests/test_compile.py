@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from delving.build import build_model, materialise
 from delving.config import compose
-from delving.train import seed_dropout
+from delving.train import compile_net, seed_dropout
 
 
 def gradients(net, forward):
@@ -24,6 +24,6 @@ def gradients(net, forward):
 def test_the_compiled_net_has_the_eager_nets_gradients():
     config = compose(["scale=smoke"])
     net = materialise(build_model(config, 4)[0], config, torch.device("cpu"))
-    eager, compiled = gradients(net, net), gradients(net, torch.compile(net))
+    eager, compiled = gradients(net, net), gradients(net, compile_net(net))
     for name, gradient in eager.items():
         torch.testing.assert_close(compiled[name], gradient, rtol=2e-2, atol=1e-4)
