@@ -72,7 +72,7 @@ def draw_slopes(arms: dict[str, Sequence[Run]]) -> Figure:
             last = np.mean([list(run.slopes.values())[-1].mean() for run in runs])
             label_line(panel, len(layers) - 1, last, "ours", (RED, BLUE)[place % 2])
         if layers == list(paper):
-            values = [pair[min(place, 1)] for pair in paper.values()]
+            values = [pair[0 if _is_shared(runs, place) else 1] for pair in paper.values()]
             panel.plot(values, color=GREY, lw=1.2, ls=(0, (3, 2)), marker="s", ms=2.5)
             label_line(panel, len(layers) - 1, values[-1], "paper", GREY, shift=-9)
         panel.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
@@ -80,6 +80,11 @@ def draw_slopes(arms: dict[str, Sequence[Run]]) -> Figure:
         panel.set(ylabel="mean slope a", xlim=(-0.5, len(layers) + 0.8))
         panel.set_title(title, fontsize=9)
     return figure
+
+
+def _is_shared(runs: Sequence[Run], place: int) -> bool:
+    """Whether a panel is of channel-shared slopes; without runs, the first one is."""
+    return all(len(a) == 1 for a in runs[0].slopes.values()) if runs else place == 0
 
 
 def _claims(asked: Asked) -> list[Claim]:

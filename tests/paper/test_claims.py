@@ -3,9 +3,14 @@
 import dataclasses
 import importlib
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from fabricate import BLIND, LAYERS, make_asked
+
+from delving.artefact import published
+from delving.paper.table1 import draw_slopes
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not_reproduced", "inconclusive"
 JITTER = (0.0, 0.3, -0.2, 0.1, -0.1)  # what a seed adds to both arms, and a fifth of it to one
@@ -386,3 +391,13 @@ def test_a_curve_of_a_net_that_logged_nothing_is_refused_by_its_name(judge, arte
 
 def test_the_hand_made_runs_start_at_chance():
     assert pytest.approx(math.log(4)) == BLIND
+
+
+def test_shared_slopes_stand_beside_the_papers_shared_column_in_whatever_panel():
+    paper = published()["table1"]
+    wise = SimpleNamespace(slopes={layer: np.array([0.2, 0.3]) for layer in paper})
+    shared = SimpleNamespace(slopes={layer: np.array([0.2]) for layer in paper})
+    figure = draw_slopes({"wise": [wise], "shared": [shared]})
+    for panel, column in zip(figure.axes, (1, 0), strict=True):
+        theirs = [line.get_ydata() for line in panel.lines if line.get_linestyle() == "--"]
+        assert list(theirs[0]) == [pair[column] for pair in paper.values()]
