@@ -92,9 +92,7 @@ def _make_data_once(tasks: list[Task]) -> None:
             config = configs.from_yaml(task.message["config"], task.name)
             if repr(config.data) not in seen and config.data.name == "shapes":
                 seen.add(repr(config.data))
-                with contextlib.suppress(
-                    ValueError, OSError
-                ):  # the runs will say it by their names
+                with contextlib.suppress(ValueError, OSError):  # the runs will name it
                     load_splits(config)
 
 
@@ -106,7 +104,8 @@ def _count(plan: Plan, ledger: Ledger, outcome: Outcome) -> None:
         ledger.seconds["measuring"] += wall if outcome.task.alone else wall / ledger.jobs
         return
     result = plan.folder(name) / "result.json"
-    trained = record.read_json(result)["seconds"] if result.exists() else 0.0
+    # Of a run that was gone on with, only what this sitting can have taken.
+    trained = min(wall, record.read_json(result)["seconds"]) if result.exists() else 0.0
     files = sorted((plan.folder(name) / "eval").glob("*.json"))
     scored = sum(record.read_json(path)["seconds"] for path in files)
     # The roles of the budget: small14 and its like are quick, all others take the time of `deep`.
