@@ -1,5 +1,7 @@
 """Table 2: the small model with four rectifiers; the text's Xavier row and 30-layer row."""
 
+from collections.abc import Callable
+
 import pandas as pd
 
 from delving.artefact import (
@@ -28,6 +30,15 @@ ROWS = {  # arm: (what the row is called, where the paper's values stand)
 RULE = "top-1 error by ten_view, paired by seed on the same images: "
 ABOVE = "the 95 % interval over seeds lies above 0"
 WITHIN = f"the 90 % interval over seeds lies within ±{POINTS} points"
+
+
+ALIKE = (judge_alike, WITHIN)
+COMPARED = (  # claim, arms (better or first one first), how it is judged
+    ("PReLU (channel-wise) beats ReLU", ("prelu", "relu"), (judge_better, ABOVE)),
+    ("the two PReLUs perform comparably", ("prelu", "prelu_shared"), ALIKE),
+    ("LReLU performs like ReLU", ("lrelu", "relu"), ALIKE),
+    ("with 14 layers Xavier and He end alike", ("relu", "xavier"), ALIKE),
+)
 
 
 def show(asked: Asked) -> Shown:
@@ -59,10 +70,10 @@ def _row(runs: list[Run], title: str, where: tuple[str, str]) -> dict[str, str]:
 
 def _claims(asked: Asked) -> list[Claim]:
     return [
-        _better(asked, "PReLU (channel-wise) beats ReLU", "prelu", "relu"),
-        _alike(asked, "the two PReLUs perform comparably", "prelu", "prelu_shared"),
-        _alike(asked, "LReLU performs like ReLU", "lrelu", "relu"),
-        _alike(asked, "with 14 layers Xavier and He end alike", "relu", "xavier"),
+        *(
+            _compare(asked, claim, arms=arms, judge=judge, rule=rule)
+            for claim, arms, (judge, rule) in COMPARED
+        ),
         _degrades(asked),
     ]
 
@@ -83,26 +94,18 @@ def _images(asked: Asked, ours: str, theirs: str) -> str | None:
     return compare_images(*(run.hits(PROTOCOL) for run in pairs[0]))
 
 
-def _better(asked: Asked, claim: str, ours: str, theirs: str) -> Claim:
-    pairs = asked.pairs(ours, theirs)
-    found = judge_better(
+def _compare(
+    asked: Asked, claim: str, *, arms: tuple[str, str], judge: Callable, rule: str
+) -> Claim:
+    """One arm's top-1 error against another's, by judge_better or judge_alike."""
+    pairs = asked.pairs(*arms)
+    found = judge(
         differences(pairs, _top1, drop=True),
         delta=POINTS,
         noise=asked.noise(_top1),
-        images=_images(asked, ours, theirs),
+        images=_images(asked, *arms),
     )
-    return accuracy_claim(claim, RULE + ABOVE, pairs=pairs, finding=found)
-
-
-def _alike(asked: Asked, claim: str, ours: str, theirs: str) -> Claim:
-    pairs = asked.pairs(ours, theirs)
-    found = judge_alike(
-        differences(pairs, _top1, drop=True),
-        delta=POINTS,
-        noise=asked.noise(_top1),
-        images=_images(asked, ours, theirs),
-    )
-    return accuracy_claim(claim, RULE + WITHIN, pairs=pairs, finding=found)
+    return accuracy_claim(claim, RULE + rule, pairs=pairs, finding=found)
 
 
 def _degrades(asked: Asked) -> Claim:
