@@ -28,7 +28,7 @@ def _draw(slopes: dict[str, float]):
         color = shade(RED, number / max(1, len(slopes) - 1))
         right.plot(y, np.where(y > 0, y, a * y), color=color, lw=1.4)
     ranked = sorted(slopes, key=slopes.get)
-    for name, up in ((ranked[0], 9), (ranked[-1], -11)) if ranked else ():
+    for name, up in ((ranked[0], 24), (ranked[-1], -14)) if ranked else ():
         right.annotate(f"{name}, a = {slopes[name]:.2f}", (-2, -2 * slopes[name]), xytext=(4, up),
                        textcoords="offset points", fontsize=8, va="center")  # fmt: skip
     for axes, title in ((left, "f(y) = max(0, y)"), (right, "f(y) = max(0, y) + a min(0, y)")):
