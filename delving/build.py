@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from delving import config as configs
 from delving import device as devices
 from delving.data.input import Input
 from delving.initializer import INITIALIZERS, gaussian, initialize, layer_stds
+from delving.naming import deviations
 from delving.net import Layer, Net, build_net, count_depth, crowded_levels, describe, read_layers
 from delving.rectifier import RECTIFIERS
 from delving.schema import Config
@@ -81,7 +81,7 @@ def materialise(net: Net, config: Config, device: torch.device) -> Net:
 
 def list_deviations(config: Config, net: Net, precision: str) -> list[str]:
     """What differs from the paper's recipe, knobs first, then what follows from them."""
-    lines = configs.deviations(config)
+    lines = deviations(config)
     if precision == "bf16":
         lines.append(f"precision {precision} (paper: fp32)")
     cells = f"{net.map_size}x{net.map_size}"

@@ -2,7 +2,6 @@
 
 import copy
 import difflib
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -63,6 +62,12 @@ def _compose_once(folder: str, words: tuple[str, ...]) -> _Composed:
             return OmegaConf.to_object(hydra_compose("config", list(words)))
     except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise ValueError(_explain(error)) from error
+
+
+def paper_recipe(model: str, act: str) -> Config:
+    """The paper's own knobs for a model and a rectifier, as no scale has touched them."""
+    groups = (f"model={model}", f"act={act}")
+    return _compose([*(word for text in groups for word in _check(text)), "~scale"])
 
 
 def plan_of(scale: str) -> Reproduce:
@@ -230,65 +235,3 @@ def _explain(error: Exception) -> str:
     if key and key not in KEYS and "not in" in text:
         return f"{text.split(': ')[0]}: unknown key {key!r}{nearest(key, list(KEYS))}"
     return f"{key}: {text}" if key and key not in text else text
-
-
-def differences(ours: Config, theirs: Config) -> dict[str, tuple]:
-    """{key: (ours, theirs)} of the knobs that change a result and differ."""
-    other = {key: value for key, value, _ in leaves(theirs)}
-    return {
-        key: (value, other[key])
-        for key, value, _ in leaves(ours)
-        if key not in NEUTRAL and value != other[key]
-    }
-
-
-def name_run(config: Config) -> str:
-    """The run's name by its meaning: model-act-init, what else was asked for, seed.
-
-    What else stands sorted in short form; beyond 60 characters a hash takes their place.
-    """
-    scale = f"scale={config.scale}"
-    default = compose([scale])
-    groups = [
-        f"{group}={getattr(config, group).name}"
-        for group in ("model", "act", "init")
-        if group != "init" or config.init.name != default.init.name
-    ]
-    usual = compose([scale, *groups])
-    changed = differences(config, usual)
-    extra = [config.data.name] if "data.name" in changed else []
-    if "data.name" in changed:
-        changed = differences(config, compose([scale, f"data={config.data.name}", *groups]))
-    if config.data.name == "folder" and config.data.root:
-        extra.append(Path(config.data.root).name)
-    extra += sorted(_short(key, changed[key][0]) for key in changed if key != "seed")
-    head = f"{config.model.name}-{config.act.name}-{config.init.name}"
-    name = "-".join([head, *extra, f"s{config.seed}"])
-    if len(name) <= 60:
-        return name
-    digest = hashlib.sha256("-".join(extra).encode()).hexdigest()[:8]
-    return f"{head}-{digest}-s{config.seed}"
-
-
-def _short(key: str, value: object) -> str:
-    text = "_".join(map(_plain, value)) if isinstance(value, list) else _plain(value)
-    return key.split(".")[-1] + re.sub(r"[^A-Za-z0-9_.+-]", "", text)
-
-
-def deviations(config: Config) -> list[str]:
-    """What differs from the paper's own recipe for this model, one line each."""
-    groups = (f"model={config.model.name}", f"act={config.act.name}")
-    paper = _compose([*(word for text in groups for word in _check(text)), "~scale"])
-    skip = ("scale", "seed", "precision")
-    return [
-        f"{key} {_plain(ours)} (paper: {_plain(theirs)})"
-        for key, (ours, theirs) in differences(config, paper).items()
-        if key not in skip
-    ]
-
-
-def _plain(value: object) -> str:
-    if value is None:
-        return "as listed"
-    short = f"{value:g}" if isinstance(value, float) else str(value)
-    return short if not isinstance(value, float) or float(short) == value else repr(value)

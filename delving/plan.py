@@ -17,8 +17,9 @@ from delving import record
 from delving.artefact import Asked, Run
 from delving.build import build_model
 from delving.groups import choices
+from delving.naming import name_run
 from delving.net import count_depth, describe
-from delving.schema import NEUTRAL, Arm, Config, Reproduce, Request, leaves
+from delving.schema import NEUTRAL, Arm, Config, Reproduce, Request, differences, leaves
 
 SMALL = "table2"
 OWN = ("model", "act", "init", "seed", "scale")  # words that belong to the artefact or the command
@@ -128,7 +129,7 @@ def _plan_arm(plan: Plan, arm: Arm) -> list[str]:
 
 def add_run(plan: Plan, config: Config) -> str:
     """Puts a run into the plan, once; of two requests the one that looks more often counts."""
-    name = configs.name_run(config)
+    name = name_run(config)
     if name in plan.runs:
         looks = min(config.eval, plan.runs[name].eval, key=lambda e: e.every)
         plan.runs[name] = dataclasses.replace(plan.runs[name], eval=looks)
@@ -163,7 +164,7 @@ def _value_at(tree: dict, key: str) -> object:
 
 def _check_same(plan: Plan, name: str, saved: Path) -> None:
     try:
-        changed = configs.differences(plan.runs[name], configs.load(saved))
+        changed = differences(plan.runs[name], configs.load(saved))
     except ValueError as error:
         plan.refused[name] = f"{error}. Move {plan.folder(name)} away"
         return

@@ -12,8 +12,9 @@ from delving.build import list_deviations
 from delving.data.loader import TrainingBatches, iterate
 from delving.evaluate import error_rates
 from delving.meter import Meter
+from delving.naming import name_run
 from delving.net import describe
-from delving.schema import Config
+from delving.schema import Config, differences
 from delving.score import score
 from delving.session import Session, Watch, open_session, resume_or_start, save
 from delving.signals import Interrupted, heeding_signals
@@ -32,7 +33,7 @@ def train_run(config: Config, watch: Watch, shelf: dict | None = None) -> Path:
         ValueError: bad data, or a folder of that name whose run was asked for differently.
         Interrupted: TERM, INT or USR1 came; the state is saved.
     """
-    folder = record.run_folder(config.output_root, config.scale, configs.name_run(config))
+    folder = record.run_folder(config.output_root, config.scale, name_run(config))
     check_same_run(folder, config)
     if (folder / "result.json").exists():
         watch({"event": "finished"})
@@ -49,7 +50,7 @@ def train_run(config: Config, watch: Watch, shelf: dict | None = None) -> Path:
 def check_same_run(folder: Path, config: Config) -> None:
     if not (folder / "config.yaml").exists():
         return
-    changed = configs.differences(config, configs.load(folder / "config.yaml"))
+    changed = differences(config, configs.load(folder / "config.yaml"))
     if changed:
         lines = [
             f"{key} {ours} asked for, {theirs} there" for key, (ours, theirs) in changed.items()

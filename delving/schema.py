@@ -212,6 +212,16 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
             yield prefix + f.name, value, f
 
 
+def differences(ours: Config, theirs: Config) -> dict[str, tuple]:
+    """{key: (ours, theirs)} of the knobs that change a result and differ."""
+    other = {key: value for key, value, _ in leaves(theirs)}
+    return {
+        key: (value, other[key])
+        for key, value, _ in leaves(ours)
+        if key not in NEUTRAL and value != other[key]
+    }
+
+
 def validate(config: Config) -> Config:
     """Returns `config`, or raises ValueError naming the key, its value and what it may be."""
     for key, value, f in leaves(config):

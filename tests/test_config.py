@@ -11,9 +11,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from delving import config, groups
-from delving.config import KEYS, amend, compose, deviations, load, name_run, to_yaml
+from delving.config import KEYS, amend, compose, load, to_yaml
 from delving.groups import GROUPS, choices
-from delving.schema import NEUTRAL, leaves
+from delving.naming import deviations, name_run
+from delving.schema import NEUTRAL, differences, leaves
 
 few = settings(deadline=None, derandomize=True, max_examples=4)
 many = settings(deadline=None, derandomize=True, max_examples=200)
@@ -122,7 +123,7 @@ def test_both_arms_of_a_comparison_differ_in_nothing_else(scale):
         return compose([f"scale={scale}", *overrides])
 
     def apart(a, b):
-        return set(config.differences(knobs(*a), knobs(*b)))
+        return set(differences(knobs(*a), knobs(*b)))
 
     assert apart(["act=relu"], ["act=prelu"]) == {"act.name", "act.slope"}
     assert apart(["act=lrelu"], ["act=prelu"]) == {"act.name"}

@@ -17,6 +17,7 @@ every_file = pytest.mark.parametrize("path", FILES, ids=NAMES)
 FLOORS = [
     ["schema", "groups", "signals", "meter", "record", "spp", "rectifier", "device", "judge"],
     ["config", "initializer", "display", "plot", "curves", "report"],
+    ["naming"],
     ["net", "data", "readme", "workers"],
     ["build", "train", "evaluate", "doctor", "signal"],
     ["session", "fisher", "ensemble", "artefact"],

@@ -8,6 +8,7 @@ from delving import config as configs
 from delving import record
 from delving.plan import ask, load_measured, make_plan, save_measured
 from delving.reference import copy_records
+from delving.schema import differences
 
 WORDS = ["scale=smoke"]
 SLOPES = {"conv1": [0.5, 0.25], "fc1": [0.125]}
@@ -66,7 +67,7 @@ def test_no_path_of_the_place_where_the_runs_lay_is_kept(source, tmp_path):
     assert (config.data.root, config.output_root) == (None, "outputs")
     theirs = configs.load(source / "runs" / run.name / "config.yaml")
     assert theirs.data.root == "/secret/place"
-    assert configs.differences(config, theirs) == {}
+    assert differences(config, theirs) == {}
     for path in (tmp_path / "kept").rglob("*"):
         assert path.is_dir() or b"secret" not in path.read_bytes()
 

@@ -1,0 +1,59 @@
+"""A run's name by its meaning, and what its configuration deviates in from the paper's recipe."""
+
+import hashlib
+import re
+from pathlib import Path
+
+from delving.config import compose, paper_recipe
+from delving.schema import Config, differences
+
+
+def name_run(config: Config) -> str:
+    """The run's name by its meaning: model-act-init, what else was asked for, seed.
+
+    What else stands sorted in short form; beyond 60 characters a hash takes their place.
+    """
+    scale = f"scale={config.scale}"
+    default = compose([scale])
+    groups = [
+        f"{group}={getattr(config, group).name}"
+        for group in ("model", "act", "init")
+        if group != "init" or config.init.name != default.init.name
+    ]
+    usual = compose([scale, *groups])
+    changed = differences(config, usual)
+    extra = [config.data.name] if "data.name" in changed else []
+    if "data.name" in changed:
+        changed = differences(config, compose([scale, f"data={config.data.name}", *groups]))
+    if config.data.name == "folder" and config.data.root:
+        extra.append(Path(config.data.root).name)
+    extra += sorted(_short(key, changed[key][0]) for key in changed if key != "seed")
+    head = f"{config.model.name}-{config.act.name}-{config.init.name}"
+    name = "-".join([head, *extra, f"s{config.seed}"])
+    if len(name) <= 60:
+        return name
+    digest = hashlib.sha256("-".join(extra).encode()).hexdigest()[:8]
+    return f"{head}-{digest}-s{config.seed}"
+
+
+def _short(key: str, value: object) -> str:
+    text = "_".join(map(_plain, value)) if isinstance(value, list) else _plain(value)
+    return key.split(".")[-1] + re.sub(r"[^A-Za-z0-9_.+-]", "", text)
+
+
+def deviations(config: Config) -> list[str]:
+    """What differs from the paper's own recipe for this model, one line each."""
+    paper = paper_recipe(config.model.name, config.act.name)
+    skip = ("scale", "seed", "precision")
+    return [
+        f"{key} {_plain(ours)} (paper: {_plain(theirs)})"
+        for key, (ours, theirs) in differences(config, paper).items()
+        if key not in skip
+    ]
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return "as listed"
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return short if not isinstance(value, float) or float(short) == value else repr(value)
