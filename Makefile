@@ -19,8 +19,9 @@ $(READY): pyproject.toml constraints.txt
 test: $(READY) lint  ## lint, then the fast tests
 	.venv/bin/python -m pytest -q -n 2
 
-test-long: $(READY)  ## the tests that take minutes
-	.venv/bin/python -m pytest -q -m long
+test-long: $(READY)  ## the tests that take minutes; tries and failures go to outputs/tally.md
+	@mkdir -p outputs
+	.venv/bin/python -m pytest -q -n 2 -m 'long or tally' --tally outputs/tally.md
 
 lint: $(READY)  ## ruff
 	.venv/bin/ruff check .

@@ -42,7 +42,7 @@ class Run:
 
     @cached_property
     def result(self) -> dict:
-        return record.read_json(self.folder / "result.json")
+        return record.read_result(self.folder)
 
     @property
     def name(self) -> str:

@@ -1,5 +1,7 @@
 """From a configuration to a net with its initial or its saved weights, and what it deviates in."""
 
+import os
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -8,13 +10,17 @@ import torch
 from torch import nn
 
 from delving import device as devices
+from delving.bounds import DEEPEST
 from delving.data.input import Input
+from delving.device import number_type
 from delving.initializer import INITIALIZERS, gaussian, initialize, layer_stds
 from delving.naming import deviations
 from delving.net import Layer, Net, build_net, count_depth, crowded_levels, describe, read_layers
 from delving.rectifier import RECTIFIERS
 from delving.schema import Config
 
+WIDEST, LARGEST, FINEST = 100_000, 999, 64  # filters, window, SPP's bins along a side
+SPARE = 4  # times this machine's memory: a net for another machine may be looked at here
 CLASSES = {"tiny_imagenet": 200, "imagenette": 10, "cifar10": 10, "cifar100": 100}
 
 
@@ -25,14 +31,66 @@ def build_model(config: Config, classes: int) -> tuple[Net, list[Layer]]:
         raise ValueError(f"act={act.name}: choose from {', '.join(RECTIFIERS)}")
     if act.name == "relu" and act.slope:  # initialisers would reckon with it
         raise ValueError(f"act.slope={act.slope:g}: relu's is 0; lrelu and prelu take another")
-    layers = read_layers(
-        model.layers, depth=model.depth, width=model.width, stem_stride=model.stem_stride
-    )
-    rectifier = partial(RECTIFIERS[act.name], slope=act.slope)
-    net = build_net(
-        layers, rectifier, classes=classes, crop=config.data.crop, dropout=config.train.dropout
-    )
+    try:
+        layers = read_layers(
+            model.layers, depth=model.depth, width=model.width, stem_stride=model.stem_stride
+        )
+        check_layers(layers)
+        rectifier = partial(RECTIFIERS[act.name], slope=act.slope)
+        net = build_net(
+            layers, rectifier, classes=classes, crop=config.data.crop, dropout=config.train.dropout
+        )
+        check_size(net, times=SPARE)
+    except ValueError as error:
+        of = f"model.layers of model={model.name} at model.width={model.width:g}"
+        size = f"data.crop={config.data.crop}, data.classes={classes}"
+        raise ValueError(f"{of}, {size}: {error}") from error
     return net, layers
+
+
+def check_layers(layers: Sequence[Layer]) -> None:
+    """Refuses layers that are no net, or that nothing could hold.
+
+    Raises:
+        ValueError: names the layer, or says what the order is.
+    """
+    if count_depth(layers) > DEEPEST:
+        raise ValueError(f"{count_depth(layers):,} conv and fc layers: at most {DEEPEST:,}")
+    for x in layers:
+        if x.filters > WIDEST or x.kernel > LARGEST or max(x.bins, default=0) > FINEST:
+            raise ValueError(
+                f"layer {x.name}: {x.notation} is beyond {WIDEST:,} filters or units, windows of "
+                f"{LARGEST}, {FINEST}x{FINEST} bins"
+            )
+    order = "".join(x.kind[0] for x in layers)
+    last = [x.name for x in layers if x.kind == "fc" and not x.filters] == [layers[-1].name]
+    if not re.fullmatch("c[cp]*s?f+", order) or not last:
+        raise ValueError("the order is conv and pool, then spp, then fc, the last `classes`")
+
+
+def check_size(net: Net, times: float) -> None:
+    """Refuses a net whose parameters do not fit into so many times this machine's memory.
+
+    Raises:
+        ValueError: with the figures.
+    """
+    count = sum(p.numel() for p in net.parameters())
+    if count * 4 > times * memory():
+        raise ValueError(
+            f"a net of {count:,} parameters, {count * 4 / 1e9:,.0f} GB in fp32; this machine has "
+            f"{memory() / 1e9:,.0f} GB of memory"
+        )
+
+
+def memory() -> int:
+    """Of this machine, bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _check_room(net: Net, device: torch.device) -> None:
+    """A GPU refuses by itself; for a CPU the system ends some process, perhaps another's."""
+    if device.type == "cpu":
+        check_size(net, times=1)
 
 
 def describe_model(config: Config) -> dict:
@@ -66,8 +124,16 @@ def plan_stds(config: Config) -> Callable[[Sequence[nn.Module]], list[float]]:
     )
 
 
+def allocate(net: Net, config: Config, device: torch.device) -> Net:
+    """Gives a meta net its storage, with no values yet."""
+    _check_room(net, device)
+    net = net.to(number_type(config.precision)).to_empty(device=device)
+    return net.to(memory_format=torch.channels_last)
+
+
 def materialise(net: Net, config: Config, device: torch.device) -> Net:
-    """Gives a meta net its storage and its initial values."""
+    """Gives a meta net its storage and its initial values, drawn in fp32 whatever it is kept in."""
+    _check_room(net, device)
     net = net.to_empty(device=device)
     stds = plan_stds(config)
     for parameter in net.parameters():
@@ -76,7 +142,7 @@ def materialise(net: Net, config: Config, device: torch.device) -> Net:
     unset = [name for name, p in net.named_parameters() if p.isnan().any()]
     if unset:
         raise ValueError(f"{unset[0]} got no initial value: its module needs reset_parameters()")
-    return net.to(memory_format=torch.channels_last)
+    return net.to(number_type(config.precision)).to(memory_format=torch.channels_last)
 
 
 def list_deviations(config: Config, net: Net, precision: str) -> list[str]:

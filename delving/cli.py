@@ -1,15 +1,17 @@
 """The commands: parse, call, print. torch and hydra are imported inside them alone."""
 
-import json
-import os
-import sys
-from pathlib import Path
-from typing import Annotated
+try:
+    import json
+    import sys
+    from pathlib import Path
+    from typing import Annotated
 
-import typer
+    import typer
 
-from delving import cli_paper
-from delving.cli_data import Overrides, data_app
+    from delving import cli_paper, cli_train, disk, exits, terminal
+    from delving.cli_data import Overrides, data_app, speaks
+except KeyboardInterrupt:  # before main() can hear it
+    raise SystemExit(130) from None
 
 app = typer.Typer(
     add_completion=False,
@@ -19,22 +21,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
+cli_train.register(app)
 cli_paper.register(app)
 
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
-
-
-@app.command()
-def train(overrides: Overrides = None) -> None:
-    """Train one run and score it; the same command goes on with an unfinished one."""
-    from delving.config import compose
-
-    config = compose(overrides or [])
-    with _display() as display:
-        from delving.run import train_run
-
-        folder = train_run(config, display)
-    _print_result(folder, scores=not display.scored)
 
 
 @app.command("eval")
@@ -51,14 +41,15 @@ def evaluate(
     from delving import record
     from delving.config import amend
 
-    root = next((x[12:] for x in overrides or [] if x.startswith("output_root=")), "outputs")
-    folder = record.find_run(run, root)
+    folder = record.find_run(run, cli_paper.asked_root(overrides or []))
     config = amend(folder / "config.yaml", overrides or [])
+    disk.check_writable(folder / "eval")
     with _display() as display:
         from delving.score import eval_run
 
         eval_run(folder, config, display)
-    typer.echo(f"saved in {folder / 'eval'}")
+    if speaks():
+        terminal.say(f"saved in {folder / 'eval'}")
 
 
 @app.command()
@@ -70,7 +61,7 @@ def show(overrides: Overrides = None, as_json: AsJson = False) -> None:
     from delving.build import describe_model
 
     card = describe_model(config)
-    typer.echo(json.dumps(card, indent=2)) if as_json else _print_card(card)
+    terminal.write(json.dumps(card, indent=2)) if as_json else _print_card(card)
 
 
 @app.command("list")
@@ -99,9 +90,9 @@ def list_(
             continue
         group = groups_of[plural]
         how = "delving reproduce ..." if group == "paper" else f"{group}=..."
-        typer.echo(f"{plural} ({how})")
+        terminal.say(f"{plural} ({how})")
         for name in groups.choices(group):
-            typer.echo(f"  {name:14} {groups.describe(group, name)}")
+            terminal.say(f"  {name:14} {groups.describe(group, name)}")
 
 
 @app.command("plot-curves")
@@ -120,10 +111,13 @@ def plot_curves(
     from delving.plot import draw_curves, save_figure
 
     folders = [record.find_run(run, output_root) for run in runs]
+    disk.check_writable(to.parent)
     curves = pd.concat([load_curves(folder) for folder in folders])
     labels = record.shortest_labels([folder.name for folder in folders])
+    # A long one would leave its line no room.
+    labels = {name: terminal.plain(label, longest=24) for name, label in labels.items()}
     figure = draw_curves(curves, labels=labels, classes=count_classes(folders[0]))
-    typer.echo(save_figure(figure, to))
+    terminal.say(save_figure(figure, to))
     record.write_text(to.with_suffix(".csv"), curves.to_csv(index=False))
 
 
@@ -135,7 +129,7 @@ def doctor(
     from delving.doctor import examine
 
     for name, finding in examine(output_root):
-        typer.echo(f"{name:14} {finding}")
+        terminal.say(f"{name:14} {finding}")
 
 
 def _display():
@@ -146,83 +140,62 @@ def _display():
     return Display(Console())
 
 
-def _print_result(folder: Path, scores: bool) -> None:
-    from delving.record import read_json
-
-    result = read_json(folder / "result.json")
-    for protocol, e in result["eval"].items() if scores else ():
-        typer.echo(f"{protocol}: top-1 {e['top1_err']:.2f} %, top-5 {e['top5_err']:.2f} %")
-    typer.echo(
-        f"{result['status']} after {result['epochs']:g} epochs, {result['seconds']:.0f} s at "
-        f"{result['images_per_second']:.0f} images/s; {len(result['deviations'])} deviations from "
-        f"the paper's recipe, see {folder / 'result.json'}"
-    )
-
-
 def _print_card(card: dict) -> None:
-    typer.echo(f"{card['model']}: {card['depth']} conv and fc layers")
-    typer.echo(f"{'layer':10} {'notation':14} {'output':>14} {'parameters':>13} {'mult-adds':>16}")
+    def say(layer: str, notation: str, output: str, params: str, cost: str) -> None:
+        terminal.say(f"{layer:10} {notation:14} {output:>14} {params:>13} {cost:>16}")
+
+    terminal.say(f"{card['model']}: {card['depth']} conv and fc layers")
+    say("layer", "notation", "output", "parameters", "mult-adds")
     for row in card["layers"]:
-        typer.echo(
-            f"{row['name']:10} {row['notation']:14} {row['output']:>14} "
-            f"{row['params']:>13,} {row['multiply_adds']:>16,}"
-        )
-    typer.echo(f"{'total':10} {'':14} {'':>14} {card['params']:>13,} {card['multiply_adds']:>16,}")
-    typer.echo(
-        "deviations from the paper's recipe:" if card["deviations"] else "the paper's recipe"
-    )
-    for line in card["deviations"]:
-        typer.echo(f"  {line}")
+        counts = f"{row['params']:,}", f"{row['multiply_adds']:,}"
+        say(row["name"], row["notation"], row["output"], *counts)
+    say("total", "", "", f"{card['params']:,}", f"{card['multiply_adds']:,}")
+    found = card["deviations"]
+    terminal.say("deviations from the paper's recipe:" if found else "the paper's recipe")
+    for line in found:
+        terminal.say(f"  {line}")
 
 
 def _print_runs(output_root: str) -> None:
-    from delving.record import list_runs, read_json
+    """Every run, the sound ones and, with what is wrong, the others."""
+    from delving.record import list_runs
 
     for folder in list_runs(output_root):
-        result = read_json(folder / "result.json") if (folder / "result.json").exists() else None
-        scores = (
-            ""
-            if result is None
-            else "  ".join(
-                f"{name} {e['top1_err']:.1f}/{e['top5_err']:.1f}"
-                for name, e in result["eval"].items()
-            )
-        )
-        typer.echo(f"{folder}  {result['status'] if result else 'unfinished'}  {scores}")
+        terminal.say(f"{folder}  {_state(folder)}")
+
+
+def _state(folder: Path) -> str:
+    from delving.record import read_result
+
+    if not (folder / "result.json").exists():
+        return "unfinished"
+    try:
+        result = read_result(folder)
+        scores = [
+            f"{name} {e['top1_err']:.1f}/{e['top5_err']:.1f}" for name, e in result["eval"].items()
+        ]
+    except (ArithmeticError, OSError, ValueError) as error:
+        return f"BROKEN: {exits.describe(error)}"
+    return "  ".join([result["status"], *scores])
 
 
 def main() -> None:
     """The console script: every error in a line, with the exit codes of the contract."""
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    sys.exit(exits.exit_code(lambda: _call(arguments, debug), debug=debug))
+
+
+def _call(arguments: list[str], debug: bool) -> int:
+    """Without what typer makes of errors: a broken pipe would be one, and nothing said of it."""
+    terminal.settle_streams()
+    disk.settle_caches()
+    if not debug:
+        terminal.settle_warnings()
+    command = typer.main.get_command(app)
     try:
-        code = app(arguments, prog_name="delving", standalone_mode=False)
-        sys.exit(code or 0)
-    except Exception as error:
-        if debug:
-            raise
-        sys.exit(_report(error))
-    except KeyboardInterrupt:
-        sys.exit(_fail("interrupted", 130))
-
-
-def _report(error: Exception) -> int:
-    import signal
-
-    number = getattr(error, "signal", None)
-    if number is not None:
-        return _fail(str(error), 75 if number == signal.SIGUSR1 else 128 + number)
-    if hasattr(error, "format_message"):  # typer's own: an unknown option or command
-        return _fail(error.format_message(), 2)
-    if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    bad_input = isinstance(
-        error, ValueError | FileNotFoundError | NotADirectoryError | PermissionError
-    )
-    return _fail(str(error) or type(error).__name__, 2 if bad_input else 1)
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"delving: {message}", file=sys.stderr)
-    return code
+        with command.make_context("delving", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    return 0

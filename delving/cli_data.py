@@ -1,9 +1,13 @@
 """`delving data ...`: prepare, verify, preview."""
 
+import json
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from delving import terminal
 
 Overrides = Annotated[
     list[str] | None,
@@ -11,6 +15,21 @@ Overrides = Annotated[
         help="key=value words: model=c act=prelu scale=cpu train.lr=0.02 seed=3", show_default=False
     ),
 ]
+RANK = "RANK"  # of this process, where torchrun or SLURM started several of a run
+
+
+def refuse_ranks(what: str) -> None:
+    """ValueError where torchrun started this process, which is for the ranks of one run."""
+    if RANK in os.environ:
+        raise ValueError(f"{RANK} is set, as by torchrun: it starts the processes of one train or "
+                         f"eval; {what} starts its own")  # fmt: skip
+
+
+def speaks() -> bool:
+    """Whether this process is the one of its run that prints."""
+    return os.environ.get(RANK, "0") == "0"
+
+
 data_app = typer.Typer(no_args_is_help=True, help="Prepare, verify or preview a data set.")
 
 
@@ -23,14 +42,17 @@ def prepare(overrides: Overrides = None) -> None:
     config = compose(overrides or [])
     prepare_data(config.data.name, config.data.root)
     train, val = load_data(**_data_arguments(config))
-    typer.echo(
+    terminal.say(
         f"{config.data.name}: {len(train):,} training and {len(val):,} validation images "
         f"of {len(train.classes)} classes"
     )
 
 
 @data_app.command()
-def verify(overrides: Overrides = None) -> None:
+def verify(
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs, all classes.")] = False,
+) -> None:
     """Decode every image: counts by class, undecodable ones, duplicates between train and val."""
     from delving.config import compose
     from delving.data import load_data
@@ -38,22 +60,37 @@ def verify(overrides: Overrides = None) -> None:
 
     config = compose(overrides or [])
     report = verify_data(*load_data(**_data_arguments(config)))
+    terminal.write(json.dumps(_as_record(report), indent=2)) if as_json else _print_report(report)
+    raise typer.Exit(0 if report.sound else 1)
+
+
+def _as_record(report) -> dict:
+    return {
+        "sound": report.sound,
+        "counts": report.counts,
+        "decoded": report.decoded,
+        "bad": [{"name": name, "problem": problem} for name, problem in report.bad],
+        "duplicates": [{"train": train, "val": val} for train, val in report.duplicates],
+    }
+
+
+def _print_report(report) -> None:
     for split, counts in report.counts.items():
         per_class = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:12])
         more = f", and {len(counts) - 12} more" if len(counts) > 12 else ""
-        typer.echo(
-            f"{split}: {sum(counts.values()):,} images, {len(counts)} classes: {per_class}{more}"
+        terminal.say(
+            f"{split}: {sum(counts.values()):,} images, {report.decoded[split]:,} of them sound, "
+            f"{len(counts)} classes: {per_class}{more}"
         )
-    for line in report.bad:
-        typer.echo(f"bad: {line}")
+    for _, problem in report.bad:
+        terminal.say(f"bad: {problem}")
     for train, val in report.duplicates:
-        typer.echo(f"duplicate: {train} = {val}")
-    typer.echo(
+        terminal.say(f"duplicate: {train} = {val}")
+    terminal.say(
         "sound"
         if report.sound
         else f"{len(report.bad)} undecodable, {len(report.duplicates)} duplicates"
     )
-    raise typer.Exit(0 if report.sound else 1)
 
 
 @data_app.command()
@@ -77,9 +114,9 @@ def preview(overrides: Overrides = None) -> None:
     title = f"s in {list(sides)}, crop {config.data.crop}, flip, {describe_shift(sample, color)}"
     whole = draw_sheet(sheet_rows(images), title=f"{config.data.name}, training images")
     folder = Path(config.output_root) / config.scale / "preview"
-    typer.echo(save_figure(whole, folder / f"{config.data.name}.png"))
+    terminal.say(save_figure(whole, folder / f"{config.data.name}.png"))
     augmented = draw_sheet(rows, title=title)
-    typer.echo(save_figure(augmented, folder / f"{config.data.name}-augmented.png"))
+    terminal.say(save_figure(augmented, folder / f"{config.data.name}-augmented.png"))
 
 
 def _data_arguments(config) -> dict:

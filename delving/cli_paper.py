@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from delving.cli_data import Overrides
+from delving import disk, terminal
+from delving.cli_data import Overrides, refuse_ranks
 
 Words = Annotated[
     list[str] | None,
@@ -28,10 +29,13 @@ def reproduce(
     dry: Annotated[bool, typer.Option("--plan", help="Say what would be done.")] = False,
 ) -> None:
     """Tables and figures of the paper: train and score what is missing, judge, draw, report."""
-    from delving.reproduce import reproduce_artefacts
-
+    refuse_ranks("reproduce")
     artefacts = [word for word in words or [] if "=" not in word]
     overrides = [word for word in words or [] if "=" in word]
+    if not dry:
+        disk.check_writable(Path(asked_root(overrides)))
+    from delving.reproduce import reproduce_artefacts
+
     failed = reproduce_artefacts(
         artefacts, overrides, source=source, jobs=jobs, dry=dry, say=_overview()
     )
@@ -41,34 +45,46 @@ def reproduce(
 
 def compare_init(words: Overrides = None) -> None:
     """He against Xavier at any depth: depth=14|22|30|N inits=he,xavier, and key=value."""
+    refuse_ranks("compare-init")
+    disk.check_writable(Path(asked_root(words or [])))
     from delving.compare import compare_inits
 
-    typer.echo(compare_inits(words or [], _overview()))
+    terminal.say(compare_inits(words or [], _overview()))
 
 
 def plot_slopes(runs: Runs = None, output_root: Root = "outputs") -> None:
     """Draw the learned slopes of runs layer by layer, beside Table 1."""
+    disk.check_writable(Path(output_root) / "slopes")
     from delving.compare import compare_slopes
 
-    typer.echo(compare_slopes(runs or [], output_root))
+    terminal.say(compare_slopes(runs or [], output_root))
 
 
 def ensemble(
     runs: Annotated[list[str], typer.Argument(help="Folders or names of runs; protocol=dense.")],
     output_root: Root = "outputs",
 ) -> None:
-    """Average the saved probabilities of runs: ensemble RUN RUN... [protocol=dense]."""
+    """Average the saved probabilities of runs: ensemble RUN RUN... protocol=dense."""
     from delving import record
     from delving.ensemble import name_ensemble, pick_protocol, save_ensemble
 
     folders = [record.find_run(run, output_root) for run in runs if not run.startswith("protocol=")]
+    if len(folders) < 2:
+        raise ValueError(f"an ensemble needs two runs or more, not {len(folders)}")
     protocol = next((run[9:] for run in runs if run.startswith("protocol=")), None)
     protocol = protocol or pick_protocol(folders)
     to = folders[0].parent.parent / "ensembles" / name_ensemble(folders)
+    disk.check_writable(to)
     summary = save_ensemble(folders, protocol, to)
     for name, e in [*summary["members"].items(), (f"ensemble of {len(folders)}", summary)]:
-        typer.echo(f"{name}: top-1 {e['top1_err']:.2f} %, top-5 {e['top5_err']:.2f} %")
-    typer.echo(f"{protocol}, saved in {to}")
+        terminal.say(f"{name}: top-1 {e['top1_err']:.2f} %, top-5 {e['top5_err']:.2f} %")
+    terminal.say(f"{protocol}, saved in {to}")
+
+
+def asked_root(words: list[str]) -> str:
+    """Where outputs shall lie by key=value words, the last one counting."""
+    roots = [word.partition("=")[2] for word in words if word.startswith("output_root=")]
+    return roots[-1] if roots else "outputs"
 
 
 def _overview():

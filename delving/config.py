@@ -1,11 +1,11 @@
 """Composes conf/ and the command line into a `Config`. The only importer of hydra and omegaconf."""
 
 import copy
-import difflib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 from hydra import compose as hydra_compose
@@ -18,10 +18,21 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from delving.groups import CONF, GROUPS, choices
-from delving.schema import NEUTRAL, Arm, Config, Families, Reproduce, Request, leaves, validate
-
-PAPER_DEPTH = 14  # of small14, which small-N lengthens
+from delving.foreign import check_nesting, check_yaml, read_text, root_of
+from delving.groups import CONF, GROUPS, choices, choose
+from delving.schema import (
+    NEUTRAL,
+    Arm,
+    Config,
+    Families,
+    Reproduce,
+    Request,
+    check_value,
+    leaves,
+    validate,
+)
+from delving.sweep import Several, multiply, read_ranges, read_sweep
+from delving.words import cut, first_line, nearest, quote, shown
 
 
 @dataclass
@@ -31,7 +42,13 @@ class _Composed(Config):
 
 
 ConfigStore.instance().store(name="schema", node=_Composed)
-KEYS = {key: f.type for key, _, f in leaves(Config())}
+KNOBS = {key: f for key, _, f in leaves(Config())}
+KEYS = {key: f.type for key, f in KNOBS.items()}
+LISTS = tuple(key for key, kind in KEYS.items() if "list[" in str(kind))
+TEXTS = tuple(key for key, kind in KEYS.items() if "str" in str(kind) and key not in LISTS)
+UNSWEPT = ("data.root", "output_root", "device")
+# Words that are set afterwards, so that what is composed is found again.
+LATER = (*NEUTRAL, "seed")
 
 
 def compose(overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -40,11 +57,31 @@ def compose(overrides: list[str] | tuple[str, ...] = ()) -> Config:
     Raises:
         ValueError: for a key or value that does not exist or cannot be, with the nearest ones.
     """
-    words = [word for text in overrides for word in _check(text)]
-    # Words that change no result are set afterwards, so that what is composed is found again.
-    later = [word for word in words if word.partition("=")[0] in NEUTRAL]
-    config = _compose([word for word in words if word not in later])
-    return validate(_assign(config, later)) if later else config
+    checked: dict[str, list[str]] = {}
+    for text in overrides:
+        key = text.partition("=")[0]
+        checked.pop(key, None)  # the last counts, wholly: small22 is a depth beside its file
+        checked[key] = _check(text)
+    later = [word for key, words in checked.items() if key in LATER for word in words]
+    rest = [word for key, words in checked.items() if key not in LATER for word in words]
+    return validate(_assign(_compose(rest), later)) if later else _compose(rest)
+
+
+def expand(words: Sequence[str], *, limit: int = 1000) -> list[list[str]]:
+    """The runs of `key=value` words: every combination of their sweeps, the last word's fastest.
+
+    A sweep is one of Hydra's (`act=relu,prelu`; choice, range, glob, sort, shuffle) or a range of
+    integers with both its ends, `seed=0..4`. Lists are swept in brackets, `train.s=[8,8],[8,16]`;
+    paths and devices are not swept. The order of shuffle follows from its words alone.
+
+    Raises:
+        ValueError: for a word that compose would refuse; and for more than `limit` runs, before
+            any is made.
+    """
+    runs = multiply([_sweep_of(word) or Several(1, [word]) for word in words], limit)
+    for word in dict.fromkeys(chain(*runs)):
+        _check(word)
+    return runs
 
 
 def _compose(words: list[str]) -> Config:
@@ -67,7 +104,8 @@ def _compose_once(folder: str, words: tuple[str, ...]) -> _Composed:
 def paper_recipe(model: str, act: str) -> Config:
     """The paper's own knobs for a model and a rectifier, as no scale has touched them."""
     groups = (f"model={model}", f"act={act}")
-    return _compose([*(word for text in groups for word in _check(text)), "~scale"])
+    words = [*(word for text in groups for word in _check(text)), "~scale"]
+    return _without_family(_compose_all(words))
 
 
 def plan_of(scale: str) -> Reproduce:
@@ -89,7 +127,7 @@ def load_request(name: str) -> Request:
 
 
 def _explain_request(error: Exception) -> str:
-    key, text = getattr(error, "full_key", None), " ".join(str(error).splitlines()[0].split())
+    key, text = getattr(error, "full_key", None), first_line(error)
     if key and "not in" in text:
         known = [f.name for part in (Request, Arm) for f in fields(part)]
         return f"unknown key {key!r}{nearest(key.split('.')[-1], known)}"
@@ -97,24 +135,36 @@ def _explain_request(error: Exception) -> str:
 
 
 def load(path: Path) -> Config:
-    """Reads the config.yaml of a run folder; ValueError where it does not fit the schema."""
-    try:
-        return from_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path}: {_explain(error)}") from error
+    """Reads the config.yaml of a run folder, which may be a stranger's.
+
+    `output_root` is where the folder lies: <root> of <root>/<scale>/runs/<run>/config.yaml, else
+    the usual one. What is saved of it would let a file say where we write.
+
+    Raises:
+        ValueError: names the file and what does not fit.
+    """
+    config = from_yaml(read_text(path), str(path))
+    config.output_root = root_of(path, config.scale) or Config.output_root
+    return config
 
 
 def from_yaml(text: str, name: str) -> Config:
-    """What to_yaml wrote; ValueError, under `name`, where it does not fit the schema."""
+    """What to_yaml wrote; ValueError, under `name`, where it is not plain YAML, or does not fit.
+
+    Knobs that change no result may lack: there were fewer of them once.
+    """
     try:
+        check_yaml(text)
         tree = OmegaConf.create(text) if text.strip() else OmegaConf.create()
         saved = OmegaConf.merge(OmegaConf.structured(Config), tree)
-        lacking = [key for key in KEYS if not _has(tree, key.split("."))]
+        lacking = [key for key in KEYS if key not in NEUTRAL and not _has(tree, key.split("."))]
         if lacking:
-            raise ValueError(f"{name} lacks {', '.join(lacking)}")
+            raise ValueError(f"lacks {', '.join(lacking)}")
         return validate(OmegaConf.to_object(saved))
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, OverflowError) as error:
         raise ValueError(f"{name}: {_explain(error)}") from error
+    except (YAMLError, ValueError) as error:
+        raise ValueError(f"{name}: {' '.join(str(error).split())}") from error
 
 
 def _has(tree: Mapping, parts: list[str]) -> bool:
@@ -136,7 +186,7 @@ def amend(path: Path, overrides: list[str]) -> Config:
         key, sign, value = text.partition("=")
         key = "eval.protocols" if key == "protocol" else key
         if key not in allowed:
-            raise ValueError(f"{text!r}: scoring takes protocol and {', '.join(allowed)}")
+            raise ValueError(f"{cut(text)!r}: scoring takes protocol and {', '.join(allowed)}")
         [word] = _check(f"{key}{sign}{value}")
         config = _assign(config, [word])
     return validate(config)
@@ -166,61 +216,70 @@ def _check(text: str) -> list[str]:
     """Refuses what Hydra would not, and words lists and small-N as Hydra wants them."""
     key, sign, value = text.partition("=")
     if not sign:
-        raise ValueError(f"{text!r} is not key=value; for example model=c train.lr=0.02")
+        raise ValueError(f"{cut(text)!r} is not key=value; for example model=c train.lr=0.02")
     if key not in KEYS and key not in GROUPS:
-        raise ValueError(f"there is no {key!r}{nearest(key, [*GROUPS, *KEYS])}")
-    if key in GROUPS:
-        return _choose(key, value)
-    if "${" in value:
-        raise ValueError(f"{text!r}: a value, not an interpolation")
+        raise ValueError(f"there is no {cut(key)!r}{nearest(cut(key), [*GROUPS, *KEYS])}")
     if key.endswith(".name"):
         group = key.removesuffix(".name")
         raise ValueError(f"{key} comes with its group: {group}=... ({', '.join(choices(group))})")
-    if "str" in str(KEYS[key]) and "list[" not in str(KEYS[key]):
-        # A path is a path: its '~', ',' and '=' are no grammar.
-        return [f"{key}=" + ("null" if value == "null" else _quote(value))]
-    if "list[" in str(KEYS[key]) and not value.startswith("["):
-        text = f"{key}=[{value}]"
-    if not isinstance(_parse(text).value(), int | float | str | list | None):
-        raise ValueError(f"{text!r}: one value, please")
-    return [text]
+    if _sweep_of(text):
+        raise ValueError(f"{shown(text)}: one value here; `train -m` makes a run of each")
+    return choose(key, value) if key in GROUPS else [_check_knob(key, value)]
 
 
-def _quote(value: str) -> str:
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
-    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
+def _check_knob(key: str, value: str) -> str:
+    if "${" in value or (key not in TEXTS and "shuffle(" in value):
+        raise ValueError(f"{shown(f'{key}={value}')}: a value, no interpolation or random order")
+    if key in TEXTS:  # a path is a path: its '~', ',' and '=' are no grammar
+        _fit(key, None if value == "null" else value)
+        return f"{key}=" + ("null" if value == "null" else quote(value))
+    word = f"{key}=[{value}]" if key in LISTS and not value.startswith("[") else f"{key}={value}"
+    try:
+        check_nesting(word)
+        value = _parse(word).value()
+    except ValueError as error:
+        raise ValueError(f"{shown(word)}: {error}") from error
+    _fit(key, value)
+    return word
+
+
+def _fit(key: str, value: object) -> None:
+    """ValueError, naming the key, where its knob cannot have this value."""
+    f = KNOBS[key]
+    if f.type is bool and value not in (True, False):  # any number would do for OmegaConf
+        raise ValueError(f"{key}={shown(value)}: must be true or false")
+    cell = OmegaConf.structured(make_dataclass("Cell", [(f.name, f.type)]))
+    try:
+        OmegaConf.update(cell, f.name, value)
+        found = OmegaConf.to_container(cell, throw_on_missing=True)[f.name]
+    except (OmegaConfBaseException, OverflowError) as error:
+        raise ValueError(f"{key}={shown(value)}: {first_line(error)}") from error
+    check_value(key, found, f)
+
+
+def _sweep_of(text: str) -> Several | None:
+    """The words that a word with a list or a range stands for; None for one value."""
+    key, _, value = text.partition("=")
+    if key in UNSWEPT or key not in (*KEYS, *GROUPS) or not re.search(r"[,(]|\.\.", value):
+        return None
+    try:
+        check_nesting(text)
+        found = None if key in LISTS else read_ranges(value)
+        if not found:
+            names = choices(key) if key in GROUPS else []
+            found = read_sweep(_parse(text), lists=key in LISTS, names=names)
+        if found and not found.count:
+            raise ValueError("not one value")
+    except ValueError as error:
+        raise ValueError(f"{shown(text)}: {error}") from error
+    return Several(found.count, (f"{key}={one}" for one in found.values)) if found else None
 
 
 def _parse(text: str) -> Override:
     try:
         return OverridesParser.create().parse_override(text)
-    except HydraException as error:
-        raise ValueError(f"{text!r} cannot be read: {' '.join(str(error).split())}") from error
-
-
-def _choose(group: str, value: str) -> list[str]:
-    names = choices(group)
-    if value in names:
-        return [f"{group}={value}"]
-    deeper = re.fullmatch(r"small([1-9]\d*)", value)
-    if group == "model" and deeper and int(deeper[1]) >= PAPER_DEPTH:
-        return ["model=small14", f"model.name={value}", f"model.depth={int(deeper[1])}"]
-    more = f", small<N> with N >= {PAPER_DEPTH}" if group == "model" else ""
-    close = difflib.get_close_matches(value, names, n=1)
-    advice = f"; did you mean {close[0]}?" if close else ""
-    raise ValueError(f"{group}={value}: choose from {', '.join(names)}{more}{advice}")
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """'; did you mean x?' with the likeliest of `known`, or what there is."""
-    known = list(dict.fromkeys(known))
-    same_end = [k for k in known if k.split(".")[-1] == word.split(".")[-1]]
-    found = same_end or difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    if not found:
-        by_end = {k.split(".")[-1]: k for k in known}
-        ends = difflib.get_close_matches(word.split(".")[-1], by_end, n=3)
-        found = [by_end[end] for end in ends]
-    return f"; did you mean {' or '.join(found)}?" if found else f"; there is {', '.join(known)}"
+    except (HydraException, ValueError) as error:
+        raise ValueError(f"cannot be read: {first_line(error)}") from error
 
 
 def _explain(error: Exception) -> str:
@@ -228,8 +287,9 @@ def _explain(error: Exception) -> str:
     inner = error
     while not isinstance(inner, OmegaConfBaseException) and inner.__context__:
         inner = inner.__context__
-    file, key = str(error).split(":")[0], getattr(inner, "full_key", None)
-    text = " ".join(str(inner).splitlines()[0].split())
+    # Of a list's item OmegaConf's key is its number.
+    file, key = str(error).split(":")[0], str(getattr(inner, "full_key", None) or "")
+    text = first_line(inner)
     if file.startswith("In '"):
         text = f"conf/{file[4:].rstrip(chr(39))}.yaml: {text}"
     if key and key not in KEYS and "not in" in text:

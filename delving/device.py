@@ -6,8 +6,24 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA, else MPS, else the CPU; ValueError for a device that is not here."""
+def pick_device(name: str, *, local_rank: int = 0, local_size: int = 1) -> torch.device:
+    """`auto` is CUDA, else MPS, else the CPU; of several ranks each takes a GPU of its own.
+
+    Raises:
+        ValueError: a device that is not here, or fewer GPUs than this machine's ranks.
+    """
+    device = _pick_for_one(name)
+    if local_size == 1 or device.type == "cpu":
+        return device
+    count = torch.cuda.device_count()
+    if device.type != "cuda" or device.index is not None:
+        raise ValueError(f"device={name}: {local_size} ranks need auto, cuda or cpu")
+    if local_size > count:
+        raise ValueError(f"{local_size} ranks on this machine, but it has {count} GPUs")
+    return torch.device("cuda", local_rank)
+
+
+def _pick_for_one(name: str) -> torch.device:
     here = ["cpu"]
     if torch.backends.mps.is_available():
         here.insert(0, "mps")
@@ -26,6 +42,8 @@ def pick_precision(name: str, device: torch.device) -> str:
     ours: training and testing run in bf16 where the hardware has it; slopes, their gradients and
     the loss stay fp32.
     """
+    if name == "fp64" and device.type == "mps":
+        raise ValueError("precision=fp64: mps has none")
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -39,8 +57,18 @@ def _cpu_has_bf16() -> bool:
     return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
 
 
+def number_type(precision: str) -> torch.dtype:
+    """What weights are kept in. fp64 is for comparisons that the order of sums must not disturb."""
+    return torch.float64 if precision == "fp64" else torch.float32
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """In fp32 at least: losses and probabilities."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    if precision == "fp32":
+    if precision != "bf16":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
@@ -50,11 +78,14 @@ def prepare_backend(device: torch.device) -> None:
     algorithms, and fp32 that is fp32 (cuDNN rounds it to TF32 otherwise)."""
     torch.set_flush_denormal(True)
     if device.type == "cuda":
+        torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = False
 
 
-def name_device(device: torch.device) -> str:
+def name_device(device: torch.device, ranks: int = 1) -> str:
+    if ranks > 1:
+        return f"{ranks} x {name_device(device)}"
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"

@@ -1,10 +1,81 @@
 """What a person sees of a run: a progress bar on a terminal, plain timed lines elsewhere."""
 
+import contextlib
 import time
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
+
+from delving.terminal import plain
+
+NARROW = 60  # columns of a terminal below which a bar bears no name
+NARROWEST = 12  # below it there is no bar
+REDRAWN = 0.1  # seconds between two looks of a bar
+
+
+def _unheard() -> contextlib.AbstractContextManager:
+    """Work goes on where nothing can be shown any more, as when who read it is gone or a disk is
+    full; of a reader that is gone rich makes a SystemExit."""
+    return contextlib.suppress(OSError, SystemExit)
+
+
+def speak(console: Console, text: str, *, working: bool = True) -> None:
+    """Shows a plain line, above a bar where there is one; empty ones before it stay.
+
+    Raises:
+        OSError: it cannot be shown, and there is no work that must go on.
+    """
+    line = text.lstrip("\n")
+    gap = text[: len(text) - len(line)]
+    with _unheard() if working else contextlib.suppress(SystemExit):
+        console.print(gap + plain(line), highlight=False, markup=False, soft_wrap=True)
+
+
+class Bar:
+    """One line of progress that fits its terminal: a name, a bar, a note, the time that is left."""
+
+    def __init__(self, console: Console, name: str, *, total: float, done: float = 0.0):
+        self.drawn, width = time.monotonic(), console.width
+        named = width >= NARROW
+        self.room = width - 24 - (width // 3 if named else 0)
+        name_column = Column(no_wrap=True, overflow="crop", max_width=width // 3)
+        columns = [
+            TextColumn("{task.description}", markup=False, table_column=name_column),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="crop")),
+            TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, overflow="crop")),
+        ]
+        # Drawn by us alone: a thread of its own would die aloud with the terminal.
+        self.bar = Progress(
+            *columns[0 if named else 1 :], console=console, auto_refresh=False, expand=True
+        )
+        self.task = self.bar.add_task(plain(name), total=total, completed=done, note="")
+        with _unheard():
+            self.bar.start()
+
+    def update(self, done: float | None = None, notes: list[str] | None = None) -> None:
+        """Moves it, and shows as many of the notes as there is room for."""
+        if notes:
+            while len(notes) > 1 and len("  ".join(notes)) > self.room:
+                notes = notes[:-1]
+            self.bar.update(self.task, note="  ".join(notes))
+        self.bar.update(self.task, completed=done)
+        if time.monotonic() - self.drawn >= REDRAWN:
+            self.drawn = time.monotonic()
+            with _unheard():
+                self.bar.refresh()
+
+    def stop(self) -> None:
+        with _unheard():
+            self.bar.stop()
+
+
+def open_bar(console: Console, name: str, *, total: float, done: float = 0.0) -> Bar | None:
+    """A bar on a terminal that has room and can redraw a line; None elsewhere."""
+    able = console.is_terminal and not console.is_dumb_terminal and console.width >= NARROWEST
+    return Bar(console, name, total=total, done=done) if able else None
 
 
 class Display:
@@ -12,9 +83,9 @@ class Display:
 
     def __init__(self, console: Console, every: float = 5.0):
         self.console, self.every = console, every
-        self.bar: Progress | None = None
+        self.bar: Bar | None = None
         self.scored = False  # whether scores were shown
-        self.task, self.steps, self.spoken = None, 0, time.monotonic()
+        self.steps, self.spoken = 0, time.monotonic()
 
     def __enter__(self) -> "Display":
         return self
@@ -29,7 +100,7 @@ class Display:
         getattr(self, f"_on_{event['event']}", lambda event: None)(event)
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        speak(self.console, text)
 
     def _on_opening(self, event: dict) -> None:
         self.say(event["line"])
@@ -40,38 +111,35 @@ class Display:
     def _on_start(self, event: dict) -> None:
         self._open_bar(event, 0)
 
+    def _on_damaged(self, event: dict) -> None:
+        self.say(f"{event['fault']}; the one before it is used")
+
     def _on_resume(self, event: dict) -> None:
         self.say(f"Goes on after step {event['step']}.")
         self._open_bar(event, event["step"])
 
     def _open_bar(self, event: dict, step: int) -> None:
         self.steps = event["steps"]
-        if self.console.is_terminal:
-            self.bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-                console=self.console,
-            )
-            self.bar.start()
-            self.task = self.bar.add_task(event["run"], total=self.steps, completed=step, note="")
+        self.bar = open_bar(self.console, event["run"], total=self.steps, done=step)
 
     def _on_tick(self, event: dict) -> None:
         if self.bar:
-            self.bar.update(self.task, completed=event["step"])
+            self.bar.update(event["step"])
 
     def _on_step(self, event: dict) -> None:
-        note = (
-            f"step {event['step']}/{self.steps}  loss {event['loss']:.3f}  "
-            f"err {event['err']:.1f} %  {event['images_per_second']:.0f} images/s  "
-            f"data wait {100 * event['wait']:.0f} %"
-        )
+        notes = [
+            f"{event['step']}/{self.steps}",
+            f"loss {event['loss']:.3f}",
+            f"err {event['err']:.1f} %",
+            f"{event['images_per_second']:.0f} images/s",
+            f"data wait {100 * event['wait']:.0f} %",
+        ]
         if self.bar:
-            self.bar.update(self.task, note=note)
+            self.bar.update(notes=notes)
         elif time.monotonic() - self.spoken >= self.every:
             self.spoken = time.monotonic()
-            self.say(f"[{event['seconds']:7.1f} s] epoch {event['epoch']:.2f}  {note}")
+            note = "  ".join(notes)
+            self.say(f"[{event['seconds']:7.1f} s] epoch {event['epoch']:.2f}  step {note}")
 
     def _on_val(self, event: dict) -> None:
         self.say(
@@ -102,31 +170,23 @@ class Overview:
 
     def __init__(self, console: Console, every: float = 30.0):
         self.console, self.every = console, every
-        self.bar: Progress | None = None
+        self.bar: Bar | None = None
         self.weights: dict[str, float] = {}
         self.shares: dict[str, float] = {}
         self.steps: dict[str, int] = {}
-        self.ended = 0
+        self.ended, self.working = 0, False
         self.started = self.spoken = time.monotonic()
 
     def say(self, text: str = "") -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        speak(self.console, text, working=self.working)
 
     def begin(self, weights: dict[str, float]) -> None:
         """Opens the overall bar; weights are the tasks' estimated seconds."""
-        self.weights, self.started = weights, time.monotonic()
-        if self.console.is_terminal:
-            self.bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.percentage:.0f} %"),
-                TimeRemainingColumn(),
-                console=self.console,
-            )
-            self.bar.start()
-            self.bar.add_task("all of it", total=sum(weights.values()))
+        self.weights, self.started, self.working = weights, time.monotonic(), True
+        self.bar = open_bar(self.console, "all of it", total=sum(weights.values()))
 
     def end(self) -> None:
+        self.working = False
         if self.bar:
             self.bar.stop()
 
@@ -151,12 +211,12 @@ class Overview:
 
     def _move(self) -> None:
         done = sum(self.weights[name] * share for name, share in self.shares.items())
+        share = f"{100 * done / max(1e-9, sum(self.weights.values())):.0f} %"
         if self.bar:
-            self.bar.update(self.bar.task_ids[0], completed=done)
+            self.bar.update(done, [share])
         elif time.monotonic() - self.spoken > self.every:
             self.spoken = time.monotonic()
-            share = 100 * done / max(1e-9, sum(self.weights.values()))
-            self.say(f"[{clock(self.spoken - self.started)}] {share:.0f} % of the estimated work")
+            self.say(f"[{clock(self.spoken - self.started)}] {share} of the estimated work")
 
 
 def clock(seconds: float) -> str:

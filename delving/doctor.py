@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from delving.disk import check_writable, nearest_folder
+
 PACKAGES = (
     "torch",
     "torchvision",
@@ -22,14 +24,13 @@ PACKAGES = (
 
 
 def examine(output_root: str) -> Iterator[tuple[str, str]]:
-    """Yields (what, finding): versions, devices and precision, images, disk."""
+    """Yields (what, finding): versions, devices and precision, images, disk. A fault is one too."""
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     yield "packages", ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
     yield "operators", _operators()
     yield from _devices()
     yield "shapes", _shapes(Path(output_root))
-    free = shutil.disk_usage(_existing(Path(output_root))).free
-    yield "disk", f"{free / 1e9:.1f} GB free for {Path(output_root).resolve()}"
+    yield "disk", _disk(Path(output_root))
 
 
 def _version(name: str) -> str:
@@ -41,9 +42,11 @@ def _version(name: str) -> str:
 
 def _operators() -> str:
     """torch and torchvision of unequal builds import, but fail at the first compiled operator."""
-    import torch
-    from torchvision.ops import nms
-
+    try:
+        import torch
+        from torchvision.ops import nms
+    except (ImportError, OSError) as error:
+        return f"torch and torchvision do not load: {str(error).splitlines()[0]}"
     try:
         nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5)
     except (RuntimeError, NotImplementedError) as error:
@@ -52,8 +55,10 @@ def _operators() -> str:
 
 
 def _devices() -> Iterator[tuple[str, str]]:
-    from delving import device as devices
-
+    try:
+        from delving import device as devices
+    except (ImportError, OSError):  # torch, as the line before says
+        return
     device = devices.pick_device("auto")
     precision = devices.pick_precision("auto", device)
     scale = "cpu" if device.type == "cpu" else "quarter or paper"
@@ -61,9 +66,17 @@ def _devices() -> Iterator[tuple[str, str]]:
 
 
 def _shapes(output_root: Path) -> str:
-    found = sorted(p.name for p in (output_root / "data").glob("shapes-*"))
+    try:
+        found = sorted(p.name for p in (output_root / "data").glob("shapes-*"))
+    except OSError as error:
+        return f"not to be seen: {error.strerror}"
     return ", ".join(found) if found else "not generated yet (the first training does)"
 
 
-def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.resolve().parent)
+def _disk(output_root: Path) -> str:
+    try:
+        check_writable(output_root)
+        free = shutil.disk_usage(nearest_folder(output_root)).free
+    except (OSError, ValueError) as error:
+        return str(error)
+    return f"{free / 1e9:.1f} GB free for {output_root.resolve()}"

@@ -17,7 +17,7 @@ from delving.plan import Plan, ask, fingerprint
 from delving.plot import save_figure
 from delving.report import write_report
 from delving.schema import Config
-from delving.session import git_revision
+from delving.state import git_revision
 
 CITATION = (
     "He, Zhang, Ren, Sun: Delving Deep into Rectifiers: Surpassing Human-Level Performance on "
@@ -159,7 +159,7 @@ def _machine(plan: Plan, runs: list[str]) -> dict[str, str]:
 
 def _deviations(plan: Plan, runs: list[str]) -> list[str]:
     """Of all runs, each once, those of every run first."""
-    lists = [record.read_json(plan.folder(name) / "result.json")["deviations"] for name in runs]
+    lists = [record.read_result(plan.folder(name))["deviations"] for name in runs]
     every = list(dict.fromkeys(line for lines in lists for line in lines))
     counts = {line: sum(line in lines for lines in lists) for line in every}
     ranked = sorted(every, key=lambda line: -counts[line])

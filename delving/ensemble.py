@@ -62,7 +62,7 @@ def name_ensemble(folders: Sequence[Path]) -> str:
 
 def pick_protocol(folders: Sequence[Path]) -> str:
     """The last protocol that all runs were scored by: dense where they have it."""
-    lists = [list(record.read_json(folder / "result.json")["eval"]) for folder in folders]
+    lists = [list(record.read_result(folder)["eval"]) for folder in folders]
     common = [name for name in (lists[0] if lists else []) if all(name in own for own in lists)]
     if not common:
         raise ValueError("these runs share no protocol: delving eval RUN protocol=...")

@@ -5,10 +5,11 @@ assumed: scores are averaged after the softmax, over views, windows and scales a
 assumed: multi-scale means Table 4's three scales; ten_view is at s = 8/7 of the crop for all nets.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from delving.data.augment import center_view, resized_size, ten_views, whole_vie
 from delving.data.images import UndecodableImageError
 from delving.data.input import Input
 from delving.data.loader import Cache, Views, iterate
+from delving.device import wide
 from delving.net import Net
+from delving.ranks import ALONE, Ranks
 
 WINDOWS = 1024  # scored by the fc layers at once
 
@@ -39,7 +42,9 @@ class Tester:
     Attributes:
         net, input: on one device; `autocast` makes the context of a forward pass.
         batch: views a forward for center and ten_view; dense takes an eighth as many images.
-        workers: loader processes.
+        workers: loader processes; `timeout`, seconds that one of them may be silent.
+        ranks: processes that share the images.
+        heard: signals; one of them ends the scoring, whose results so far are in `folder`.
     """
 
     net: Net
@@ -47,6 +52,10 @@ class Tester:
     autocast: Callable[[], AbstractContextManager]
     batch: int = 128
     workers: int = 0
+    timeout: float = 0
+    ranks: Ranks = ALONE
+    heard: Sequence[int] = ()
+    folder: Path | None = None
 
     def center(self, source: Cache, s: int, chosen: np.ndarray | None = None) -> np.ndarray:
         """(images, classes) probabilities of the center crop at shorter side s.
@@ -71,7 +80,6 @@ class Tester:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=tf32):
             return self._score(source, partial(whole_views, s=s), groups, self._windows)
 
-    @torch.no_grad()
     def _score(
         self,
         source: Cache,
@@ -79,32 +87,63 @@ class Tester:
         groups: list[np.ndarray],
         score: Callable[[Tensor], Tensor],
     ) -> np.ndarray:
+        wanted = np.sort(np.concatenate(groups))
+        found: list[tuple[np.ndarray, np.ndarray]] = []
+        with self.ranks.same_fate():
+            self._score_mine(source, view, groups[self.ranks.rank :: self.ranks.size], score, found)
+        self.ranks.stop_if_told(self.heard, self.folder)
+        probabilities, counted = self._put_together(found, len(source.images))
+        if not (counted[wanted] == 1).all() or counted.sum() != len(wanted):
+            raise RuntimeError("an image was not scored exactly once")
+        if not np.isfinite(probabilities[wanted]).all():
+            raise FloatingPointError("the net's scores are not finite")
+        return probabilities[wanted]
+
+    @torch.no_grad()
+    def _score_mine(
+        self,
+        source: Cache,
+        view: Callable,
+        groups: list[np.ndarray],
+        score: Callable[[Tensor], Tensor],
+        found: list[tuple[np.ndarray, np.ndarray]],
+    ) -> None:
+        """Adds (indices, probabilities) of this rank's groups to `found`, until a signal comes."""
         self.net.eval()
         device = self.input.mean.device
-        wanted = np.sort(np.concatenate(groups))
-        probabilities, counted = None, np.zeros(len(source.images), int)
         views = Views(source, view, groups)
         pin = device.type == "cuda"
-        for item in iterate(views, range(len(groups)), workers=self.workers, pin=pin):
+        items = iterate(
+            views, range(len(groups)), workers=self.workers, pin=pin, timeout=self.timeout
+        )
+        for item in items:
             if isinstance(item, UndecodableImageError):
                 raise item
             indices, pixels = item
             scores = score(pixels.to(device).flatten(0, 1))  # (images x views, classes)
-            mean = scores.unflatten(0, pixels.shape[:2]).mean(1).cpu().numpy()
-            if not np.isfinite(mean).all():
-                raise FloatingPointError("the net's scores are not finite")
-            if probabilities is None:
-                probabilities = np.empty((len(counted), mean.shape[1]), np.float32)
+            mean = scores.unflatten(0, pixels.shape[:2]).mean(1)
+            found.append((np.asarray(indices), mean.float().cpu().numpy()))
+            if self.heard:
+                return
+
+    def _put_together(
+        self, found: list[tuple[np.ndarray, np.ndarray]], images: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """All ranks' (images, classes), and how often each image was scored."""
+        classes = self.ranks.largest(found[0][1].shape[1] if found else 0)
+        probabilities, counted = np.zeros((images, classes), np.float32), np.zeros(images, np.int64)
+        for indices, mean in found:
             probabilities[indices] = mean
-            np.add.at(counted, np.asarray(indices), 1)
-        if not (counted[wanted] == 1).all() or counted.sum() != len(wanted):
-            raise RuntimeError("an image was not scored exactly once")
-        return probabilities[wanted]
+            np.add.at(counted, indices, 1)
+        # Where one rank has probabilities the others have zeros: the sum is exact.
+        self.ranks.sum(torch.from_numpy(probabilities))
+        self.ranks.sum(torch.from_numpy(counted))
+        return probabilities, counted
 
     def _crops(self, pixels: Tensor) -> Tensor:
         with self.autocast():
             logits = self.net(self.input(pixels))
-        return logits.float().softmax(1)
+        return wide(logits).softmax(1)
 
     def _windows(self, pixels: Tensor) -> Tensor:
         return score_windows(self.net, self.input(pixels), self.autocast)
@@ -120,7 +159,7 @@ def score_windows(net: Net, x: Tensor, autocast: Callable[[], AbstractContextMan
         pooled = net.spp.windows(net.features(x), net.map_size)  # (N, rows, columns, features)
         flat = pooled.flatten(0, 2)
         logits = torch.cat([net.classifier(part) for part in flat.split(WINDOWS)])
-    return logits.float().softmax(1).unflatten(0, pooled.shape[:3]).mean((1, 2))
+    return wide(logits).softmax(1).unflatten(0, pooled.shape[:3]).mean((1, 2))
 
 
 def _groups_by_shape(source: Cache, s: int, size: int) -> list[np.ndarray]:

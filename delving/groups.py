@@ -1,13 +1,18 @@
 """What conf/ offers, read without hydra, so that `delving list` and suggestions cost nothing."""
 
+import difflib
 import re
 from itertools import takewhile
 from pathlib import Path
+
+from delving.bounds import DEEPEST
+from delving.words import shown
 
 # Inside the wheel conf/ lies in the package; in a checkout beside it.
 CONF = next(
     p for p in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if p.is_dir()
 )
+PAPER_DEPTH = 14  # of small14, which small-N lengthens
 GROUPS = ("model", "act", "init", "data", "train", "eval", "scale")
 
 
@@ -34,3 +39,21 @@ def describe(group: str, name: str) -> str:
         lambda x: x.startswith("# "), (x for x in lines if not x.startswith("# @package"))
     )
     return " ".join(x[2:] for x in comment)
+
+
+def choose(group: str, value: str) -> list[str]:
+    """The words that compose a choice, more than one for small-N.
+
+    Raises:
+        ValueError: names the choices, and the likeliest.
+    """
+    names = choices(group)
+    if value in names:
+        return [f"{group}={value}"]
+    deeper = re.fullmatch(r"small([1-9][0-9]{1,3})", value)
+    if group == "model" and deeper and PAPER_DEPTH <= int(deeper[1]) <= DEEPEST:
+        return ["model=small14", f"model.name={value}", f"model.depth={int(deeper[1])}"]
+    more = f", small<N> with N >= {PAPER_DEPTH}, at most {DEEPEST:,}" if group == "model" else ""
+    close = difflib.get_close_matches(value, names, n=1)
+    advice = f"; did you mean {close[0]}?" if close else ""
+    raise ValueError(f"{group}={shown(value)}: choose from {', '.join(names)}{more}{advice}")

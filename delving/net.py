@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from delving.rectifier import PReLU
 from delving.spp import SPP
+from delving.words import cut, shown
 
-N = r"[1-9]\d*"
+N, TIMES = "[1-9][0-9]{0,5}", "[1-9][0-9]{0,2}"
 NOTATION = {
-    "conv": re.compile(rf"({N})x\1, ({N})(?:, /({N}))?(?:, x({N}))?"),
+    "conv": re.compile(rf"({N})x\1, ({N})(?:, /({N}))?(?:, x({TIMES}))?"),
     "pool": re.compile(rf"({N})x\1, /({N})"),
     "spp": re.compile(rf"\{{({N}(?:,{N})*)\}}"),
     "fc": re.compile(rf"({N}|classes)"),
@@ -84,8 +85,9 @@ def _read(name: str, text: str) -> list[Layer]:
     found = NOTATION[kind].fullmatch(text) if kind in NOTATION else None
     if not found:
         raise ValueError(
-            f"layer {name}: {text!r} is not in the paper's notation: conv '7x7, 64, /2' or "
-            f"'2x2, 256, x6', pool '3x3, /3', spp '{{7,3,2,1}}', fc '4096' or 'classes'"
+            f"layer {shown(name)}: {cut(text)!r} is not in the paper's notation: conv "
+            f"'7x7, 64, /2' or '2x2, 256, x6', pool '3x3, /3', spp '{{7,3,2,1}}', fc '4096' or "
+            "'classes'"
         )
     parts = found.groups()
     if kind == "spp":
@@ -217,21 +219,26 @@ def _padding(kernel: int, even: int) -> tuple[int, int]:
 
 def _map_of(features: nn.Module, crop: int) -> tuple[int, int]:
     """(channels, side) of the last feature map; ValueError names the smallest crop that has one."""
-    found = _try_crop(features, crop)
-    if found is None:
-        larger = (c for c in range(crop - crop % 7 + 7, 512, 7) if _try_crop(features, c))
+    windows = [m for m in features if isinstance(m, nn.Conv2d | nn.MaxPool2d)]
+    side = _side_of(windows, crop)
+    if not side:
+        larger = (c for c in range(crop - crop % 7 + 7, 512, 7) if _side_of(windows, c))
         raise ValueError(
             f"data.crop={crop} is too small for these layers: at least {next(larger, 'more')}"
         )
-    return found
+    return next(m for m in reversed(windows) if isinstance(m, nn.Conv2d)).out_channels, side
 
 
-def _try_crop(features: nn.Module, crop: int) -> tuple[int, int] | None:
-    try:
-        _, channels, size, _ = features(torch.empty(1, 3, crop, crop)).shape
-    except RuntimeError:  # a filter or a window larger than its map
-        return None
-    return channels, size
+def _side_of(windows: Sequence[nn.Module], size: int) -> int:
+    """The side of the last feature map; 0 where a filter or a window is larger than its map."""
+    for m in windows:
+        kernel, stride, padding = (
+            n if isinstance(n, int) else n[0] for n in (m.kernel_size, m.stride, m.padding)
+        )
+        if size + 2 * padding < kernel:
+            return 0
+        size = (size + 2 * padding - kernel) // stride + 1
+    return size
 
 
 def _fc_layers(layers, rectifier, inputs: int, classes: int, dropout: float) -> OrderedDict:
@@ -257,7 +264,7 @@ def describe(net: Net, layers: Sequence[Layer], crop: int) -> list[dict]:
 
 
 def _row(layer: Layer, modules: dict[str, nn.Module], shape: tuple[int, ...]) -> dict:
-    own = [m for n, m in modules.items() if n in (layer.name, f"{layer.name}_act")]
+    own = [modules[n] for n in (layer.name, f"{layer.name}_act") if n in modules]
     weight = getattr(modules.get(layer.name), "weight", None)
     positions = shape[1] * shape[2] if len(shape) == 3 else 1
     return {
@@ -279,9 +286,9 @@ def _output_shapes(net: Net, crop: int) -> dict[str, tuple[int, ...]]:
         module.register_forward_hook(partial(note, name.split(".")[-1]))
         for name, module in net.named_modules()
     ]
-    training, device = net.training, next(net.parameters()).device
+    training, one = net.training, next(net.parameters())
     with torch.no_grad():
-        net.eval()(torch.zeros(1, 3, crop, crop, device=device))
+        net.eval()(one.new_zeros(1, 3, crop, crop))
     net.train(training)
     for hook in hooks:
         hook.remove()

@@ -16,6 +16,7 @@ from delving import config as configs
 from delving import record
 from delving.artefact import Asked, Run
 from delving.build import build_model
+from delving.foreign import check_yaml, read_text
 from delving.groups import choices
 from delving.naming import name_run
 from delving.net import count_depth, describe
@@ -84,8 +85,7 @@ class Plan:
         """Measured over estimated seconds of the finished runs, the median; 1 without any."""
         known = [run for run in self.runs if self.finished(run)]
         ratios = [
-            record.read_json(self.folder(run) / "result.json")["seconds"] / self.estimates[run]
-            for run in known
+            record.read_result(self.folder(run))["seconds"] / self.estimates[run] for run in known
         ]
         return median(ratios) if ratios else 1.0
 
@@ -145,14 +145,16 @@ def _plainly_same(config: Config, saved: Path) -> bool:
     """Whether a file surely holds the same run: a quick look, before OmegaConf takes a tenth of a
     second over each."""
     try:
-        tree = yaml.load(saved.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        text = read_text(saved)
+        check_yaml(text)
+        tree = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         ours = dataclasses.asdict(config)
         return all(
             _value_at(tree, key) == _value_at(ours, key)
             for key, _, _ in leaves(config)
             if key not in NEUTRAL
         )
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+    except (yaml.YAMLError, ValueError, KeyError, TypeError):
         return False
 
 

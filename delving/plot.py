@@ -1,5 +1,6 @@
 """Figures: one matplotlib style, direct labels, colours that survive colour blindness."""
 
+import warnings
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
@@ -13,6 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+
+from delving.terminal import plain
 
 STYLE = {
     "font.size": 9,
@@ -38,6 +41,7 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, RED = (
 )
 COLORS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY)
 GREY = "#777777"
+mpl.rcdefaults()  # a matplotlibrc of this machine, or of the working directory, changes no figure
 
 
 def new_figure(rows: int, columns: int, *, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
@@ -53,7 +57,9 @@ def save_figure(figure: Figure, path: Path) -> Path:
     By the canvas itself: savefig draws everything twice.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        # A class may be named in any script; the picture shows a box for what the font lacks.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
         if path.suffix == ".svg":
             FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None})
         else:
@@ -64,10 +70,10 @@ def save_figure(figure: Figure, path: Path) -> Path:
 def label_line(
     axes: Axes, x: float, y: float, text: str, color: str, *, shift: float = 0.0
 ) -> None:
-    """A direct label at a line's end, in its colour; `shift` in points upwards."""
-    axes.annotate(
-        text, (x, y), xytext=(4, shift), textcoords="offset points", color=color, va="center"
-    )
+    """A direct label at a line's end, in its colour; `shift` in points upwards. A name is no
+    formula, whatever signs it has."""
+    look = {"color": color, "va": "center", "parse_math": False}
+    axes.annotate(plain(text), (x, y), xytext=(4, shift), textcoords="offset points", **look)
 
 
 def label_lines(axes: Axes, ends: Sequence[tuple[float, float, str, str]], *, gap: float = 11):
@@ -153,6 +159,7 @@ def draw_sheet(rows: list[tuple[str, list[np.ndarray]]], *, title: str) -> Figur
             cell.axis("off")
         for cell, image in zip(line, images, strict=False):
             cell.imshow(image, interpolation="nearest")
-        line[0].text(-0.12, 0.5, label, transform=line[0].transAxes, ha="right", va="center")
-    figure.suptitle(title, fontsize=10)
+        look = {"ha": "right", "va": "center", "parse_math": False}
+        line[0].text(-0.12, 0.5, plain(label), transform=line[0].transAxes, **look)
+    figure.suptitle(plain(title), fontsize=10, parse_math=False)
     return figure

@@ -7,35 +7,45 @@ import torch
 from torch import Tensor
 
 from delving import config as configs
-from delving import record
-from delving.build import load_weights, materialise
+from delving.build import allocate, load_weights, materialise
+from delving.checkpoint import load_checkpoint
 from delving.data.augment import crop_at
 from delving.data.images import Images
-from delving.data.input import blank_input
 from delving.data.loader import Cache
 from delving.net import Net
+from delving.ranks import ALONE, Ranks
 from delving.schema import Config
-from delving.session import Session, check_same_data, load_splits, measure_for, open_session
+from delving.session import (
+    Session,
+    Watch,
+    check_same_data,
+    load_splits,
+    measure_for,
+    open_session,
+)
+from delving.state import read_state
 
 MEASURED = 256  # training images that give a fresh net's mean image
 
 
-def open_trained(folder: Path, config: Config, watch=lambda event: None) -> Session:
+def open_trained(
+    folder: Path, config: Config, watch: Watch = lambda event: None, ranks: Ranks = ALONE
+) -> Session:
     """A run's session with the weights of its checkpoint.
 
     Raises:
         ValueError: no checkpoint, a damaged one, or one of another model or other data.
     """
-    saved = record.load_checkpoint(folder)
+    saved = load_checkpoint(folder)
     if not saved:
         raise ValueError(f"{folder} has no checkpoint to score")
     tensors, state = saved
-    session = open_session(config, folder, watch)
-    check_same_data(session, state["data"])
-    session.net = session.net.to_empty(device=session.device)
-    session.net = session.net.to(memory_format=torch.channels_last)
-    session.input = blank_input(config.data.crop).to(session.device)
-    load_weights(session.net, session.input, tensors["model"], folder)
+    session = open_session(config, folder, watch, ranks=ranks)
+    check_same_data(session, read_state(state, folder)["data"])
+    session.weights = state["weights"]
+    session.net = allocate(session.net, config, session.device)
+    session.input = session.blank_input()
+    load_weights(session.net, session.input, tensors.get("model", {}), folder)
     return session
 
 

@@ -120,11 +120,18 @@ def table(artefact: str) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines()
 
 
+def robustness() -> list[str]:
+    """What the long tests tried and how often it failed, as committed."""
+    text = (REFERENCE / "robustness.md").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
 BLOCKS: dict[str, Callable[[], list[str]]] = {
     "assumptions": partial(collect, "assumed"),
     "deviations": partial(collect, "ours"),
     "real": partial(results, "first-tiny-imagenet"),
     "ledger": ledger,
+    "robustness": robustness,
     "table2": partial(table, "table2"),
     "table1": partial(table, "table1"),
 }

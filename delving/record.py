@@ -5,9 +5,10 @@ whole or not at all: each is written beside its place and renamed.
 """
 
 import contextlib
-import hashlib
+import errno
 import io
 import json
+import math
 import os
 import shutil
 import zipfile
@@ -16,7 +17,18 @@ from typing import Any
 
 import numpy as np
 
-CURRENT, NEW, PREVIOUS = "checkpoint", "checkpoint.new", "checkpoint.previous"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, no quota, a limit on a file's size
+MOST_JSON = 64 * 2**20  # bytes: no file of a run is a tenth of that
+NUMBER = (int, float)
+# result.json: the contract's keys.
+RESULT: dict[str, type | tuple[type, ...]] = {
+    "run": str, "scale": str, "model": str, "act": str, "init": str, "seed": int,
+    "epochs": NUMBER, "images_seen": int, "params": int, "multiply_adds": int,
+    "train_loss": (int, float, type(None)), "status": str, "seconds": NUMBER,
+    "images_per_second": NUMBER, "device": str, "eval": dict, "deviations": list,
+}  # fmt: skip
+STATUSES = ("converged", "stalled", "diverged")
+SCORES = {"top1_err": NUMBER, "top5_err": NUMBER, "images": int}
 
 
 def run_folder(output_root: str, scale: str, run: str) -> Path:
@@ -57,6 +69,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
+    """The file appears whole, with its folders; DiskFullError where there is no room for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -65,25 +78,110 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise _named(error, path, len(data)) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+class DiskFullError(OSError):
+    """There is no room; nothing that was there is harmed."""
+
+
+def disk_full(folder: Path, need: int, also: str = "") -> DiskFullError:
+    """The error that says how many bytes are missing below a folder."""
+    lack = need - shutil.disk_usage(folder).free
+    missing = f"{lack:,} bytes are missing" if lack > 0 else "a quota or limit is reached"
+    return DiskFullError(
+        f"the disk of {folder} is full: {need:,} bytes to write, {missing}{also and '; ' + also}"
+    )
+
+
+def _named(error: OSError, path: Path, need: int) -> OSError:
+    return disk_full(path.parent, need) if error.errno in FULL else error
 
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def sync_folder(folder: Path) -> None:
+    """Makes renames inside a folder last through a loss of power, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def read_json(path: Path) -> Any:
     """ValueError names the file where it is not JSON."""
+    size = path.stat().st_size
+    if size > MOST_JSON:
+        raise ValueError(f"{path} is not readable JSON: {size:,} bytes are too many")
+    return parse_json(path.read_bytes(), path)
+
+
+def parse_json(data: bytes, path: Path) -> Any:
+    """The JSON in a file's bytes; ValueError names the file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(data.decode())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable JSON: {error}") from error
 
 
+def expect(value: Any, kinds: dict[str, type | tuple[type, ...]], where: str) -> dict:
+    """The value, if it is a dict with these keys of these types, every number finite.
+
+    Raises:
+        ValueError: naming `where` and the key.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is damaged: it is no table of keys")
+    for key, kind in kinds.items():
+        if key not in value:
+            raise ValueError(f"{where} is damaged: it lacks {key}")
+        found = value[key]
+        wrong = not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool)
+        if wrong or (isinstance(found, float) and math.isnan(found)):
+            raise ValueError(f"{where} is damaged: {key} is {str(found)[:40]!r}")
+    return value
+
+
+def read_result(folder: Path) -> dict:
+    """result.json of a finished run; ValueError names the file and the key that is not as it is
+    written."""
+    path = folder / "result.json"
+    result = expect(read_json(path), RESULT, str(path))
+    for protocol, scores in result["eval"].items():
+        expect(scores, SCORES, f"{path}: {protocol}")
+    strange = [line for line in result["deviations"] if not isinstance(line, str)]
+    if strange or result["status"] not in STATUSES:
+        raise ValueError(f"{path} is damaged: {strange or result['status']!r}"[:300])
+    return result
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Files that a killed process had not finished writing."""
+    for place in (folder, folder / "eval"):
+        for path in place.glob(".*"):
+            if path.suffix[1:].isdecimal():
+                path.unlink(missing_ok=True)
+
+
 def append_event(path: Path, event: dict) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(event) + "\n")
+    """Adds a line to a log; one that a full disk cut off is taken back."""
+    line = (json.dumps(event) + "\n").encode()
+    with open(path, "ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            if file.write(line) < len(line):  # a full disk may take a part
+                raise OSError(errno.ENOSPC, "cut off")
+        except OSError as error:
+            os.truncate(path, size)
+            raise _named(error, path, len(line)) from error
 
 
 def read_events(folder: Path, kind: str) -> list[dict]:
@@ -96,83 +194,16 @@ def read_events(folder: Path, kind: str) -> list[dict]:
     return [event for event in events if isinstance(event, dict) and event.get("event") == kind]
 
 
+def sync_log(path: Path) -> None:
+    """What was logged lasts through a loss of power, as a checkpoint that counts its bytes does."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 def truncate_log(path: Path, size: int) -> None:
     """Takes back what was logged after the checkpoint that a run goes on from."""
     if path.exists():
         os.truncate(path, min(size, path.stat().st_size))
-
-
-def save_checkpoint(folder: Path, tensors: dict[str, dict], state: dict) -> None:
-    """Writes {file: {name: tensor}} and `state` with a manifest of their hashes.
-
-    The checkpoint before it stays as `checkpoint.previous`. At every moment one of the folders is
-    whole, whatever ends the process.
-    """
-    from safetensors.torch import save
-
-    new = folder / NEW
-    shutil.rmtree(new, ignore_errors=True)
-    contents = {f"{name}.safetensors": save(parts) for name, parts in tensors.items()}
-    contents["state.json"] = json.dumps(state).encode()
-    for name, data in contents.items():
-        write_bytes(new / name, data)
-    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    write_json(new / "manifest.json", hashes)
-    if (folder / CURRENT).exists():
-        shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
-        os.replace(folder / CURRENT, folder / PREVIOUS)
-    os.replace(new, folder / CURRENT)
-
-
-def drop_previous(folder: Path) -> None:
-    """A finished run needs its last checkpoint alone."""
-    shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
-
-
-def load_checkpoint(folder: Path) -> tuple[dict[str, dict], dict] | None:
-    """The newest whole checkpoint as ({file: {name: tensor}}, state); None where there is none.
-
-    Raises:
-        ValueError: where there are checkpoints, but each is damaged; names each one's fault.
-    """
-    faults = []
-    for name in (CURRENT, NEW, PREVIOUS):
-        if not (folder / name).is_dir():
-            continue
-        fault = _fault(folder / name)
-        if fault is None:
-            return _read_checkpoint(folder / name)
-        faults.append(fault)
-    if faults and faults != [f"{folder / NEW}: no manifest.json"]:
-        raise ValueError(f"no whole checkpoint: {'; '.join(faults)}")
-    return None
-
-
-def _fault(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint by its manifest, if anything."""
-    manifest = checkpoint / "manifest.json"
-    if not manifest.is_file():
-        return f"{checkpoint}: no manifest.json"
-    try:
-        hashes = dict(read_json(manifest))
-    except (TypeError, ValueError):
-        return f"{manifest} is damaged"
-    if "state.json" not in hashes:
-        return f"{manifest} is damaged: it does not list state.json"
-    for name, digest in hashes.items():
-        path = checkpoint / Path(name).name
-        if not path.is_file():
-            return f"{path} is missing"
-        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            return f"{path} is damaged: its hash is not the manifest's"
-    return None
-
-
-def _read_checkpoint(checkpoint: Path) -> tuple[dict[str, dict], dict]:
-    from safetensors.torch import load_file
-
-    tensors = {p.stem: load_file(p) for p in sorted(checkpoint.glob("*.safetensors"))}
-    return tensors, read_json(checkpoint / "state.json")
 
 
 def round_scores(probabilities: np.ndarray) -> np.ndarray:

@@ -1,27 +1,21 @@
 """`delving reproduce`: trains and measures what is missing, then draws it and writes the report."""
 
-import contextlib
 import importlib
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from delving import config as configs
 from delving import record
-from delving.data.loader import count_cores
-from delving.device import pick_device
 from delving.display import Overview, clock
 from delving.draw import draw_artefact, draw_report, headline
 from delving.plan import Plan, load_measured, make_plan
 from delving.report import ledger_rows, verdict_heading, verdict_words
-from delving.session import load_splits
+from delving.tasks import count_jobs, estimate_run, make_data_once, train_task, watching
 from delving.workers import Outcome, Task, work_through
 
-# Seconds: of a measurement, and of a run beside its training, as they were on two cores.
-MEASURING, OVERHEAD = 20.0, 6.0
-GIGABYTES = 3  # of memory, the need of a run
+MEASURING = 20.0  # seconds of a measurement, as they were on two cores
 PURPOSES = ("start", "small", "deep", "scoring", "measuring", "report")
 
 
@@ -34,21 +28,10 @@ class Ledger:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def count_jobs(device: str, wanted: int | None) -> int:
-    """Runs to train side by side: on CPUs one a core, as far as memory reaches; on a GPU one."""
-    if wanted:
-        return wanted
-    if pick_device(device).type != "cpu":
-        return 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return max(1, min(count_cores(), int(memory / GIGABYTES)))
-
-
 def list_tasks(plan: Plan, words: Sequence[str]) -> list[Task]:
     """What is missing: runs, longest first, then measurements as soon as theirs are there."""
     missing = plan.missing()
-    tasks = [Task(name, {"kind": "train", "name": name, "config": configs.to_yaml(plan.runs[name])})
-             for name in missing]  # fmt: skip
+    tasks = [train_task(name, plan.runs[name]) for name in missing]
     for artefact, request in plan.requests.items():
         names = {name for arm in plan.arms[artefact].values() for name in arm}
         module = importlib.import_module(f"delving.paper.{artefact}")
@@ -59,7 +42,7 @@ def list_tasks(plan: Plan, words: Sequence[str]) -> list[Task]:
     return tasks
 
 
-def work(plan: Plan, tasks: list[Task], jobs: int, watch: Callable[[str, dict], None]) -> Ledger:
+def work(plan: Plan, tasks: list[Task], jobs: int, say: Overview) -> Ledger:
     """Does the tasks; what fails is noted, and stops no other.
 
     Raises:
@@ -69,31 +52,14 @@ def work(plan: Plan, tasks: list[Task], jobs: int, watch: Callable[[str, dict], 
     if not tasks:
         return ledger
     started = time.perf_counter()
-    _make_data_once(tasks)
+    make_data_once(tasks)
     ledger.seconds["start"] += time.perf_counter() - started
-
-    def note(name: str, event: dict) -> None:
-        if event["event"] == "outcome":
-            _count(plan, ledger, event["outcome"])
-        watch(name, event)
-
+    watch = watching(say, lambda outcome: _count(plan, ledger, outcome))
     try:
-        work_through(tasks, jobs=jobs, watch=note)
+        work_through(tasks, jobs=jobs, watch=watch)
     finally:
         save_times(plan, jobs, ledger.seconds)
     return ledger
-
-
-def _make_data_once(tasks: list[Task]) -> None:
-    """Generated images are written before workers want them at the same time."""
-    seen = set()
-    for task in tasks:
-        if task.message["kind"] == "train":
-            config = configs.from_yaml(task.message["config"], task.name)
-            if repr(config.data) not in seen and config.data.name == "shapes":
-                seen.add(repr(config.data))
-                with contextlib.suppress(ValueError, OSError):  # the runs will name it
-                    load_splits(config)
 
 
 def _count(plan: Plan, ledger: Ledger, outcome: Outcome) -> None:
@@ -189,7 +155,7 @@ def _lacking(plan: Plan) -> dict[str, str]:
 def _estimate(plan: Plan, task: Task) -> float:
     if task.message["kind"] == "measure":
         return MEASURING
-    return OVERHEAD + plan.estimate(task.name)
+    return estimate_run(plan, task.name)
 
 
 def tell_plan(

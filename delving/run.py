@@ -1,6 +1,7 @@
 """From a configuration to a run folder: `train_run` trains, scores and records one run."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,20 @@ from delving import config as configs
 from delving import device as devices
 from delving import record
 from delving.build import list_deviations
+from delving.checkpoint import drop_previous
 from delving.data.loader import TrainingBatches, iterate
+from delving.data.processes import LoaderError
 from delving.evaluate import error_rates
+from delving.lock import holding
 from delving.meter import Meter
 from delving.naming import name_run
 from delving.net import describe
+from delving.ranks import agree, joined
 from delving.schema import Config, differences
-from delving.score import score
-from delving.session import Session, Watch, open_session, resume_or_start, save
-from delving.signals import Interrupted, heeding_signals
+from delving.score import score_trained
+from delving.session import Session, Watch, open_session
+from delving.signals import heeding_signals, leaving_at_once
+from delving.state import resume_or_start, save
 from delving.train import Step, compile_net, decay_norm, final_status, train
 
 BAD_SHARE = 1e-4  # undecodable training images borne, of all; at least one
@@ -27,24 +33,40 @@ SUBSET = 20_15  # keys the fixed random validation images looked at in training
 def train_run(config: Config, watch: Watch, shelf: dict | None = None) -> Path:
     """Trains and scores one run, or what is left of it, and returns its folder.
 
-    `shelf` keeps decoded images from one run to the next of the same process.
+    As one of several processes that torchrun or SLURM started it takes its share. `shelf` keeps
+    decoded images from one run to the next of the same process.
 
     Raises:
-        ValueError: bad data, or a folder of that name whose run was asked for differently.
-        Interrupted: TERM, INT or USR1 came; the state is saved.
+        ValueError: bad data, a folder of that name whose run was asked for differently, or one that
+            another process is training.
+        DiskFullError: there is no room for what it would write.
+        LoaderError: a loader process died or hangs; the state is saved.
+        Interrupted: TERM, INT, USR1 or USR2 came; the state is saved.
     """
     folder = record.run_folder(config.output_root, config.scale, name_run(config))
-    check_same_run(folder, config)
-    if (folder / "result.json").exists():
-        watch({"event": "finished"})
-        return folder
-    with heeding_signals() as heard:
-        session = open_session(config, folder, watch, shelf)
-        watch({"event": "opening", "line": opening_line(session)})
-        resume_or_start(session)
-        train_until_done(session, heard)
-        finish(session, heard)
+    with joined() as ranks, leaving_at_once():
+        if agree(ranks, lambda: is_finished(folder, config)):
+            if ranks.first:
+                watch({"event": "finished"})
+            return folder
+        with ExitStack() as held:
+            with ranks.same_fate():
+                if ranks.first:
+                    held.enter_context(holding(folder))
+            session = open_session(config, folder, watch, shelf, ranks)
+            session.tell(event="opening", line=opening_line(session))
+            resume_or_start(session)
+            with heeding_signals() as session.heard:
+                train_until_done(session)
+                finish(session)
+            ranks.wait()
     return folder
+
+
+def is_finished(folder: Path, config: Config) -> bool:
+    """Whether this very run is there; ValueError where the folder is another's."""
+    check_same_run(folder, config)
+    return (folder / "result.json").exists()
 
 
 def check_same_run(folder: Path, config: Config) -> None:
@@ -78,37 +100,59 @@ def _fraction(width: float) -> str:
     return f"1/{1 / width:g}" if width < 1 and (1 / width).is_integer() else f"{width:g}"
 
 
-def train_until_done(session: Session, heard: list[int]) -> None:
+def train_until_done(session: Session) -> None:
     """The steps that are left, with log, validation, checkpoints and signals in between."""
-    config, recipe, progress = session.config, session.recipe, session.progress
+    recipe, progress = session.recipe, session.progress
     if progress.status == "diverged" or progress.step >= recipe.steps:
         return  # trained, but not scored
-    meter = Meter(session.seconds)
-    for step in planned_steps(session, meter):
-        session.seconds = meter.seconds
-        meter.images += recipe.batch
-        note_bad_images(session, step)
-        report_step(session, step, meter)
-        if progress.status == "diverged":
-            break
-        last = progress.step == recipe.steps
-        if last or _passed(progress.step, recipe.epoch * config.eval.every):
-            with meter.paused():
-                finite = validate(session)
-            if not finite:
-                break
-        if heard or meter.checkpoint_due(config.train.checkpoint_minutes):
-            with meter.paused():
-                save(session)
-        if heard:
-            raise Interrupted(heard[0], session.folder)
+    meter, settled = Meter(session.seconds), True
+    try:
+        with closing(planned_steps(session, meter)) as steps:  # and the loader processes with it
+            for step in steps:
+                session.seconds = meter.seconds
+                meter.images += recipe.batch
+                settled = False
+                if not after_step(session, step, meter):
+                    break
+                settled = True
+    except LoaderError:
+        if settled:  # it came between two steps, not in a validation: nothing need be lost
+            save(session)
+        raise
     session.seconds = meter.seconds
     save(session)
+
+
+def after_step(session: Session, step: Step, meter: Meter) -> bool:
+    """What follows a step; False where the training has diverged.
+
+    Raises:
+        Interrupted: after saving.
+    """
+    config, recipe, progress = session.config, session.recipe, session.progress
+    note_bad_images(session, step)
+    report_step(session, step, meter)
+    if progress.status == "diverged":
+        return False
+    last = progress.step == recipe.steps
+    if last or _passed(progress.step, recipe.epoch * config.eval.every):
+        with meter.paused():
+            finite = validate(session)
+        if not finite:
+            return False
+    # Every rank must stop after the same step, also where one alone was told to.
+    told = session.ranks.largest(max(session.heard, default=0))
+    if told or meter.checkpoint_due(config.train.checkpoint_minutes):
+        with meter.paused():
+            save(session)
+    session.ranks.stop(told, session.folder)
+    return True
 
 
 def planned_steps(session: Session, meter: Meter) -> Iterator[Step]:
     """The training of the steps that are left, about to begin."""
     config, recipe, progress = session.config, session.recipe, session.progress
+    ranks = session.ranks
     batches = TrainingBatches(
         session.train_images,
         batch=recipe.batch,
@@ -116,18 +160,25 @@ def planned_steps(session: Session, meter: Meter) -> Iterator[Step]:
         sides=tuple(session.sides(config.train.s)),
         flip=config.train.flip,
         seed=config.seed,
+        share=(ranks.rank, ranks.size),
     )
-    left = range(progress.step, recipe.steps)
-    supply = iterate(batches, left, workers=session.workers, pin=session.device.type == "cuda")
+    supply = iterate(
+        batches,
+        range(progress.step, recipe.steps),
+        workers=session.workers,
+        pin=session.device.type == "cuda",
+        timeout=config.data.timeout,
+    )
     net = compile_net(session.net) if config.train.compile else session.net
     return train(
-        net,
+        ranks.share(net, session.device),
         session.input,
         session.optimizer,
         batches=meter.timed(supply),
         recipe=recipe,
         progress=progress,
         autocast=session.autocast,
+        ranks=ranks,
     )
 
 
@@ -137,21 +188,26 @@ def _passed(step: int, interval: float) -> bool:
 
 def note_bad_images(session: Session, step: Step) -> None:
     """Counts undecodable training images; ValueError names them once they are too many."""
-    new = [name for name in dict.fromkeys(step.bad) if name not in session.progress.bad]
+    bad = step.bad
+    if session.ranks.largest(len(bad)):
+        bad = [name for names in session.ranks.gather(bad) for name in names]
+    new = [name for name in dict.fromkeys(bad) if name not in session.progress.bad]
     for name in new:
         session.progress.bad.append(name)
         session.log(event="bad_image", name=name)
     limit = max(1, int(BAD_SHARE * len(session.train_images.images)))
     if new and len(session.progress.bad) > limit:
-        raise ValueError(
-            f"{len(session.progress.bad)} training images cannot be decoded (borne: {limit}): "
-            f"{', '.join(session.progress.bad[:5])}. `delving data verify` lists them all"
+        session.ranks.fail(
+            ValueError(
+                f"{len(session.progress.bad)} training images cannot be decoded (borne: {limit}): "
+                f"{', '.join(session.progress.bad[:5])}. `delving data verify` lists them all"
+            )
         )
 
 
 def report_step(session: Session, step: Step, meter: Meter) -> None:
     progress, recipe = session.progress, session.recipe
-    session.watch({"event": "tick", "step": progress.step, "loss": step.loss, "err": step.error})
+    session.tell(event="tick", step=progress.step, loss=step.loss, err=step.error)
     if progress.status == "diverged":
         session.log(
             event="diverged", step=progress.step, loss=str(step.loss), grad_norm=str(step.grad_norm)
@@ -183,7 +239,7 @@ def validate(session: Session) -> bool:
     chosen = np.sort(rng.permutation(len(images))[:count])
     s = session.sides([session.config.eval.ten_view_s])[0]
     try:
-        probabilities = session.tester.center(session.val_images, s, chosen)
+        probabilities = session.tester().center(session.val_images, s, chosen)
     except FloatingPointError as error:
         session.progress.status = "diverged"
         session.log(
@@ -200,18 +256,20 @@ def validate(session: Session) -> bool:
     return True
 
 
-def finish(session: Session, heard: list[int]) -> None:
+def finish(session: Session) -> None:
     """Scores the trained net and writes result.json, the mark of a finished run."""
     status = final_status(session.progress, len(session.train_images.images.classes))
     try:
-        scores = {} if status == "diverged" else score(session, heard)
+        scores = {} if status == "diverged" else score_trained(session)
     except FloatingPointError:  # the last step's weights are finite, but no score is
         status, scores = "diverged", {}
+    if not session.ranks.first:
+        return
     result = summarise(session, status, scores)
     record.save_slopes(session.folder, session.net.slopes())
     session.log(event="end", status=status, seconds=round(session.seconds, 2))
-    record.write_json(session.folder / "result.json", result)
-    record.drop_previous(session.folder)
+    drop_previous(session.folder)
+    record.write_json(session.folder / "result.json", result)  # the last, whatever ends us before
 
 
 def summarise(session: Session, status: str, scores: dict[str, dict]) -> dict:
@@ -233,7 +291,7 @@ def summarise(session: Session, status: str, scores: dict[str, dict]) -> dict:
         "status": status,
         "seconds": round(session.seconds, 2),
         "images_per_second": round(progress.step * recipe.batch / max(session.seconds, 1e-9), 1),
-        "device": devices.name_device(session.device),
+        "device": devices.name_device(session.device, session.ranks.size),
         "eval": scores,
         "deviations": list_deviations(config, session.net, session.precision),
     }

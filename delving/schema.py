@@ -4,50 +4,43 @@
 its large ones (Table 3); the `${...}` defaults below read it.
 """
 
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
-from itertools import pairwise
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
-PROTOCOLS = ("center", "ten_view", "dense")
-RANGES = ("raw", "scaled", "normalised")
-PRECISIONS = ("auto", "fp32", "bf16")
-
-
-def _finite(low: float, *, above: bool = False) -> tuple[str, Callable[[Any], bool]]:
-    words = f"a finite number {'above' if above else 'of at least'} {low:g}"
-    return words, lambda v: math.isfinite(v) and (v > low if above else v >= low)
-
-
-def _one_of(choices: tuple[str, ...]) -> tuple[str, Callable[[Any], bool]]:
-    return "one of " + ", ".join(choices), lambda v: v in choices
-
-
-POSITIVE, NOT_NEGATIVE = _finite(0, above=True), _finite(0)
-SHARE = ("in [0, 1)", lambda v: 0 <= v < 1)
-COUNT = ("an integer of at least 1", lambda v: v >= 1)
-SEVENTHS = ("sevenths of the crop, each at least 7", lambda v: len(v) > 0 and min(v) >= 7)
-FROM_TO = ("[from, to] in sevenths, 7 <= from <= to", lambda v: len(v) == 2 and 7 <= v[0] <= v[1])
-FRACTIONS = ("rising fractions in (0, 1), or [] for a plateau", lambda v: _rises([0.0, *v, 1.0]))
-SOME_PROTOCOLS = (
-    "one or more of " + ", ".join(PROTOCOLS),
-    lambda v: len(v) > 0 and all(p in PROTOCOLS for p in v),
+from delving.bounds import (
+    BATCH,
+    DEEPEST,
+    DEVICE,
+    FINITE,
+    FRACTIONS,
+    FROM_TO,
+    IMAGES,
+    LAYERS,
+    NAME,
+    NOT_NEGATIVE,
+    PATH,
+    PRECISIONS,
+    RANGES,
+    SEVENTHS,
+    SHARE,
+    SOME_PROTOCOLS,
+    Bound,
+    integer,
+    number,
+    one_of,
 )
+from delving.words import shown
 
 
-def _rises(v: list[float]) -> bool:
-    return all(a < b for a, b in pairwise(v))
-
-
-def knob(default: Any, check: tuple[str, Callable[[Any], bool]] | None = None) -> Any:
+def knob(default: Any, check: Bound | None = None) -> Any:
     metadata = {"check": check}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def of_family(key: str, check: tuple[str, Callable[[Any], bool]] | None = None) -> Any:
+def of_family(key: str, check: Bound | None = None) -> Any:
     return knob(f"${{family.${{model.family}}.{key}}}", check)
 
 
@@ -101,52 +94,50 @@ class Request:
 
 @dataclass
 class Model:
-    name: str = ""
-    family: str = knob("small", _one_of(("small", "large")))
-    layers: list[dict[str, Any]] = knob(
-        [], ("not empty", len)
-    )  # in the paper's notation, see net.py
-    depth: int | None = knob(None, COUNT)  # conv + fc layers; None: as listed
-    width: float = of_family("width", POSITIVE)  # times the paper's filters and fc units
-    stem_stride: int | None = knob(None, COUNT)  # of the first conv; None: as listed
+    name: str = knob("", NAME)
+    family: str = knob("small", one_of(("small", "large")))
+    layers: list[dict[str, Any]] = knob([], LAYERS)  # in the paper's notation, see net.py
+    depth: int | None = knob(None, integer(1, DEEPEST))  # conv + fc layers; None: as listed
+    width: float = of_family("width", number(0, 100, above=True))  # times the paper's filters
+    stem_stride: int | None = knob(None, integer(1, 100))  # of the first conv; None: as listed
 
 
 @dataclass
 class Act:
-    name: str = ""
-    slope: float = knob(
-        0.0, ("finite", math.isfinite)
-    )  # a at the start (PReLU) or for good (LReLU)
+    name: str = knob("", NAME)
+    slope: float = knob(0.0, number(-1000, 1000))  # a at the start (PReLU) or for good (LReLU)
 
 
 @dataclass
 class Init:
-    name: str = ""
-    std: float = knob(0.01, POSITIVE)  # of `gaussian` only
-    range: str = knob("raw", _one_of(RANGES))  # what tames the input's +-128, see initializer.py
-    classifier: float = knob(1.0, POSITIVE)  # times the last layer's std
+    name: str = knob("", NAME)
+    std: float = knob(0.01, number(0, 1000, above=True))  # of `gaussian` only
+    range: str = knob("raw", one_of(RANGES))  # what tames the input's +-128, see initializer.py
+    classifier: float = knob(1.0, number(0, 1000, above=True))  # times the last layer's std
 
 
 @dataclass
 class Data:
-    name: str = ""
-    root: str | None = None  # folder or zip; None: generated images, made on demand
-    classes: int | None = knob(None, ("at least 2", lambda v: v >= 2))  # first n; None: all
-    train_images: int | None = knob(None, COUNT)  # evenly over the classes; None: all
-    val_images: int | None = knob(None, COUNT)
+    name: str = knob("", NAME)
+    root: str | None = knob(None, PATH)  # folder or zip; None: generated images, made on demand
+    classes: int | None = knob(None, integer(2, 100_000))  # first n; None: all
+    train_images: int | None = knob(None, IMAGES)  # evenly over the classes; None: all
+    val_images: int | None = knob(None, IMAGES)
     crop: int = knob(
-        224, ("a multiple of 7, at least 7", lambda v: v >= 7 and v % 7 == 0)
+        224, ("a multiple of 7 from 7 to 7,000", lambda v: 7 <= v <= 7000 and v % 7 == 0)
     )  # pixels
-    workers: int = knob(-1, ("-1 (cores - 2) or more", lambda v: v >= -1))  # loader processes
-    cache_gb: float = knob(4.0, NOT_NEGATIVE)  # decoded images kept in memory, GB
+    workers: int = knob(-1, integer(-1, 1024, ", -1 being cores - 2"))  # loader processes
+    cache_gb: float = knob(4.0, number(0, 1_000_000))  # decoded images kept in memory, GB
+    timeout: float = knob(120.0, number(0, 86_400, above=True))  # seconds that a loader process
+    # may take for one batch; where workers is 0 there is none, and no limit
 
 
 @dataclass
 class Train:
-    epochs: float = of_family("epochs", POSITIVE)
-    batch: int = knob(128, COUNT)  # images a step, over all micro-batches
-    micro_batch: int | None = knob(None, COUNT)  # images on the device at once; None: the batch
-    lr: float = of_family("lr", POSITIVE)
+    epochs: float = of_family("epochs", number(0, 100_000, above=True))
+    batch: int = knob(128, BATCH)  # images a step, over all micro-batches
+    micro_batch: int | None = knob(None, BATCH)  # images on the device at once; None: the batch
+    lr: float = of_family("lr", FINITE)
     warmup: float = of_family("warmup", SHARE)  # share of the steps with a rising learning rate
     switch: list[float] = knob([], FRACTIONS)  # where lr is divided by ten, in fractions of the run
     momentum: float = knob(0.9, SHARE)
@@ -156,27 +147,29 @@ class Train:
     flip: bool = True
     color: float = knob(0.1, NOT_NEGATIVE)  # std of the draws that scale the colour eigenvectors
     compile: bool = False  # torch.compile
-    log_every: int = knob(20, COUNT)  # steps a line of log.jsonl averages
-    checkpoint_minutes: float = knob(10.0, POSITIVE)
+    log_every: int = knob(20, integer(1, 1_000_000))  # steps a line of log.jsonl averages
+    checkpoint_minutes: float = knob(10.0, number(0, 1_000_000, above=True))
 
 
 @dataclass
 class Eval:
     protocols: list[str] = of_family("protocols", SOME_PROTOCOLS)
-    ten_view_s: int = knob(8, ("at least 7", lambda v: v >= 7))  # sevenths of the crop; center too
+    ten_view_s: int = knob(8, integer(7, 70))  # sevenths of the crop; center too
     dense_s: list[int] = knob([8, 12, 15], SEVENTHS)  # sevenths: 256, 384, 480 at crop 224
-    batch: int = knob(128, COUNT)  # images a forward
-    every: float = knob(1.0, POSITIVE)  # epochs between two looks at the validation error
-    images: int = knob(3000, COUNT)  # fixed random validation images looked at in training
+    batch: int = knob(128, BATCH)  # images a forward
+    every: float = knob(
+        1.0, number(0, 1_000_000, above=True)
+    )  # epochs between two looks at the validation error
+    images: int = knob(3000, IMAGES)  # fixed random validation images looked at in training
 
 
 @dataclass
 class Config:
-    scale: str = ""
+    scale: str = knob("", NAME)
     seed: int = knob(0, ("an integer from 0 to 2^63 - 1", lambda v: 0 <= v < 2**63))
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
-    precision: str = knob("auto", _one_of(PRECISIONS))
-    output_root: str = "outputs"
+    device: str = knob("auto", DEVICE)  # auto, cpu, cuda, cuda:1, mps
+    precision: str = knob("auto", one_of(PRECISIONS))
+    output_root: str = knob("outputs", PATH)
     model: Model = field(default_factory=Model)
     act: Act = field(default_factory=Act)
     init: Init = field(default_factory=Init)
@@ -192,6 +185,7 @@ NEUTRAL = (
     "data.root",
     "data.workers",
     "data.cache_gb",
+    "data.timeout",
     "train.micro_batch",
     "train.compile",
     "train.log_every",
@@ -222,10 +216,15 @@ def differences(ours: Config, theirs: Config) -> dict[str, tuple]:
     }
 
 
+def check_value(key: str, value: Any, f: Field) -> None:
+    """ValueError naming the key, its value and what it may be."""
+    check = f.metadata.get("check")
+    if check and value is not None and not check[1](value):
+        raise ValueError(f"{key}={shown(value)}: must be {check[0]}")
+
+
 def validate(config: Config) -> Config:
     """Returns `config`, or raises ValueError naming the key, its value and what it may be."""
     for key, value, f in leaves(config):
-        check = f.metadata.get("check")
-        if check and value is not None and not check[1](value):
-            raise ValueError(f"{key}={value}: must be {check[0]}")
+        check_value(key, value, f)
     return config

@@ -1,5 +1,6 @@
 """Scores a session's net by its protocols and saves what it says of each image."""
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import numpy as np
 from delving import record
 from delving.evaluate import error_rates, name_protocols, rank_labels
 from delving.probe import open_trained
+from delving.ranks import joined
 from delving.schema import Config
 from delving.session import Session, Watch
-from delving.signals import Interrupted, heeding_signals
+from delving.signals import heeding_signals, leaving_at_once
 
 
 def eval_run(folder: Path, config: Config, watch: Watch) -> dict[str, dict]:
@@ -18,43 +20,77 @@ def eval_run(folder: Path, config: Config, watch: Watch) -> dict[str, dict]:
 
     Raises:
         ValueError: no checkpoint, a damaged one, or one of another model or other data.
+        Interrupted: TERM, INT, USR1 or USR2 came; the protocols done by then are saved.
     """
-    with heeding_signals() as heard:
-        return score(open_trained(folder, config, watch), heard)
+    with joined() as ranks, leaving_at_once():
+        session = open_trained(folder, config, watch, ranks)
+        with heeding_signals() as session.heard:
+            return _score(session, {})
 
 
-def score(session: Session, heard: list[int]) -> dict[str, dict]:
+def score_trained(session: Session) -> dict[str, dict]:
+    """The same for a run that has just been trained; what an interrupted scoring of the same
+    weights has saved is not done again."""
+    return _score(session, _saved_scores(session) if session.ranks.first else {})
+
+
+def _score(session: Session, before: dict[str, np.ndarray]) -> dict[str, dict]:
     """Every protocol of the configuration, saved under its name; {name: error rates}."""
-    config, images = session.config.eval, session.val_images.images
-    scored: dict[str, np.ndarray] = {}
+    config, ranks = session.config.eval, session.ranks
+    done = ranks.tell(sorted(before))
+    scored: dict[str, np.ndarray] = dict(before)
     summaries = {}
     for name in name_protocols(config.protocols, session.sides(config.dense_s)):
         started = time.perf_counter()
-        # As they are saved, so that who reads them finds the same errors.
-        scored[name] = record.round_scores(_score_one(session, name, scored))
-        summaries[name] = {**error_rates(scored[name], images.labels), "images": len(images)}
-        seconds = round(time.perf_counter() - started, 2)
-        record.save_scores(
-            session.folder,
-            name,
-            {"protocol": name, **summaries[name], "seconds": seconds},
-            probabilities=scored[name],
-            labels=images.labels,
-            names=images.names,
-        )
-        record.save_ranks(session.folder, name, rank_labels(scored[name], images.labels))
-        session.watch({"event": "score", "protocol": name, **summaries[name]})
-        if heard:
-            raise Interrupted(heard[0], session.folder)
-    return summaries
+        if name not in done:
+            # As they are saved, so that who reads them finds the same errors.
+            scored[name] = record.round_scores(_score_one(session, name, scored))
+        if ranks.first:
+            rates = error_rates(scored[name], session.val_images.images.labels)
+            summaries[name] = {**rates, "images": len(session.val_images.images)}
+            if name not in done:
+                seconds = round(time.perf_counter() - started, 2)
+                _save(session, name, scored[name], summaries[name] | {"seconds": seconds})
+            session.tell(event="score", protocol=name, **summaries[name])
+        ranks.stop_if_told(session.heard, session.folder)
+    return ranks.tell(summaries)
+
+
+def _save(session: Session, name: str, probabilities: np.ndarray, summary: dict) -> None:
+    """What is looked for first is written last."""
+    images = session.val_images.images
+    record.save_ranks(session.folder, name, rank_labels(probabilities, images.labels))
+    record.save_scores(
+        session.folder,
+        name,
+        {"protocol": name, **summary, "weights": session.weights},
+        probabilities=probabilities,
+        labels=images.labels,
+        names=images.names,
+    )
+
+
+def _saved_scores(session: Session) -> dict[str, np.ndarray]:
+    """{protocol: probabilities} that the folder holds of the session's own weights and images."""
+    found, images = {}, session.val_images.images
+    for path in sorted((session.folder / "eval").glob("*.json")):
+        with contextlib.suppress(ValueError):  # damaged ones are made anew
+            summary = record.read_json(path)
+            probabilities, _, names = record.load_scores(session.folder, path.stem)
+            of = summary.get("weights") if isinstance(summary, dict) else None
+            if of is not None and of == session.weights and names == images.names:
+                found[path.stem] = probabilities
+    return found
 
 
 def _score_one(session: Session, name: str, scored: dict[str, np.ndarray]) -> np.ndarray:
     """(images, classes) by one protocol; `dense` averages the scales scored before it."""
     config, source = session.config.eval, session.val_images
-    if name == "dense":
-        return np.mean([scored[f"dense@{s}"] for s in session.sides(config.dense_s)], axis=0)
-    if name.startswith("dense@"):
-        return session.tester.dense(source, int(name.removeprefix("dense@")))
     [s] = session.sides([config.ten_view_s])
-    return getattr(session.tester, name)(source, s)
+    tester = session.tester(session.heard)
+    if name == "dense":
+        scales = [f"dense@{s}" for s in session.sides(config.dense_s)]
+        return np.mean([scored[scale] for scale in scales if scale in scored], axis=0)
+    if name.startswith("dense@"):
+        return tester.dense(source, int(name.removeprefix("dense@")))
+    return getattr(tester, name)(source, s)

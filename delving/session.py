@@ -1,28 +1,25 @@
-"""A run in the making: its data, net, input and progress, opened, started, saved and resumed."""
+"""A run in the making: its data, net and device, put together."""
 
-import os
-import platform
-import subprocess
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 
-import delving
-from delving import config as configs
 from delving import device as devices
 from delving import record
-from delving.build import build_model, load_weights, materialise
+from delving.build import build_model
 from delving.data import fingerprint, load_data
+from delving.data.augment import rows_of
 from delving.data.images import Images
 from delving.data.input import Input, blank_input, measure_input
 from delving.data.loader import Cache, cached, count_workers
 from delving.evaluate import Tester
 from delving.net import Layer, Net
+from delving.ranks import ALONE, Ranks
 from delving.schema import Config
-from delving.train import Progress, Recipe, build_optimizer
+from delving.train import Progress, Recipe
 
 Watch = Callable[[dict], None]  # is told every event; those of kind "tick" are not logged
 
@@ -47,18 +44,47 @@ class Session:
     progress: Progress = field(default_factory=Progress)
     seconds: float = 0.0  # of training, over all sittings
     shelf: dict = field(default_factory=dict)  # what other runs of this process can use too
+    weights: str | None = None  # their hash, once they are saved
+    ranks: Ranks = ALONE  # the processes that work on this run together
+    heard: list[int] = field(default_factory=list)  # signals
+
+    @cached_property
+    def data(self) -> str:
+        """The hash of both splits."""
+        return fingerprint(self.train_images.images, self.val_images.images)
+
+    def tell(self, **event) -> None:
+        """To who watches; of several ranks the first speaks alone."""
+        if self.ranks.first:
+            self.watch(event)
 
     def log(self, **event) -> None:
-        record.append_event(self.folder / "log.jsonl", event)
-        self.watch(event)
+        if self.ranks.first:
+            record.append_event(self.folder / "log.jsonl", event)
+        self.tell(**event)
 
     @property
     def autocast(self) -> Callable:
         return partial(devices.autocast, self.device, self.precision)
 
-    @property
-    def tester(self) -> Tester:
-        return Tester(self.net, self.input, self.autocast, self.config.eval.batch, self.workers)
+    def tester(self, heard: Sequence[int] = ()) -> Tester:
+        """Scores with the session's net; a signal in `heard` ends it."""
+        return Tester(
+            self.net,
+            self.input,
+            self.autocast,
+            self.config.eval.batch,
+            self.workers,
+            self.config.data.timeout,
+            self.ranks,
+            heard,
+            self.folder,
+        )
+
+    def blank_input(self) -> Input:
+        """An Input to be filled with saved statistics."""
+        number = devices.number_type(self.config.precision)
+        return blank_input(self.config.data.crop).to(self.device, number)
 
     def sides(self, sevenths: list[int]) -> list[int]:
         """Shorter sides in pixels."""
@@ -78,21 +104,54 @@ def load_splits(config: Config) -> tuple[Images, Images]:
     )
 
 
-def open_session(config: Config, folder: Path, watch: Watch, shelf: dict | None = None) -> Session:
+def open_session(
+    config: Config,
+    folder: Path,
+    watch: Watch,
+    shelf: dict | None = None,
+    ranks: Ranks = ALONE,
+) -> Session:
     """Data, net and device of a run; images that `shelf` has decoded already are taken from it."""
-    device = devices.pick_device(config.device)
-    devices.prepare_backend(device)
-    workers = count_workers(config.data.workers)
     shelf = {} if shelf is None else shelf
-    caches = _open_caches(config, workers, shelf)
-    net, layers = build_model(config, len(caches[0].images.classes))
+    with ranks.same_fate():
+        rows_of(config.train.batch, ranks.rank, ranks.size)  # refused before anything is written
+        device = devices.pick_device(
+            config.device, local_rank=ranks.local_rank, local_size=ranks.local_size
+        )
+        devices.prepare_backend(device)
+        workers = count_workers(config.data.workers, ranks.local_size)
+        if ranks.local_rank == 0:  # generated images are written by one process of a machine
+            caches = _open_caches(config, workers, shelf, ranks)
+    with ranks.same_fate():
+        if ranks.local_rank:
+            caches = _open_caches(config, workers, shelf, ranks)
+        net, layers = build_model(config, len(caches[0].images.classes))
     precision = devices.pick_precision(config.precision, device)
     return Session(
-        config, folder, *caches, net, layers, device, precision, workers, watch, shelf=shelf
+        config,
+        folder,
+        *caches,
+        net,
+        layers,
+        device,
+        precision,
+        workers,
+        watch,
+        shelf=shelf,
+        ranks=ranks,
     )
 
 
-def _open_caches(config: Config, workers: int, shelf: dict) -> list[Cache]:
+def check_same_data(session: Session, data: str) -> None:
+    """ValueError where a checkpoint comes from other data than the session's."""
+    if data != session.data:
+        raise ValueError(
+            f"{session.folder} was trained on other data (its hash {data}, here {session.data}): "
+            "give the same data.root, or move the folder away"
+        )
+
+
+def _open_caches(config: Config, workers: int, shelf: dict, ranks: Ranks) -> list[Cache]:
     data = config.data
     low, high = (n * data.crop // 7 for n in config.train.s)
     side = low if low == high else None
@@ -101,9 +160,10 @@ def _open_caches(config: Config, workers: int, shelf: dict) -> list[Cache]:
         # Only the last data set's stay: two of them might not fit.
         shelf.clear()
         train, val = load_splits(config)
+        gigabytes = data.cache_gb / ranks.local_size
         shelf[key] = [
-            cached(train, gigabytes=data.cache_gb, workers=workers, side=side),
-            cached(val, gigabytes=data.cache_gb, workers=workers),
+            cached(train, gigabytes=gigabytes, workers=workers, side=side),
+            cached(val, gigabytes=gigabytes, workers=workers),
         ]
     return shelf[key]
 
@@ -126,120 +186,10 @@ def plan_recipe(config: Config, images: int) -> Recipe:
     )
 
 
-def resume_or_start(session: Session) -> None:
-    """Weights, input statistics, optimiser and progress: from the checkpoint, or new."""
-    session.recipe = plan_recipe(session.config, len(session.train_images.images))
-    saved = record.load_checkpoint(session.folder)
-    session.net = materialise(session.net, session.config, session.device)
-    if saved:
-        restore(session, *saved)
-    else:
-        start(session, fingerprint(session.train_images.images, session.val_images.images))
-
-
 def measure_for(session: Session, source: Cache) -> Input:
     """The input statistics of the source's images, as the session's configuration wants them."""
     config = session.config
     [s] = session.sides([8])
     normalised = config.init.range == "normalised"
     found = measure_input(source, crop=config.data.crop, s=s, normalised=normalised)
-    return found.to(session.device)
-
-
-def start(session: Session, data: str) -> None:
-    config, folder = session.config, session.folder
-    key = ("input", config.data.crop, config.init.range)
-    if key not in session.shelf:
-        session.shelf[key] = measure_for(session, session.train_images)
-    session.input = session.shelf[key]
-    session.optimizer = build_optimizer(session.net, session.recipe)
-    record.write_json(folder / "env.json", environment(session, data))
-    record.write_text(folder / "config.yaml", configs.to_yaml(config))
-    (folder / "log.jsonl").unlink(missing_ok=True)
-    session.log(
-        event="start",
-        run=folder.name,
-        steps=session.recipe.steps,
-        steps_per_epoch=session.recipe.epoch,
-        classes=len(session.train_images.images.classes),
-        train_images=len(session.train_images.images),
-        val_images=len(session.val_images.images),
-        precision=session.precision,
-    )
-
-
-def check_same_data(session: Session, data: str) -> None:
-    """ValueError where a checkpoint comes from other data than the session's."""
-    here = fingerprint(session.train_images.images, session.val_images.images)
-    if data != here:
-        raise ValueError(
-            f"{session.folder} was trained on other data (its hash {data}, here {here}): "
-            "give the same data.root, or move the folder away"
-        )
-
-
-def restore(session: Session, tensors: dict, state: dict) -> None:
-    """Takes up a checkpoint; ValueError where it belongs to other data or another net."""
-    check_same_data(session, state["data"])
-    session.input = blank_input(session.config.data.crop).to(session.device)
-    load_weights(session.net, session.input, tensors["model"], session.folder)
-    session.optimizer = build_optimizer(session.net, session.recipe)
-    for name, p in session.net.named_parameters():
-        if name in tensors["optimizer"]:
-            momentum = torch.empty_like(p).copy_(tensors["optimizer"][name])
-            session.optimizer.state[p]["momentum_buffer"] = momentum
-    session.progress = Progress(**state["progress"])
-    session.seconds, session.precision = state["seconds"], state["precision"]
-    record.truncate_log(session.folder / "log.jsonl", state["log_bytes"])
-    session.log(
-        event="resume",
-        run=session.folder.name,
-        step=session.progress.step,
-        steps=session.recipe.steps,
-    )
-
-
-def save(session: Session) -> None:
-    """Writes a checkpoint from which the same steps follow."""
-    net = {f"net.{k}": v.contiguous() for k, v in session.net.state_dict().items()}
-    net |= {f"input.{k}": v.contiguous() for k, v in session.input.state_dict().items()}
-    buffers = {
-        name: session.optimizer.state[p].get("momentum_buffer")
-        for name, p in session.net.named_parameters()
-    }
-    momentum = {name: v.contiguous() for name, v in buffers.items() if v is not None}
-    state = {
-        "progress": asdict(session.progress),
-        "seconds": session.seconds,
-        "precision": session.precision,
-        "data": record.read_json(session.folder / "env.json")["data"],
-        "log_bytes": (session.folder / "log.jsonl").stat().st_size,
-    }
-    record.save_checkpoint(session.folder, {"model": net, "optimizer": momentum}, state)
-
-
-def environment(session: Session, data: str) -> dict:
-    """env.json: where, with what and on which data the run was started."""
-    return {
-        "delving": delving.__version__,
-        "git": git_revision(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": devices.name_device(session.device),
-        "precision": session.precision,
-        "cores": os.cpu_count(),
-        "data": data,
-    }
-
-
-def git_revision() -> str | None:
-    """The checkout's commit, `+` where it has changes; None outside of a checkout."""
-    root = Path(__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    return found.to(session.device, devices.number_type(config.precision))

@@ -1,20 +1,25 @@
-"""TERM, INT and USR1 end a run after the step at hand, with its state saved."""
+"""TERM, INT, USR1 and USR2 end a run after the step at hand, with its state saved."""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# USR2 is what submitit has SLURM send before it takes a machine away.
+HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+REQUEUE = (signal.SIGUSR1, signal.SIGUSR2)  # "start me again": exit code 75
 
 
 class Interrupted(Exception):
-    """A signal came; the state is saved. `signal` is its number."""
+    """A signal came, and nothing is lost. `signal` is its number."""
 
-    def __init__(self, number: int, folder: Path | str):
+    def __init__(self, number: int, folder: Path | str | None = None):
         name = signal.Signals(number).name
-        super().__init__(f"{name}: saved in {folder}; the same command goes on from there")
+        what = f"saved in {folder}" if folder else "nothing had begun"
+        then = "the same command goes on from there" if folder else "the same command starts it"
+        super().__init__(f"{name}: {what}; {then}")
         self.signal = number
+        self.told_elsewhere = False  # of several ranks one tells of it
 
 
 @contextmanager
@@ -27,9 +32,27 @@ def heeding_signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         heard.append(number)
 
-    before = {number: signal.signal(number, hear) for number in HEEDED}
-    try:
+    with _handling(hear):
         yield heard
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """While nothing is there to be saved, a signal ends the run where it stands, tidily."""
+
+    def leave(number: int, frame: object) -> None:
+        raise Interrupted(number)
+
+    with _handling(leave):
+        yield
+
+
+@contextmanager
+def _handling(handler) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in HEEDED}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            if old is not None:  # one that was not set by Python cannot be set again
+                signal.signal(number, old)

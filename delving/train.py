@@ -3,16 +3,19 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from delving.data.augment import rows_of
 from delving.data.input import Input
 from delving.data.loader import Batch
+from delving.device import wide
 from delving.net import Dropout, Net
+from delving.ranks import ALONE, Ranks
 from delving.rectifier import PReLU
 from delving.spp import SPP
 
@@ -118,23 +121,31 @@ def train(
     recipe: Recipe,
     progress: Progress,
     autocast: Callable[[], AbstractContextManager],
+    ranks: Ranks = ALONE,
 ) -> Iterator[Step]:
     """Runs the steps that are left and yields what each showed; `progress` is up to date then.
 
-    A loss or gradient that is not finite ends the training before the optimiser sees it.
+    A loss or gradient that is not finite ends the training before the optimiser sees it. Of several
+    ranks each has its rows of every batch, and all of them see the same.
     """
     parameters = list(net.parameters())
     is_conv = torch.tensor([p.dim() == 4 for p in parameters])
+    rehearsed = ranks.size == 1
     for batch in batches:
         lr = learning_rate(recipe, progress.step, progress.drops)
         for group in optimizer.param_groups:
             group["lr"] = lr
         net.train()
-        optimizer.zero_grad(set_to_none=True)
-        loss, wrong = accumulate_gradients(
-            net, input, batch, recipe=recipe, step=progress.step, autocast=autocast
-        )
-        squares = torch.stack([loss, wrong, *gradient_squares(parameters)]).cpu()  # one wait
+        for _ in range(1 if rehearsed else 2):
+            # DDP puts its sums in order after the first backward of a sitting, and a run that was
+            # taken up is to sum every step's gradients in the order of one that was not.
+            optimizer.zero_grad(set_to_none=True)
+            shown = accumulate_gradients(
+                net, input, batch, recipe=recipe, step=progress.step, autocast=autocast, ranks=ranks
+            )
+        rehearsed = True
+        ranks.sum(shown)
+        squares = torch.cat([shown, *gradient_squares(parameters)]).cpu()  # one wait
         loss, wrong, squares = squares[0].item(), squares[1].item(), squares[2:]
         norm, conv_norm = (part.sum().sqrt().item() for part in (squares, squares[is_conv]))
         if not math.isfinite(loss + norm):
@@ -150,7 +161,7 @@ def train(
 def gradient_squares(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     """Each gradient's squared norm; by dot products, twice as fast as foreach norms on a CPU."""
     flat = [p.grad.flatten() for p in parameters]
-    return [torch.dot(g, g).float() for g in flat]
+    return [torch.dot(g, g)[None] for g in flat]
 
 
 @torch.no_grad()
@@ -169,22 +180,29 @@ def accumulate_gradients(
     recipe: Recipe,
     step: int,
     autocast: Callable[[], AbstractContextManager],
-) -> tuple[Tensor, Tensor]:
-    """Forward and backward by micro-batches: the mean loss and the number of wrong images."""
-    device = input.mean.device
-    loss, wrong = torch.zeros((), device=device), torch.zeros((), device=device)
-    for start in range(0, recipe.batch, recipe.micro_batch):
-        rows = slice(start, min(start + recipe.micro_batch, recipe.batch))
-        pixels, labels, color = (x[rows].to(device, non_blocking=True) for x in batch[:3])
+    ranks: Ranks = ALONE,
+) -> Tensor:
+    """Forward and backward by micro-batches of this rank's rows: (2,), their share of the batch's
+    mean loss and how many of them are wrong."""
+    device, own = input.mean.device, rows_of(recipe.batch, ranks.rank, ranks.size)
+    shown = torch.zeros(2, device=device, dtype=input.mean.dtype)
+    starts = range(own.start, own.stop, recipe.micro_batch)
+    for start in starts:
+        rows = slice(start, min(start + recipe.micro_batch, own.stop))
+        here = slice(rows.start - own.start, rows.stop - own.start)
+        pixels, labels, color = (x[here].to(device, non_blocking=True) for x in batch[:3])
         shift = input.color_shift(color, recipe.color) if recipe.color else None
         seed_dropout(net, (recipe.seed, step), batch=recipe.batch, rows=rows)
-        with autocast():
-            logits = net(input(pixels, shift))
-        part = F.cross_entropy(logits.float(), labels, reduction="sum") / recipe.batch
-        part.backward()
-        loss += part.detach()
-        wrong += (logits.detach().argmax(1) != labels).sum()
-    return loss, wrong
+        # The ranks' gradients are summed once, with the last micro-batch.
+        summed = ranks.size == 1 or start == starts[-1]
+        with nullcontext() if summed else net.no_sync():
+            with autocast():
+                logits = net(input(pixels, shift))
+            part = F.cross_entropy(wide(logits), labels, reduction="sum") / recipe.batch
+            (part * ranks.size).backward()
+        shown[0] += part.detach()
+        shown[1] += (logits.detach().argmax(1) != labels).sum()
+    return shown
 
 
 def seed_dropout(net: nn.Module, keys: tuple[int, int], *, batch: int, rows: slice) -> None:

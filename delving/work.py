@@ -1,4 +1,4 @@
-"""A worker process of `delving reproduce`: tasks come in as lines of JSON, events go out as such.
+"""A worker process of `reproduce` and `train -m`: tasks come in as lines of JSON, events go out so.
 
 One thread of computation each: small nets train no faster with two, and results depend on how many.
 """

@@ -34,6 +34,7 @@ class Outcome:
     error: str | None
     wall: float
     interrupted: bool = False
+    killed: bool = False  # by the system, as where memory runs out
 
 
 @dataclass
@@ -64,7 +65,10 @@ class Worker:
             return Outcome(task, f"the worker is gone: {error}", 0.0)
         code = self.process.wait()
         error = f"the worker died (exit {code}){self._last_words()}"
-        return Outcome(task, error, 0.0, interrupted=-code in HEEDED)
+        killed = -code == signal.SIGKILL
+        if killed:
+            error = f"the worker was killed (exit {code}), as where memory runs out"
+        return Outcome(task, error, 0.0, interrupted=-code in HEEDED, killed=killed)
 
     def _start(self) -> subprocess.Popen:
         count, self.said = str(self.threads), tempfile.TemporaryFile("w+")  # noqa: SIM115
@@ -105,9 +109,12 @@ def work_through(
 ) -> list[Outcome]:
     """All tasks, the first ones first, `jobs` at a time; then those that want to be alone.
 
+    A task whose worker was killed by the system is done once more, after all that wait: a training
+    goes on from its checkpoint.
+
     Args:
         watch: is told (task name, event); never by two at once. A task's end is the event
-            `outcome`, with the Outcome as its `outcome`.
+            `outcome`, with the Outcome as its `outcome`; `again` tells its first end's `error`.
 
     Raises:
         Interrupted: TERM, INT or USR1 came; the tasks at hand were told, and have ended.
@@ -135,6 +142,7 @@ def _work_group(
     waiting, outcomes, free = list(tasks), [], list(workers)
     running: dict[Future, Worker] = {}
     told: set[Future] = set()
+    again: set[str] = set()
     with ThreadPoolExecutor(max(1, len(workers))) as pool:
         try:
             while running or (waiting and not heard):
@@ -146,8 +154,14 @@ def _work_group(
                 done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
                 for future in done:
                     free.append(running.pop(future))
-                    outcomes.append(future.result())
-                    watch(future.task.name, {"event": "outcome", "outcome": outcomes[-1]})
+                    outcome, name = future.result(), future.task.name
+                    if outcome.killed and not heard and name not in again:
+                        again.add(name)
+                        waiting.append(outcome.task)  # last, with the least beside it
+                        watch(name, {"event": "again", "error": outcome.error})
+                        continue
+                    outcomes.append(outcome)
+                    watch(name, {"event": "outcome", "outcome": outcome})
                 for future in set(running) - told if heard else ():
                     if running[future].signal(heard[0]):
                         told.add(future)

@@ -1,13 +1,66 @@
 """What all tests share: one thread, for the same sums everywhere and for the other cores."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 torch.set_num_threads(1)
 
 
+@pytest.fixture
+def tally(record_property):
+    """Counts tries of something that must never fail: tally(what, tries, failures). All of them
+    are printed as a table at the end."""
+
+    def count(what: str, tries: int, failures: int, note: str = "") -> None:
+        record_property("tally", [what, tries, failures, note])
+
+    return count
+
+
 @pytest.fixture(autouse=True)
-def _no_lasting_flush_of_denormals():
-    """A training flushes denormals for the whole process; hypothesis would trip over it later."""
-    yield
-    torch.set_flush_denormal(False)
+def _count_marked(request, record_property):
+    """The same for a test marked `tally(what, tries)`, which fails or does not as a whole."""
+    for mark in request.node.iter_markers("tally"):
+        if mark.args:
+            what, tries = (*mark.args, 1)[:2]
+            record_property("tally", [what, tries, 0, ""])
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that count are found by the marker, so that the long form runs their short ones too."""
+    for item in items:
+        if "tally" in item.fixturenames:
+            item.add_marker("tally")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--tally", metavar="FILE", help="write tries and failures as a Markdown table")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    rows = _add_up(terminalreporter)
+    if rows:
+        terminalreporter.section("tries and failures")
+        terminalreporter.line(f"{'tries':>7} {'failures':>9}  what")
+    for what, (tries, failures, note) in rows.items():
+        terminalreporter.line(f"{tries:7} {failures:9}  {what}{note and ': ' + note}")
+    if config.getoption("--tally"):
+        lines = ["| what | tries | failures | |", "|---|---|---|---|"]
+        lines += [f"| {what} | {tries:,} | {failures} | {note} |"
+                  for what, (tries, failures, note) in rows.items()]  # fmt: skip
+        Path(config.getoption("--tally")).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _add_up(terminalreporter):
+    """{what: [tries, failures, note]} of all tests; a failed test is one failure at least."""
+    rows = {}
+    for kind in ("passed", "failed"):
+        for report in terminalreporter.stats.get(kind, ()):
+            told = [value for name, value in report.user_properties if name == "tally"]
+            for what, tries, failures, note in told:
+                row = rows.setdefault(what, [0, 0, note])
+                row[0] += tries
+                row[1] += max(failures, kind == "failed")
+    return dict(sorted(rows.items()))

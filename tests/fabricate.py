@@ -58,7 +58,9 @@ def _result(name, made):
               for protocol, error in made["errors"].items()}  # fmt: skip
     keys = ("model", "act", "init", "seed", "status")
     return {"run": name, "scale": "smoke", **{key: made[key] for key in keys},
-            "epochs": made["steps"] / EPOCH, "seconds": 10.0, "eval": scores,
+            "epochs": made["steps"] / EPOCH, "images_seen": made["steps"] * 32, "params": 1000,
+            "multiply_adds": 1000, "train_loss": BLIND, "seconds": 10.0,
+            "images_per_second": 100.0, "device": "cpu", "eval": scores,
             "deviations": []}  # fmt: skip
 
 
@@ -96,7 +98,8 @@ def save_scores(folder, probabilities, labels, names=None, protocol="dense"):
     names = [f"val/{n}.jpg" for n in range(len(labels))] if names is None else names
     record.save_scores(folder, protocol, {}, probabilities=probabilities, labels=labels,
                        names=names)  # fmt: skip
-    record.write_json(folder / "result.json", {"eval": {protocol: {}}})
+    result = _result(folder.name, USUAL | {"errors": {protocol: 1.0}})
+    record.write_json(folder / "result.json", result)
     record.write_text(folder / "config.yaml", "seed: 0\n")
     return folder
 

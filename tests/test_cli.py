@@ -109,7 +109,8 @@ def test_list_runs_tells_finished_from_unfinished(delving, root, tmp_path):
 @pytest.mark.parametrize(
     "command",
     [[], ["train"], ["eval"], ["show"], ["list"], ["data"], ["data", "prepare"], ["data", "verify"],
-     ["data", "preview"], ["doctor"]],
+     ["data", "preview"], ["doctor"], ["reproduce"], ["compare-init"], ["plot-slopes"],
+     ["plot-curves"], ["ensemble"]],
 )  # fmt: skip
 def test_every_command_explains_itself(delving, command):
     for option in ("--help", "-h"):
@@ -190,7 +191,7 @@ def test_a_checkpoint_of_another_model_ends_with_two_and_overwrites_nothing(
     [
         (ValueError("bad"), 2), (RuntimeError("broken"), 1), (OSError("disk full"), 1),
         (Interrupted(signal.SIGTERM, "x"), 143), (Interrupted(signal.SIGINT, "x"), 130),
-        (Interrupted(signal.SIGUSR1, "x"), 75),
+        (Interrupted(signal.SIGUSR1, "x"), 75), (Interrupted(signal.SIGUSR2, "x"), 75),
     ],
 )  # fmt: skip
 def test_exit_codes_are_those_of_the_contract(delving, monkeypatch, error, code):
@@ -231,6 +232,28 @@ def test_an_interrupted_command_says_how_to_go_on(delving, monkeypatch, root, tm
     code, out, _ = delving(*words)
     assert code == 0
     assert "Goes on after step 1." in out
+
+
+def test_a_second_interruption_leaves_a_save_where_it_is(delving, monkeypatch, root, tmp_path):
+    from delving.display import Display
+
+    def interrupt(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def replace(source, target, move=os.replace):
+        if os.path.basename(target) == "manifest.json":
+            interrupt()
+        move(source, target)
+
+    monkeypatch.setattr(Display, "_on_tick", interrupt)
+    monkeypatch.setattr(os, "replace", replace)
+    [data] = (root / "data").iterdir()
+    words = ["train", *SMOKE, "train.epochs=0.4", f"output_root={tmp_path}", f"data.root={data}"]
+    code, _, err = delving(*words)
+    assert (code, err) == (130, "delving: interrupted\n")
+    assert not list(tmp_path.rglob("checkpoint*/.*"))
+    monkeypatch.undo()
+    assert delving(*words)[0] == 0
 
 
 # --- train and eval ---

@@ -136,6 +136,20 @@ def test_small_n_is_small14_with_another_depth():
     assert deeper.model.layers == compose(["model=small14"]).model.layers
 
 
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [("model=small22", "model=c"), ("act=relu", "act=prelu"), ("seed=1", "seed=2"),
+     ("model=c", "model=small22"), ("train.lr=0.1", "train.lr=0.2"), ("device=cpu", "device=auto")],
+)  # fmt: skip
+def test_of_two_words_for_a_key_the_last_counts_wholly(first, last):
+    assert compose(["scale=smoke", first, last]) == compose(["scale=smoke", last])
+
+
+def test_a_word_said_again_counts_where_it_was_said_last():
+    assert compose(["model.depth=30", "model=small22", "model.depth=26"]).model.depth == 26
+    assert compose(["model.depth=30", "model=small22"]).model.depth == 22
+
+
 # --- lists ---
 @pytest.mark.parametrize("text", ["8,12", "[8,12]", "[8, 12]"])
 def test_lists_may_go_without_brackets(text):
@@ -235,10 +249,11 @@ def test_a_refusal_names_the_word_and_says_what_to_write(word, advice):
         "train.switch=0.8,0.5", "train.switch=0,0.5", "train.switch=0.5,1", "train.switch=0.5,nan",
         "train.s=16,8", "train.s=8", "train.s=6,8", "train.s=8,9,10", "train.momentum=1",
         "train.weight_decay=-1", "train.weight_decay=nan", "train.warmup=1", "train.flip=maybe",
+        "train.flip=2",
         "train.color=-0.1", "data.crop=30", "data.crop=0", "data.crop=-7", "data.classes=1",
         "data.classes=0", "data.train_images=0", "data.workers=-2", "data.cache_gb=-1",
         "seed=-1", "seed=1.5", "seed=one", "seed=null", "model.width=0", "model.width=nan",
-        "model.stem_stride=0", "act.slope=nan", "act.slope=inf", "init.std=0", "precision=fp64",
+        "model.stem_stride=0", "act.slope=nan", "act.slope=inf", "init.std=0", "precision=fp16",
         "eval.protocols=", "eval.protocols=[]", "eval.dense_s=", "eval.dense_s=6", "eval.batch=0",
         "eval.every=0", "eval.images=0", "eval.ten_view_s=6", "model.depth=0",
     ],

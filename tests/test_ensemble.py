@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import save_scores
+from fabricate import make_run, save_scores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -169,10 +169,10 @@ def test_the_command_takes_folders_and_a_protocol(ensemble, runs):
 
 def test_without_a_protocol_the_last_one_that_all_share_is_taken(runs):
     for folder, protocols in zip(runs, ("xyz", "zyx", "yx"), strict=True):
-        record.write_json(folder / "result.json", {"eval": {name: {} for name in protocols}})
+        make_run(folder, errors=dict.fromkeys(protocols, 1.0))
     assert pick_protocol(runs[:2]) == "z"
     assert pick_protocol(runs) == "y"
-    record.write_json(runs[2] / "result.json", {"eval": {}})
+    make_run(runs[2], errors={})
     with pytest.raises(ValueError, match="share no protocol"):
         pick_protocol(runs)
 

@@ -15,22 +15,36 @@ every_file = pytest.mark.parametrize("path", FILES, ids=NAMES)
 
 # From the leaves upwards: a file imports from lower lines than its own, or from its own.
 FLOORS = [
-    ["schema", "groups", "signals", "meter", "record", "spp", "rectifier", "device", "judge"],
+    ["words", "bounds", "schema", "foreign", "sweep", "terminal", "disk"],
+    [
+        "launcher",
+        "groups",
+        "signals",
+        "meter",
+        "record",
+        "spp",
+        "rectifier",
+        "device",
+        "judge",
+        "exits",
+    ],
+    ["checkpoint", "lock", "ranks"],
     ["config", "initializer", "display", "plot", "curves", "report"],
     ["naming"],
     ["net", "data", "readme", "workers"],
     ["build", "train", "evaluate", "doctor", "signal"],
     ["session", "fisher", "ensemble", "artefact"],
+    ["state"],
     ["probe"],
     ["score"],
     ["run"],
     ["plan"],
     ["paper"],
-    ["draw", "work", "reference"],
-    ["reproduce"],
-    ["compare"],
+    ["draw", "work", "reference", "tasks", "slurm_job", "slurm_queue"],
+    ["reproduce", "multirun"],
+    ["compare", "slurm"],
     ["cli_data"],
-    ["cli_paper"],
+    ["cli_paper", "cli_train"],
     ["cli", "__main__"],
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
@@ -107,10 +121,11 @@ def test_records_are_a_leaf():
     assert own_imports(PACKAGE / "record.py") == set()
 
 
-@pytest.mark.parametrize("name", ["cli.py", "cli_data.py", "cli_paper.py"])
+@pytest.mark.parametrize("name", ["cli.py", "cli_data.py", "cli_paper.py", "cli_train.py"])
 def test_the_command_line_imports_nothing_heavy_at_its_top(name):
     tree = ast.parse((PACKAGE / name).read_text(encoding="utf-8"))
-    tops = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
+    body = [n for top in tree.body for n in (top.body if isinstance(top, ast.Try) else [top])]
+    tops = [n for n in body if isinstance(n, ast.Import | ast.ImportFrom)]
     modules = {n.names[0].name if isinstance(n, ast.Import) else n.module for n in tops}
     assert modules <= {
         "json", "os", "sys", "pathlib", "typing", "typer", "delving", "delving.cli_data",

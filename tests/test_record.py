@@ -1,44 +1,16 @@
 """The run folder: whole files or none, damage found by its name, nothing unpickled."""
 
 import io
-import json
 import os
-import pickle
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from delving import record
 
 
 class Crash(BaseException):
     """The process ends here: not an Exception, so that nothing may swallow it."""
-
-
-def make_tensors(value):
-    return {
-        "model": {"net.w": torch.full((2, 3), float(value)), "net.n": torch.tensor(value)},
-        "optimizer": {"w": torch.full((2, 3), value / 2)},
-    }
-
-
-def save(folder, value):
-    record.save_checkpoint(folder, make_tensors(value), {"step": value})
-
-
-def value_of(loaded):
-    """The value that a loaded checkpoint was made of, after checking that it is all of one kind."""
-    tensors, state = loaded
-    wanted = make_tensors(state["step"])
-    assert {k: set(v) for k, v in tensors.items()} == {k: set(v) for k, v in wanted.items()}
-    for part, entries in wanted.items():
-        for name, tensor in entries.items():
-            assert torch.equal(tensors[part][name], tensor)
-            assert tensors[part][name].dtype == tensor.dtype
-    return state["step"]
 
 
 # --- files ---
@@ -72,109 +44,6 @@ def test_unreadable_json_is_refused_by_its_path(tmp_path, content):
 
 
 # --- checkpoints ---
-def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
-    assert record.load_checkpoint(tmp_path) is None
-    save(tmp_path, 1)
-    assert value_of(record.load_checkpoint(tmp_path)) == 1
-    save(tmp_path, 2)
-    save(tmp_path, 3)
-    assert value_of(record.load_checkpoint(tmp_path)) == 3
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint", "checkpoint.previous"]
-
-
-def test_a_checkpoint_is_safetensors_json_and_a_manifest_of_all(tmp_path):
-    save(tmp_path, 1)
-    names = {p.name for p in (tmp_path / "checkpoint").iterdir()}
-    assert names == {"model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"}
-    manifest = record.read_json(tmp_path / "checkpoint" / "manifest.json")
-    assert set(manifest) == names - {"manifest.json"}
-
-
-@settings(deadline=None, derandomize=True, max_examples=40)
-@given(file=st.sampled_from(["model.safetensors", "optimizer.safetensors", "state.json"]),
-       place=st.integers(0, 10_000), mask=st.integers(1, 255))  # fmt: skip
-def test_a_flipped_byte_is_found_and_the_checkpoint_before_is_used(
-    tmp_path_factory, file, place, mask
-):
-    folder = tmp_path_factory.mktemp("run")
-    save(folder, 1)
-    save(folder, 2)
-    path = folder / "checkpoint" / file
-    data = bytearray(path.read_bytes())
-    data[place % len(data)] ^= mask
-    path.write_bytes(data)
-    assert value_of(record.load_checkpoint(folder)) == 1
-
-
-@pytest.mark.parametrize("file", ["model.safetensors", "state.json", "manifest.json"])
-def test_a_lost_file_is_found_and_the_checkpoint_before_is_used(tmp_path, file):
-    save(tmp_path, 1)
-    save(tmp_path, 2)
-    (tmp_path / "checkpoint" / file).unlink()
-    assert value_of(record.load_checkpoint(tmp_path)) == 1
-
-
-def test_where_every_checkpoint_is_damaged_each_fault_is_named(tmp_path):
-    save(tmp_path, 1)
-    save(tmp_path, 2)
-    (tmp_path / "checkpoint" / "state.json").write_text("{}")
-    (tmp_path / "checkpoint.previous" / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="no whole checkpoint") as refusal:
-        record.load_checkpoint(tmp_path)
-    for named in ("checkpoint/state.json", "checkpoint.previous/model.safetensors"):
-        assert named in str(refusal.value)
-
-
-def crash_at(monkeypatch, owner, name, call):
-    """The `call`-th call of owner.name ends the process before it does anything."""
-    real, calls = getattr(owner, name), []
-
-    def crashing(*arguments, **keywords):
-        calls.append(arguments)
-        if len(calls) == call:
-            raise Crash
-        return real(*arguments, **keywords)
-
-    monkeypatch.setattr(owner, name, crashing)
-    return calls
-
-
-CALLS = [(os, "replace", n) for n in range(1, 7)] + [(os, "fsync", n) for n in range(1, 5)]
-CALLS += [(record.shutil, "rmtree", n) for n in (1, 2)]
-
-
-@pytest.mark.parametrize(("owner", "name", "call"), CALLS, ids=[f"{c[1]}{c[2]}" for c in CALLS])
-def test_a_crash_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path, owner, name, call):
-    save(tmp_path, 1)
-    save(tmp_path, 2)
-    with pytest.MonkeyPatch.context() as patch:
-        crash_at(patch, owner, name, call)
-        with pytest.raises(Crash):
-            save(tmp_path, 3)
-    assert value_of(record.load_checkpoint(tmp_path)) in (2, 3)
-    save(tmp_path, 4)
-    assert value_of(record.load_checkpoint(tmp_path)) == 4
-
-
-def test_saving_makes_no_more_renames_than_are_tried_above(tmp_path, monkeypatch):
-    save(tmp_path, 1)
-    renames = crash_at(monkeypatch, os, "replace", -1)
-    save(tmp_path, 2)
-    assert len(renames) == max(call for _, name, call in CALLS if name == "replace")
-
-
-@pytest.mark.parametrize("call", range(1, 6))
-def test_a_crash_in_the_very_first_saving_means_to_start_anew(tmp_path, monkeypatch, call):
-    with pytest.MonkeyPatch.context() as patch:
-        crash_at(patch, os, "replace", call)
-        with pytest.raises(Crash):
-            save(tmp_path, 1)
-    loaded = record.load_checkpoint(tmp_path)
-    assert loaded is None or value_of(loaded) == 1
-    save(tmp_path, 2)
-    assert value_of(record.load_checkpoint(tmp_path)) == 2
-
-
 # --- the log ---
 def test_events_come_back_in_order_without_a_line_cut_off(tmp_path):
     assert record.read_events(tmp_path, "step") == []
@@ -261,20 +130,3 @@ def test_scores_with_a_pickle_inside_are_refused_unread(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="pickle"):
         record.load_scores(tmp_path, "center")
     assert not (tmp_path / "unpickled").exists()
-
-
-def test_a_checkpoint_that_is_a_pickle_is_refused_unread(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save(tmp_path, 1)
-    data = pickle.dumps(Bomb())
-    (tmp_path / "checkpoint" / "model.safetensors").write_bytes(data)
-    with pytest.raises(ValueError, match="damaged"):
-        record.load_checkpoint(tmp_path)
-    assert not (tmp_path / "unpickled").exists()
-
-
-def test_state_is_plain_json(tmp_path):
-    record.save_checkpoint(tmp_path, {}, {"best": float("inf"), "pending": [[1.0, 2.0]]})
-    _, state = record.load_checkpoint(tmp_path)
-    assert state == {"best": float("inf"), "pending": [[1.0, 2.0]]}
-    assert json.loads((tmp_path / "checkpoint" / "state.json").read_text()) == state

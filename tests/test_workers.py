@@ -39,6 +39,15 @@ for line in iter(sys.stdin.readline, ""):
         os._exit(3)
     elif do == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif do == "unlucky":
+        if not os.path.exists(task["mark"]):
+            open(task["mark"], "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+    elif do == "heed_and_die":
+        tell(event="ready")
+        while not heard:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
     elif do == "babble":
         print('{"event": "st', flush=True)
     elif do == "deaf":
@@ -165,13 +174,52 @@ def test_a_worker_that_dies_has_failed_its_task_with_its_last_words_and_is_repla
 def test_a_worker_killed_from_outside_is_told_by_the_signal_alone():
     died = task("a", "die", words="MemoryError")
     errors, _ = work(died, task("b", "killed"), task("c"))
-    assert errors["b"] == f"the worker died (exit {-signal.SIGKILL})"
+    assert errors["b"] == "the worker was killed (exit -9), as where memory runs out"
     assert errors["c"] is None
 
 
 def test_every_task_may_kill_its_worker():
     errors, _ = work(*(task(name, "killed") for name in "abc"), jobs=2)
-    assert all("died" in error for error in errors.values())
+    assert all("killed" in error for error in errors.values())
+
+
+def test_what_a_killed_worker_did_is_done_once_more_after_all_that_waits(tmp_path):
+    unlucky = task("a", "unlucky", mark=str(tmp_path / "mark"))
+    errors, watch = work(unlucky, task("b"), task("c"))
+    assert errors == {"a": None, "b": None, "c": None}
+    assert watch.order() == ["a", "b", "c", "a"]
+    assert watch.order("outcome") == ["b", "c", "a"]
+    assert "killed (exit -9)" in watch.of("again")["a"]["error"]
+
+
+def test_it_is_done_once_more_only_once():
+    errors, watch = work(task("a", "killed"), task("b"))
+    assert watch.order() == ["a", "b", "a"]
+    assert watch.order("again") == ["a"]
+    assert watch.order("outcome") == ["b", "a"]
+    assert "killed" in errors["a"]
+
+
+def test_what_fails_or_dies_by_itself_is_not_done_again():
+    _, watch = work(task("a", "fail"), task("b", "die", words="MemoryError"))
+    assert watch.order() == ["a", "b"]
+
+
+def test_who_waits_for_a_task_waits_for_its_second_try(tmp_path):
+    unlucky = task("a", "unlucky", mark=str(tmp_path / "mark"))
+    _, watch = work(unlucky, task("late", after=["a"]), task("b"), jobs=2)
+    assert watch.order().count("a") == 2
+    names = [(name, event["event"]) for name, event in watch.told]
+    assert names.index(("a", "outcome")) < names.index(("late", "begin"))
+
+
+def test_after_a_signal_nothing_is_done_again():
+    watch = send(signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        work_through([task("a", "heed_and_die"), task("b")], jobs=1, watch=watch)
+    assert watch.order() == ["a"]
+    assert "killed" in watch.of("outcome")["a"]["outcome"].error
+    check_nobody_is_left(watch)
 
 
 def test_a_worker_cut_off_in_the_middle_of_a_line_fails_its_task_alone():

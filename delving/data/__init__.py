@@ -32,9 +32,7 @@ def load_data(
     elif root is None:
         raise ValueError(f"data={name} needs data.root=... (its folder{_or_zip(name)})")
     else:
-        where = Path(root).expanduser()
-    if not where.exists():
-        raise ValueError(f"data.root={where}: there is no such file or folder")
+        where = _existing(name, root)
     train, val = SOURCES[name](where)
     return (
         select(train, classes=classes, count=train_images),
@@ -49,7 +47,25 @@ def prepare_data(name: str, root: str | None) -> None:
     if name in PREPARE:
         if root is None:
             raise ValueError(f"data={name} needs data.root=... (the folder to download to)")
-        PREPARE[name](name, Path(root).expanduser())
+        PREPARE[name](name, _home(root))
+
+
+def _existing(name: str, root: str) -> Path:
+    where = _home(root)
+    if not where.exists():
+        raise ValueError(f"data.root={where}: there is no such file or folder")
+    if where.is_file() and name != "tiny_imagenet":
+        raise ValueError(f"data.root={where}: a file; data={name} is a folder")
+    if not where.is_file() and not where.is_dir():
+        raise ValueError(f"data.root={where}: neither a folder nor a file")
+    return where
+
+
+def _home(root: str) -> Path:
+    try:
+        return Path(root).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"data.root={root}: {error}") from error
 
 
 def _or_zip(name: str) -> str:
@@ -71,5 +87,6 @@ def fingerprint(train: Images, val: Images) -> str:
     """A hash of both splits' names and labels: the same data at another root has the same."""
     digest = hashlib.sha256()
     for split in (train, val):
-        digest.update("\n".join(split.names).encode() + split.labels.tobytes())
+        names = "\n".join(split.names).encode(errors="surrogateescape")  # of any bytes
+        digest.update(names + split.labels.tobytes())
     return digest.hexdigest()[:16]

@@ -45,6 +45,19 @@ def samples_of(step: int, batch: int, *, seed: int, images: int) -> tuple[np.nda
     return epochs, indices
 
 
+def rows_of(batch: int, rank: int, ranks: int) -> slice:
+    """The rows of a batch that are a rank's: sizes differ by one at most, together they are all.
+
+    Raises:
+        ValueError: fewer rows than ranks, or no such rank.
+    """
+    if not 0 <= rank < ranks:
+        raise ValueError(f"rank {rank}: choose 0 to {ranks - 1}")
+    if ranks > batch:
+        raise ValueError(f"a batch of {batch} for {ranks} ranks: each needs an image or more")
+    return slice(batch * rank // ranks, batch * (rank + 1) // ranks)
+
+
 def augmentation_of(
     epochs: np.ndarray, indices: np.ndarray, *, seed: int, images: int
 ) -> np.ndarray:

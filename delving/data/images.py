@@ -1,9 +1,9 @@
 """A split of a data set: names, labels, and how to read and decode one image."""
 
 import io
-import os
+import stat
 import struct
-import zipfile
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +15,10 @@ from PIL import ExifTags, Image, ImageOps
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM", "TIFF")
-
+# ours: an image of more than 89,478,485 pixels (Pillow's limit), of more than 100 MB in its file,
+# or more than 100 times as long as it is wide counts as undecodable: unpacked, or resized to a
+# shorter side s, it would take gigabytes.
+PIXELS, BYTES, ASPECT = 89_478_485, 100_000_000, 100
 
 # What Pillow raises on files that are no images, or not whole ones.
 FAULTS = (
@@ -58,19 +61,23 @@ class Images:
 
     def load(self, index: int) -> Image.Image:
         """The decoded image; UndecodableImageError names the file."""
-        return decode(self._bytes(index), self.names[index])
+        return decode(self.bytes_of(index), self.names[index])
 
     def size(self, index: int) -> tuple[int, int]:
         """(width, height) as `load` would give it, from the file's header alone."""
-        with _opened(self._bytes(index), self.names[index]) as image:
+        with _opened(self.bytes_of(index), self.names[index]) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-            return image.size[::-1] if turned else image.size
+            # Of a TIFF Pillow gives the size it will have.
+            return image.size[::-1] if turned and image.format != "TIFF" else image.size
 
-    def _bytes(self, index: int) -> bytes:
+    def bytes_of(self, index: int) -> bytes:
+        """The file as it is; UndecodableImageError names it where it cannot be read."""
         try:
             return self.read(self.names[index])
-        except (OSError, zipfile.BadZipFile, zlib.error) as error:
-            raise UndecodableImageError(f"{self.names[index]} cannot be read: {error}") from error
+        except OSError as error:
+            raise UndecodableImageError(
+                f"{self.names[index]} cannot be read: {error.strerror or error}"
+            ) from error
 
     def take(self, indices: np.ndarray) -> "Images":
         names = [self.names[i] for i in indices]
@@ -81,48 +88,58 @@ def decode(data: bytes, name: str) -> Image.Image:
     """An RGB image from a file's bytes, whatever the name's ending: upright, 8 bits, no alpha.
 
     Raises:
-        UndecodableImageError: truncated, empty, not an image, or too large to be one (a bomb).
+        UndecodableImageError: truncated, empty, not an image, or beyond the limits above.
     """
     with _opened(data, name) as image:
-        if image.mode.startswith("I;16"):  # convert() would clip 16 bits at 255, not scale them
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         # assumed: an image is turned upright by its EXIF rotation.
-        return ImageOps.exif_transpose(image).convert("RGB")
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # convert() would clip 16 bits at 255, not scale them
+            image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+        return image.convert("RGB")
 
 
 @contextmanager
 def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            yield image
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of oddities in images that it reads
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_size(*image.size)
+                yield image
     except FAULTS as error:
         raise UndecodableImageError(f"{name} cannot be decoded: {error}") from error
 
 
+def _check_size(width: int, height: int) -> None:
+    size = f"{width:,} x {height:,} pixels"
+    if width * height > PIXELS:
+        raise ValueError(f"{size}, more than {PIXELS:,}")
+    if max(width, height) > ASPECT * min(width, height):
+        raise ValueError(f"{size}, more than {ASPECT} times as long as wide")
+
+
 @dataclass(frozen=True)
 class FolderReader:
+    """Reads files below a folder."""
+
     root: Path
 
     def __call__(self, name: str) -> bytes:
-        return (self.root / name).read_bytes()
+        return read_file(self.root / name)
 
 
-class ZipReader:
-    """Reads members of several zips without unpacking; each process opens its own handles."""
+def read_file(path: Path) -> bytes:
+    """A regular file's bytes: a pipe would be waited for, and a device has no end.
 
-    def __init__(self, members: dict[str, tuple[Path, str]]):
-        self.members = members  # name -> (zip, member)
-        self.handles: dict[tuple[int, Path], zipfile.ZipFile] = {}
-
-    def __call__(self, name: str) -> bytes:
-        path, member = self.members[name]
-        key = (os.getpid(), path)
-        if key not in self.handles:
-            self.handles[key] = zipfile.ZipFile(path)
-        return self.handles[key].read(member)
-
-    def __getstate__(self) -> dict:
-        return {"members": self.members, "handles": {}}
+    Raises:
+        OSError: it is none, has more than BYTES, or cannot be read.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError("not a regular file")
+    if about.st_size > BYTES:
+        raise OSError(f"{about.st_size:,} bytes, more than {BYTES:,}")
+    return path.read_bytes()
 
 
 def select(images: Images, *, classes: int | None, count: int | None) -> Images:

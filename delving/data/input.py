@@ -31,14 +31,14 @@ class Input(nn.Module):
         self.register_buffer("std", torch.tensor(float(std)))
 
     def forward(self, pixels: Tensor, shift: Tensor | None = None) -> Tensor:
-        """uint8 (N, H, W, 3) to (N, 3, H, W) fp32, channels last.
+        """uint8 (N, H, W, 3) to (N, 3, H, W), fp32 or as the buffers are, channels last.
 
         `shift` (N, 3) is added in grey levels.
         assumed: in dense testing the mean image is resized to the whole image, so that at the
         crop's size it is the crop's own; it is subtracted after the flip.
         """
-        x = pixels.permute(0, 3, 1, 2).float()  # (N, 3, H, W)
         mean = self.mean
+        x = pixels.permute(0, 3, 1, 2).to(mean.dtype)  # (N, 3, H, W)
         if mean.shape[1:] != x.shape[2:]:
             mean = F.interpolate(mean[None], x.shape[2:], mode="bilinear", align_corners=False)[0]
         if shift is not None:
@@ -51,7 +51,7 @@ class Input(nn.Module):
         assumed: the colour eigenvalues are those of pixels in [0, 1], the shift is scaled to grey
         levels afterwards: a few of them. Taken literally on 0 to 255 it would be hundreds.
         """
-        return 255 * draws * std @ self.color.T
+        return 255 * draws.to(self.color.dtype) * std @ self.color.T
 
 
 def measure_input(source: Cache, *, crop: int, s: int, normalised: bool) -> Input:

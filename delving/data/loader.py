@@ -1,19 +1,29 @@
 """Batches for training and views for testing, in this process or by loader processes."""
 
 import os
-import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass, field
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from delving.data.augment import Picture, augment, augmentation_of, resize_whole, samples_of
+from delving.data.augment import (
+    Picture,
+    augment,
+    augmentation_of,
+    resize_whole,
+    rows_of,
+    samples_of,
+)
 from delving.data.images import Images, UndecodableImageError
-from delving.signals import HEEDED
+from delving.data.parcel import map_tensors
+from delving.data.processes import Dataset, started, take
+
+NAMED = 3  # images, in a message about a batch
 
 
 class Batch(NamedTuple):
@@ -59,30 +69,35 @@ class Cache:
         return self.sizes[index]
 
 
-class TrainingBatches(Dataset):
+@dataclass(frozen=True)
+class TrainingBatches:
     """The batch of each step, made from the step's number alone.
 
-    Args:
+    Attributes:
         source: the training images, perhaps cached.
         batch: images a step.
         crop: pixels.
         sides: the shorter side s is drawn from here, pixels.
         flip: whether to flip half of the images.
         seed: keys order and augmentation.
+        share: (rank, ranks); only this rank's rows of a batch are made, as `rows_of` has them.
     """
 
-    def __init__(
-        self, source: Cache, *, batch: int, crop: int, sides: tuple[int, int], flip: bool, seed: int
-    ):
-        self.source, self.batch, self.crop, self.sides = source, batch, crop, sides
-        self.flip, self.seed = flip, seed
+    source: Cache
+    _: KW_ONLY
+    batch: int
+    crop: int
+    sides: tuple[int, int]
+    flip: bool
+    seed: int
+    share: tuple[int, int] = (0, 1)
 
     def __getitem__(self, step: int) -> Batch:
+        epochs, indices = self._samples(step)
         count = len(self.source.images)
-        epochs, indices = samples_of(step, self.batch, seed=self.seed, images=count)
         draws = augmentation_of(epochs, indices, seed=self.seed, images=count)
-        pixels = np.empty((self.batch, self.crop, self.crop, 3), np.uint8)
-        labels, bad = np.empty(self.batch, np.int64), []
+        pixels = np.empty((len(indices), self.crop, self.crop, 3), np.uint8)
+        labels, bad = np.empty(len(indices), np.int64), []
         for row, index in enumerate(indices):
             image, used = self._load(int(index), bad)
             pixels[row] = augment(
@@ -90,6 +105,17 @@ class TrainingBatches(Dataset):
             )
             labels[row] = self.source.images.labels[used]
         return Batch(*map(torch.from_numpy, (pixels, labels, draws[:, 4:])), bad)
+
+    def describe(self, step: int) -> str:
+        """The step and its first images, for messages."""
+        return f"step {step} ({name_few(self.source.images, self._samples(step)[1])})"
+
+    def _samples(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """The epochs and indices of this rank's rows."""
+        images = len(self.source.images)
+        epochs, indices = samples_of(step, self.batch, seed=self.seed, images=images)
+        rows = rows_of(self.batch, *self.share)
+        return epochs[rows], indices[rows]
 
     def _load(self, index: int, bad: list[str]) -> tuple[Picture, int]:
         """The image, or where it cannot be decoded the next that can."""
@@ -102,17 +128,17 @@ class TrainingBatches(Dataset):
         raise ValueError("no training image can be decoded")
 
 
-class Views(Dataset):
+@dataclass(frozen=True)
+class Views:
     """Test views, a group of images at a time: (indices, uint8 (N, views, height, width, 3)).
 
     An image that cannot be decoded is never replaced here: its error is the item, to be raised by
-    who asked, since loader processes wrap what they raise.
+    who asked.
     """
 
-    def __init__(
-        self, source: Cache, view: Callable[[Picture], np.ndarray], groups: list[np.ndarray]
-    ):
-        self.source, self.view, self.groups = source, view, groups
+    source: Cache
+    view: Callable[[Picture], np.ndarray]
+    groups: list[np.ndarray]
 
     def __getitem__(self, group: int) -> tuple[np.ndarray, Tensor] | UndecodableImageError:
         indices = self.groups[group]
@@ -122,31 +148,67 @@ class Views(Dataset):
             return error
         return indices, torch.from_numpy(np.stack(views))
 
-
-def iterate(dataset: Dataset, keys: range, *, workers: int, pin: bool) -> Iterator:
-    """The items of `keys` in order, from `workers` loader processes (0: this one)."""
-    return iter(
-        DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=keys,
-            num_workers=workers,
-            pin_memory=pin,
-            worker_init_fn=_leave_signals_to_the_parent,
-        )
-    )
+    def describe(self, group: int) -> str:
+        """The group's first images, for messages."""
+        return f"a group of test images ({name_few(self.source.images, self.groups[group])})"
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """A signal to the whole process group must not end the loaders before the state is saved."""
-    for number in HEEDED:
-        signal.signal(number, signal.SIG_IGN)
+def name_few(images: Images, indices: np.ndarray) -> str:
+    """The names of the first few of these images."""
+    names = [images.names[i] for i in indices[:NAMED]]
+    return ", ".join([*names, "..."] if len(indices) > NAMED else names)
 
 
-def count_workers(wanted: int) -> int:
-    """-1: all cores but two, at most 16. On two cores loading in this process is fastest, since
-    training itself keeps both busy."""
-    return wanted if wanted >= 0 else min(16, max(0, count_cores() - 2))
+def iterate(
+    dataset: Dataset, keys: range, *, workers: int, pin: bool, timeout: float | None = None
+) -> Iterator:
+    """The items of `keys` in order, from `workers` loader processes (0: this one).
+
+    They start with the first item and end with the last, or when the iterator is closed or let go.
+
+    Args:
+        pin: whether tensors go to page-locked memory, from where copies to a GPU are fast.
+        timeout: seconds a loader process may take for an item; None: no limit.
+
+    Raises:
+        LoaderError: a loader process died, hangs or failed.
+        ValueError: as the dataset raised it.
+    """
+    if not workers:
+        for key in keys:
+            yield _pin(dataset[key]) if pin else dataset[key]
+        return
+    with _pinning_thread(pin) as thread, started(dataset, workers) as loaders:
+        items = take(dataset, keys, loaders, timeout)
+        yield from _pinned_ahead(items, thread) if pin else items
+
+
+def _pinning_thread(pin: bool) -> ThreadPoolExecutor:
+    """A thread that works on this one's GPU; it starts only where it is used."""
+    device = [torch.accelerator.current_device_index()] if pin else []
+    return ThreadPoolExecutor(1, initializer=torch.accelerator.set_device_index, initargs=device)
+
+
+def _pinned_ahead(items: Iterator, thread: ThreadPoolExecutor) -> Iterator:
+    """The items pinned, one ahead: training does not wait for the copy."""
+
+    def after() -> list:
+        return [_pin(item) for item in islice(items, 1)]
+
+    upcoming = thread.submit(after)
+    while item := upcoming.result():
+        upcoming = thread.submit(after)
+        yield item[0]
+
+
+def _pin(item: Any) -> Any:
+    return map_tensors(item, Tensor.pin_memory)
+
+
+def count_workers(wanted: int, sharing: int = 1) -> int:
+    """-1: all cores but two, at most 16, of which `sharing` processes of a machine have a share
+    each. On two cores loading in this process is fastest, since training itself keeps both busy."""
+    return wanted if wanted >= 0 else min(16, max(0, count_cores() // sharing - 2))
 
 
 def count_cores() -> int:

@@ -1,12 +1,17 @@
 """`delving data prepare`: downloads or generates a data set where that can be done, and lays it out
 as class folders."""
 
+import gzip
+import re
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from delving.words import shown
 
 # The binary versions: the Python ones are pickles, which are never loaded here.
 CIFAR = {
@@ -20,6 +25,7 @@ CIFAR = {
     ),
 }
 SIDE = 32
+BYTES = 200_000_000  # of a file in an archive; CIFAR-100's largest has 154 million
 
 
 def prepare_cifar(name: str, root: Path) -> None:
@@ -32,21 +38,53 @@ def prepare_cifar(name: str, root: Path) -> None:
 
 
 def unpack_cifar(archive: Path, root: Path) -> None:
-    """Writes train/<class>/<n>.png and val/... from a binary-version archive."""
-    with tarfile.open(archive) as tar:
-        files = {Path(m.name).name: m for m in tar.getmembers() if m.isfile()}
-        names_file = "fine_label_names.txt" if "train.bin" in files else "batches.meta.txt"
-        names = tar.extractfile(files[names_file]).read().decode().split()
-        for file in sorted(f for f in files if f.endswith(".bin")):
-            split = "val" if "test" in file else "train"
-            records = np.frombuffer(tar.extractfile(files[file]).read(), np.uint8)
-            _write_records(records, names, root / split, Path(file).stem)
+    """Writes train/<class>/<n>.png and val/... from a binary-version archive.
+
+    Raises:
+        ValueError: it is damaged, or not what it should be. Its names never lead out of the root.
+    """
+    try:
+        with tarfile.open(archive) as tar:
+            _unpack(tar, root)
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
+        raise ValueError(f"{archive}: {error}") from error
+
+
+def _unpack(tar: tarfile.TarFile, root: Path) -> None:
+    files = {Path(m.name).name: m for m in tar.getmembers() if m.isfile()}
+    names_file = "fine_label_names.txt" if "train.bin" in files else "batches.meta.txt"
+    names = _read_names(tar, files, names_file)
+    for file in sorted(f for f in files if f.endswith(".bin")):
+        split = "val" if "test" in file else "train"
+        records = np.frombuffer(_read(tar, files[file]), np.uint8)
+        _write_records(records, names, root / split, Path(file).stem)
+
+
+def _read_names(tar: tarfile.TarFile, files: dict[str, tarfile.TarInfo], file: str) -> list[str]:
+    if file not in files:
+        raise ValueError(f"no {file} in it")
+    names = _read(tar, files[file]).decode().split()
+    # Folders will be named by them.
+    odd = [name for name in names if not re.fullmatch(r"[A-Za-z0-9_]{1,64}", name)]
+    if odd or len(set(names)) not in (10, 100) or len(set(names)) != len(names):
+        raise ValueError(f"{file}: no 10 or 100 names of classes {shown(odd[:1] or len(names))}")
+    return names
+
+
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    if member.size > BYTES:
+        raise ValueError(f"{shown(member.name)}: {member.size:,} bytes, more than {BYTES:,}")
+    return tar.extractfile(member).read()
 
 
 def _write_records(records: np.ndarray, names: list[str], folder: Path, batch: str) -> None:
     """Records end with 3 x 32 x 32 pixels; the byte before is the (fine) label."""
     header = 2 if len(names) == 100 else 1
+    if len(records) % (header + 3 * SIDE * SIDE):
+        raise ValueError(f"{batch}.bin: {len(records):,} bytes are no whole number of images")
     rows = records.reshape(-1, header + 3 * SIDE * SIDE)
+    if len(rows) and rows[:, header - 1].max() >= len(names):
+        raise ValueError(f"{batch}.bin: a label beyond the {len(names)} classes")
     for number, row in enumerate(rows):
         target = folder / names[row[header - 1]] / f"{batch}_{number}.png"
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -3,16 +3,24 @@
 Adding one: a function and a line in SOURCES, and a file in conf/data.
 """
 
-import csv
-import zipfile
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from delving.data.images import SUFFIXES, FolderReader, Images, ZipReader
+from delving.data.images import SUFFIXES, FolderReader, Images
+from delving.data.labels import (
+    Listing,
+    parse_annotations,
+    parse_words,
+    read_devkit,
+    read_solution,
+)
+from delving.data.zips import ZipReader, list_members
+from delving.words import shown
 
-Listing = list[tuple[str, str]]  # (class, name below the root)
+TINY = "tiny-imagenet-200"
 
 
 def find_folder(root: Path) -> tuple[Images, Images]:
@@ -30,22 +38,23 @@ def find_tiny_imagenet(root: Path) -> tuple[Images, Images]:
     """Tiny ImageNet's official layout: unpacked, in its zip, or in a folder of partial zips."""
     if root.is_file() or any(root.glob("*.zip")):
         zips = [root] if root.is_file() else sorted(root.glob("*.zip"))
-        members = _zip_members(zips)
+        members = list_members(zips, f"{TINY}/")
         reader = ZipReader(members)
     else:
-        root = root / "tiny-imagenet-200" if (root / "tiny-imagenet-200").is_dir() else root
-        members = dict.fromkeys(_tree(root))
+        root = root / TINY if (root / TINY).is_dir() else root
+        members = dict.fromkeys(_tiny_files(root))
         reader = FolderReader(root)
     if "val/val_annotations.txt" not in members:
         raise ValueError(f"data.root={root}: no val/val_annotations.txt, so not Tiny ImageNet")
     train = [(n.split("/")[1], n) for n in members if n.startswith("train/") and _is_image(n)]
-    val = _annotated(reader)
+    val = parse_annotations(_told(root, reader, "val/val_annotations.txt"))
     absent = [name for _, name in val if name not in members]
     if absent:
         raise ValueError(
-            f"data.root={root}: {len(absent)} annotated images lack, {absent[0]} first"
+            f"data.root={root}: {len(absent)} annotated images lack, {shown(absent[0])} first"
         )
-    return _splits(train, val, reader, _words(reader, members))
+    words = "words.txt" in members and parse_words(_told(root, reader, "words.txt"))
+    return _splits(train, val, reader, words or {})
 
 
 def find_imagenet(root: Path) -> tuple[Images, Images]:
@@ -58,7 +67,8 @@ def find_imagenet(root: Path) -> tuple[Images, Images]:
     truth, files = _ground_truth(root), sorted((root / "val").glob("*.JPEG"))
     strange = [path.name for path in files if path.stem not in truth]
     if strange:
-        raise ValueError(f"{root / 'val'}: {len(strange)} images of no known class: {strange[0]}")
+        raise ValueError(f"{root / 'val'}: {len(strange)} images of no known class: "
+                         f"{shown(strange[0])}")  # fmt: skip
     val = [(truth[path.stem], f"val/{path.name}") for path in files]
     return _splits(train, val, FolderReader(root), {})
 
@@ -77,13 +87,13 @@ SOURCES: dict[str, Callable[[Path], tuple[Images, Images]]] = {
 def _class_folders(root: Path, split: str) -> Listing:
     folder = root / split
     if not folder.is_dir():
-        there = (
-            ", ".join(sorted(p.name for p in root.glob("*"))[:8]) if root.is_dir() else "nothing"
-        )
+        there = ", ".join(shown(p.name) for p in sorted(root.glob("*"))[:8])
         raise ValueError(f"data.root={root}: no folder {split}/ (there is {there or 'nothing'})")
     listing: Listing = []
     for sub in sorted(p for p in folder.iterdir() if p.is_dir()):
-        names = sorted(p.relative_to(root).as_posix() for p in sub.rglob("*") if _is_image(p.name))
+        if folder.resolve().is_relative_to(sub.resolve()):
+            raise ValueError(f"{sub}: a link to a folder that it lies in")
+        names = sorted(name for name in _tree(sub, root) if _is_image(name))
         if not names:
             raise ValueError(f"{sub}: a class folder without images ({', '.join(SUFFIXES)})")
         listing += [(sub.name, name) for name in names]
@@ -94,38 +104,33 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def _tree(root: Path) -> Iterable[str]:
-    return (p.relative_to(root).as_posix() for p in sorted(root.rglob("*")) if p.is_file())
+def _tree(folder: Path, root: Path) -> Iterator[str]:
+    """What lies below the folder, as names below the root. Links to folders are not followed, so
+    that none is gone round for ever; folders that cannot be read are no empty ones."""
+    for place, folders, files in os.walk(folder, onerror=_raise):
+        below = Path(place).relative_to(root).as_posix()
+        # A folder named as an image is told as one that cannot be read.
+        yield from (f"{below}/{name}" for name in [*filter(_is_image, folders), *files])
 
 
-def _zip_members(zips: list[Path]) -> dict[str, tuple[Path, str]]:
-    members = {}
-    for path in zips:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                found = archive.namelist()
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"{path}: not a zip, or a broken one ({error})") from error
-        members |= {_below(m): (path, m) for m in found if not m.endswith("/")}
-    return dict(sorted(members.items()))
+def _raise(error: OSError) -> None:
+    raise error
 
 
-def _below(member: str) -> str:
-    return member.partition("tiny-imagenet-200/")[2] or member
+def _tiny_files(root: Path) -> list[str]:
+    """Only what belongs there is looked through: the root may be any folder, even /proc."""
+    told = [name for name in ("val/val_annotations.txt", "words.txt") if (root / name).is_file()]
+    if told[:1] != ["val/val_annotations.txt"]:
+        return []
+    splits = [root / split for split in ("train", "val") if (root / split).is_dir()]
+    return sorted({*told, *(name for folder in splits for name in _tree(folder, root))})
 
 
-def _annotated(reader: Callable[[str], bytes]) -> Listing:
-    lines = reader("val/val_annotations.txt").decode().splitlines()
-    rows = (line.split("\t")[:2] for line in lines if line.strip())
-    return [(wnid, f"val/images/{file}") for file, wnid in rows]
-
-
-def _words(reader: Callable[[str], bytes], members: dict) -> dict[str, str]:
-    """WordNet ids to names, the first synonym alone."""
-    if "words.txt" not in members:
-        return {}
-    rows = (line.partition("\t") for line in reader("words.txt").decode().splitlines())
-    return {wnid: name.split(",")[0] for wnid, _, name in rows}
+def _told(root: Path, reader: Callable[[str], bytes], name: str) -> bytes:
+    try:
+        return reader(name)
+    except OSError as error:
+        raise ValueError(f"data.root={root}: {name}: {error.strerror or error}") from error
 
 
 def _ground_truth(root: Path) -> dict[str, str]:
@@ -139,26 +144,14 @@ def _ground_truth(root: Path) -> dict[str, str]:
         None,
     )
     if solution:
-        with open(solution, newline="") as rows:
-            return {
-                row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(rows)
-            }
+        return read_solution(solution)
     devkit = next(root.glob("ILSVRC2012_devkit*/data"), None)
     if not devkit:
         raise ValueError(
             f"data.root={root}: val/ has no class folders, and beside it lies neither "
             "ILSVRC2012_devkit_t12/ nor LOC_val_solution.csv to tell the classes"
         )
-    return _devkit_truth(devkit)
-
-
-def _devkit_truth(devkit: Path) -> dict[str, str]:
-    from scipy.io import loadmat  # slow to import, and needed for this layout alone
-
-    rows = loadmat(devkit / "meta.mat", squeeze_me=True)["synsets"]
-    wnid = {int(row[0]): str(row[1]) for row in rows}
-    ids = (devkit / "ILSVRC2012_validation_ground_truth.txt").read_text().split()
-    return {f"ILSVRC2012_val_{i + 1:08d}": wnid[int(x)] for i, x in enumerate(ids)}
+    return read_devkit(devkit)
 
 
 def _splits(
@@ -170,7 +163,7 @@ def _splits(
     if not train or not val:
         raise ValueError(f"no images in {'train' if not train else 'val'}/")
     if strange:
-        raise ValueError(f"val has classes that train lacks: {', '.join(strange[:5])}")
+        raise ValueError(f"val has classes that train lacks: {', '.join(map(shown, strange[:5]))}")
     titles = [words.get(c, c) for c in classes]
     number = {c: i for i, c in enumerate(classes)}
 

@@ -1,5 +1,6 @@
 """Batches that depend on the step alone; undecodable images counted here, fatal there."""
 
+import re
 import signal
 from functools import partial
 
@@ -10,9 +11,10 @@ from helpers import make_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from delving.data.augment import center_view, resize_whole, samples_of, ten_views
+from delving.data.augment import center_view, resize_whole, rows_of, samples_of, ten_views
 from delving.data.images import UndecodableImageError
 from delving.data.loader import (
+    Batch,
     Cache,
     TrainingBatches,
     Views,
@@ -27,9 +29,9 @@ COUNT, CROP = 11, 14
 IMAGES = make_images([(16 + i, 20 + i % 3) for i in range(COUNT)], classes=3)
 
 
-def batches(images=IMAGES, *, batch=4, seed=0, budget=0.0, flip=True):
+def batches(images=IMAGES, *, batch=4, seed=0, budget=0.0, share=(0, 1)):
     return TrainingBatches(Cache(images, budget), batch=batch, crop=CROP, sides=(16, 32),
-                           flip=flip, seed=seed)  # fmt: skip
+                           flip=True, seed=seed, share=share)  # fmt: skip
 
 
 def take(dataset, keys, workers=0):
@@ -90,6 +92,72 @@ def test_labels_follow_the_images_and_each_counts_once_an_epoch(batch):
         assert sorted(held.tolist()) == sorted(IMAGES.labels.tolist())
 
 
+class CountingReader:
+    def __init__(self, reader):
+        self.reader, self.calls = reader, 0
+
+    def __call__(self, name):
+        self.calls += 1
+        return self.reader(name)
+
+
+def counted(images):
+    reader = CountingReader(images.read)
+    return type(images)(images.names, images.labels, images.classes, images.titles, reader), reader
+
+
+# --- shares of a batch ---
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(st.data(), st.integers(1, 300))
+def test_the_rows_of_all_ranks_are_the_batch_in_shares_of_almost_one_size(data, batch):
+    ranks = data.draw(st.integers(1, batch))
+    parts = [range(batch)[rows_of(batch, rank, ranks)] for rank in range(ranks)]
+    assert [row for part in parts for row in part] == list(range(batch))
+    sizes = {len(part) for part in parts}
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= 1
+
+
+@pytest.mark.parametrize(
+    ("rank", "ranks", "said"),
+    [(0, 5, "a batch of 4 for 5 ranks"), (2, 2, "rank 2: choose 0 to 1"), (-1, 2, "rank -1")],
+)
+def test_a_rank_without_rows_is_refused(rank, ranks, said):
+    with pytest.raises(ValueError, match=said):
+        rows_of(4, rank, ranks)
+    with pytest.raises(ValueError, match=said):
+        batches(share=(rank, ranks))[0]
+
+
+SPOILT = make_images([(16 + i, 20 + i % 3) for i in range(COUNT)], classes=COUNT, bad=(2, 3, 9))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_the_shares_of_all_ranks_are_the_batch_bit_for_bit(ranks, workers):
+    """Over three epochs' ends, with s and flips drawn, and images replaced."""
+    steps, batch = range(3, 12), 5
+    whole = take(batches(SPOILT, batch=batch), steps)
+    assert any(found.bad for found in whole)
+    shares = [
+        take(batches(SPOILT, batch=batch, share=(rank, ranks)), steps, workers)
+        for rank in range(ranks)
+    ]
+    joined = [
+        Batch(*(torch.cat(part) for part in list(zip(*parts, strict=True))[:3]),
+              [name for part in parts for name in part.bad])
+        for parts in zip(*shares, strict=True)
+    ]  # fmt: skip
+    assert_equal(joined, whole)
+
+
+def test_a_rank_decodes_its_own_rows_alone():
+    for rank in range(2):
+        images, reader = counted(IMAGES)
+        batches(images, batch=5, share=(rank, 2))[0]
+        assert reader.calls == (2, 3)[rank]
+
+
 # --- images that cannot be decoded ---
 SIZES = [(16, 16)] * COUNT
 
@@ -129,6 +197,13 @@ def test_evaluation_never_replaces_an_image_but_names_it(workers):
     assert "007.png" in str(error)
 
 
+def test_what_is_at_work_is_described_by_a_few_of_its_images():
+    assert re.fullmatch(r"step 3 \((\d+\.png, ){3}\.\.\.\)", batches(batch=4).describe(3))
+    assert re.fullmatch(r"step 3 \((\d+\.png, )\d+\.png\)", batches(share=(1, 2)).describe(3))
+    views = Views(Cache(IMAGES, 0), center_view, [np.array([0, 5]), np.array([2])])
+    assert views.describe(0) == "a group of test images (000.png, 005.png)"
+
+
 # --- views ---
 def test_views_come_in_groups_with_their_indices():
     groups = [np.array([0, 5]), np.array([2])]
@@ -140,20 +215,6 @@ def test_views_come_in_groups_with_their_indices():
 
 
 # --- the cache ---
-class CountingReader:
-    def __init__(self, reader):
-        self.reader, self.calls = reader, 0
-
-    def __call__(self, name):
-        self.calls += 1
-        return self.reader(name)
-
-
-def counted(images):
-    reader = CountingReader(images.read)
-    return type(images)(images.names, images.labels, images.classes, images.titles, reader), reader
-
-
 def test_a_cache_decodes_once_what_fits_its_budget():
     images, reader = counted(make_images([(16, 16)] * 4))
     cache = Cache(images, budget=2 * 16 * 16 * 4)

@@ -1,14 +1,20 @@
 """Every file looked at once: counts, undecodable ones, duplicates; told by the exit code too."""
 
+import json
+import os
 import re
 import sys
+import zipfile
 
+import numpy as np
 import pytest
 from helpers import write_file, write_folder
 
 from delving import cli
+from delving.data.images import Images
 from delving.data.sources import find_folder
 from delving.data.verify import verify_data
+from delving.data.zips import ZipReader, list_members
 
 
 @pytest.fixture
@@ -23,8 +29,8 @@ def spoil(root):
     write_file(root / "val" / "dog" / "copy.JPEG", (root / "train" / "dog" / "2.JPEG").read_bytes())
 
 
-def verify_by_command(monkeypatch, capsys, root):
-    words = ["data", "verify", "scale=smoke", "data=folder", f"data.root={root}",
+def verify_by_command(monkeypatch, capsys, root, *more):
+    words = ["data", "verify", "scale=smoke", "data=folder", f"data.root={root}", *more,
              "data.classes=2", "data.train_images=null", "data.val_images=null"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["delving", *words])
     with pytest.raises(SystemExit) as end:
@@ -50,8 +56,10 @@ def test_undecodable_images_are_listed_by_name(root):
     spoil(root)
     report = verify_data(*find_folder(root))
     assert not report.sound
-    [line] = report.bad
-    assert line.startswith("train/cat/1.JPEG cannot be decoded")
+    [(name, problem)] = report.bad
+    assert name == "train/cat/1.JPEG"
+    assert problem.startswith("train/cat/1.JPEG cannot be decoded")
+    assert report.decoded == {"train": 5, "val": 5}
     assert report.counts["train"]["cat"] == 3
 
 
@@ -70,7 +78,7 @@ def test_equal_images_within_one_split_are_no_duplicates(root):
 def test_the_command_says_sound_and_ends_with_zero(root, monkeypatch, capsys):
     code, said = verify_by_command(monkeypatch, capsys, root)
     assert code == 0
-    assert re.search(r"train: 6 images, 2 classes: cat 3, dog 3", said.out)
+    assert re.search(r"train: 6 images, 6 of them sound, 2 classes: cat 3, dog 3", said.out)
     assert said.out.splitlines()[-1] == "sound"
 
 
@@ -88,3 +96,63 @@ def test_the_command_refuses_missing_data_with_two(tmp_path, monkeypatch, capsys
     assert code == 2
     assert "nowhere" in said.err
     assert "Traceback" not in said.err
+
+
+def test_every_fault_is_told_in_the_datas_order_in_one_pass(root):
+    for split, name, n in (("val", "dog", 1), ("train", "cat", 2), ("train", "dog", 0)):
+        (root / split / name / f"{n}.JPEG").write_bytes(b"no image")
+    (root / "train" / "dog" / "1.JPEG").unlink()
+    (root / "train" / "dog" / "1.JPEG").symlink_to("nowhere")
+    report = verify_data(*find_folder(root))
+    assert [name for name, _ in report.bad] == [
+        "train/cat/2.JPEG", "train/dog/0.JPEG", "train/dog/1.JPEG", "val/dog/1.JPEG",
+    ]  # fmt: skip
+    assert "train/dog/1.JPEG cannot be read: No such file" in report.bad[2][1]
+    # files that are equally spoilt are duplicates all the same
+    assert report.duplicates == [("train/cat/2.JPEG", "val/dog/1.JPEG")]
+
+
+def test_a_broken_member_of_a_zip_is_told_among_the_others(root, tmp_path):
+    names, data = [], (root / "train" / "cat" / "0.JPEG").read_bytes()
+    path = tmp_path / "t.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for n in range(3):
+            names.append(f"train/cat/{n}.JPEG")
+            archive.writestr(names[-1], data + bytes([n]))
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(data + b"\1", data + b"\7"))  # its checksum lies now
+    images = Images(names, np.zeros(3, np.int64), ["cat"], ["cat"], ZipReader(
+        list_members([path], "tiny/")))  # fmt: skip
+    report = verify_data(images, images.take(np.arange(0)))
+    [(name, problem)] = report.bad
+    assert name == "train/cat/1.JPEG"
+    assert "t.zip: Bad CRC-32" in problem
+    assert report.decoded == {"train": 2, "val": 0}
+
+
+def test_for_programs_all_is_told_as_json(root, monkeypatch, capsys):
+    spoil(root)
+    code, said = verify_by_command(monkeypatch, capsys, root, "--json")
+    assert code == 1
+    told = json.loads(said.out)
+    assert told["sound"] is False
+    assert told["counts"] == {"train": {"cat": 3, "dog": 3}, "val": {"cat": 2, "dog": 3}}
+    assert told["decoded"] == {"train": 5, "val": 5}
+    [bad] = told["bad"]
+    assert bad["name"] == "train/cat/1.JPEG"
+    assert "cannot be decoded" in bad["problem"]
+    assert told["duplicates"] == [{"train": "train/dog/2.JPEG", "val": "val/dog/copy.JPEG"}]
+
+
+def test_names_cannot_speak_to_the_terminal(root, monkeypatch, capsys):
+    write_file(root / "train" / "cat" / "\x1b[2J\nsound.jpg", b"")
+    write_file(root / "train" / "cat" / os.fsdecode(b"\xff\xfe.jpg"), b"")
+    code, said = verify_by_command(monkeypatch, capsys, root)
+    assert code == 1
+    assert r"bad: train/cat/\x1b[2J\nsound.jpg cannot be decoded" in said.out
+    assert r"bad: train/cat/\udcff\udcfe.jpg cannot be decoded" in said.out
+    assert "\x1b" not in said.out
+    assert said.out.splitlines()[-1] == "2 undecodable, 0 duplicates"
+    code, said = verify_by_command(monkeypatch, capsys, root, "--json")
+    names = {bad["name"] for bad in json.loads(said.out)["bad"]}
+    assert names == {"train/cat/\x1b[2J\nsound.jpg", "train/cat/\udcff\udcfe.jpg"}

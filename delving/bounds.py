@@ -1,0 +1,95 @@
+"""What the knobs may be: each bound a pair of the words that tell it and the check itself."""
+
+import math
+import re
+import unicodedata
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+PROTOCOLS = ("center", "ten_view", "dense")
+RANGES = ("raw", "scaled", "normalised")
+PRECISIONS = ("auto", "fp32", "bf16", "fp64")
+
+Bound = tuple[str, Callable[[Any], bool]]
+# Upper bounds are far beyond honest use: what is above them would hang, or eat the memory.
+DEEPEST = 1000  # conv and fc layers
+SIDES = 20  # of images, at most so many in a list
+
+
+def number(low: float, high: float, *, above: bool = False) -> Bound:
+    words = f"a number {'above' if above else 'from'} {low:g}{', at most' if above else ' to'} "
+    return f"{words}{high:,}", lambda v: (low < v if above else low <= v) and v <= high
+
+
+def integer(low: int, high: int, more: str = "") -> Bound:
+    return f"an integer from {low} to {high:,}{more}", lambda v: low <= v <= high
+
+
+def one_of(choices: tuple[str, ...]) -> Bound:
+    return "one of " + ", ".join(choices), lambda v: v in choices
+
+
+def matching(pattern: str, words: str) -> Bound:
+    return words, lambda v: re.fullmatch(pattern, v) is not None
+
+
+def _sevenths(v: list) -> bool:
+    """Integers, which OmegaConf does not see to in a list of lists."""
+    return all(isinstance(x, int) and 7 <= x <= 70 for x in v)
+
+
+FINITE = ("a finite number above 0", lambda v: math.isfinite(v) and v > 0)
+NOT_NEGATIVE = ("a finite number of at least 0", lambda v: math.isfinite(v) and v >= 0)
+SHARE = ("in [0, 1)", lambda v: 0 <= v < 1)
+BATCH, IMAGES = integer(1, 65_536), integer(1, 100_000_000)
+# Folders are named by them.
+NAME = matching(
+    r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}", "a name: letters, digits, _ . + -, at most 64"
+)
+# What is here is seen where it is picked.
+DEVICE = matching("[a-z]{1,20}(:[0-9]{1,3})?", "auto, cpu, cuda, cuda:N or mps")
+PATH = (
+    "a path: at most 4,096 characters, in UTF-8, none of them a control character",
+    lambda v: len(v) <= 4096 and not {"Cc", "Cs"} & set(map(unicodedata.category, v)),
+)
+SEVENTHS = (
+    f"1 to {SIDES} integers, sevenths of the crop from 7 to 70",
+    lambda v: 0 < len(v) <= SIDES and _sevenths(v),
+)
+FROM_TO = (
+    "[from, to] in sevenths of the crop, 7 <= from <= to <= 70",
+    lambda v: len(v) == 2 and _sevenths(v) and v[0] <= v[1],
+)
+FRACTIONS = (
+    "at most 20 rising fractions in (0, 1), or [] for a plateau",
+    lambda v: (
+        len(v) <= 20 and all(isinstance(x, int | float) for x in v) and _rises([0.0, *v, 1.0])
+    ),
+)
+SOME_PROTOCOLS = (
+    "one or more of " + ", ".join(PROTOCOLS),
+    lambda v: 0 < len(v) <= 20 and all(p in PROTOCOLS for p in v),
+)
+
+
+LAYERS = (
+    "1 to 200 {name: notation}, as - conv1: 7x7, 64, /2; a conv first, an fc last, no name twice",
+    lambda v: 0 < len(v) <= 200 and _are_layers(v),
+)
+
+
+def _are_layers(v: list[dict]) -> bool:
+    """By their names alone; the notation is read with the net."""
+    if not all(isinstance(line, dict) and len(line) == 1 for line in v):
+        return False
+    pairs = [pair for line in v for pair in line.items()]
+    names = [str(name) for name, _ in pairs]
+    named = all(re.fullmatch("[a-z]{1,9}[0-9]{0,3}", name) for name in names)
+    plain = all(isinstance(text, str | int) for _, text in pairs)
+    ends = names[0].startswith("conv") and names[-1].startswith("fc")
+    return named and plain and ends and len(set(names)) == len(names)
+
+
+def _rises(v: list[float]) -> bool:
+    return all(a < b for a, b in pairwise(v))

@@ -1,0 +1,200 @@
+"""Checkpoints: always one whole, whatever ends the process; damage is found and named.
+
+`checkpoint` is the newest, `checkpoint.previous` the one before it. A new one is written as
+`checkpoint.new`, read back and compared with its manifest, and only then takes its place.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+from delving.record import (
+    DiskFullError,
+    disk_full,
+    parse_json,
+    read_json,
+    sync_folder,
+    write_bytes,
+    write_json,
+)
+
+CURRENT, NEW, PREVIOUS = "checkpoint", "checkpoint.new", "checkpoint.previous"
+NAMES = (NEW, CURRENT, PREVIOUS)  # the newest first
+WEIGHTS = "model.safetensors"
+DAMAGED = "checkpoint.damaged"  # set aside, for who wants to know why
+KEPT = 3  # at once, while one is written
+
+Loaded = tuple[dict[str, dict], dict]  # ({file: {name: tensor}}, state)
+
+
+def save_checkpoint(folder: Path, tensors: dict[str, dict], state: dict) -> dict[str, str]:
+    """Writes {file: {name: tensor}} and `state` with a manifest of their hashes, which it returns.
+
+    The checkpoint before it stays as `checkpoint.previous`, and the one before that goes once the
+    new one was read back.
+
+    Raises:
+        OSError: the disk is full, with the bytes that are missing, or does not give back what was
+            written; the checkpoints before are as they were.
+    """
+    from safetensors.torch import save
+
+    contents = {f"{name}.safetensors": save(parts) for name, parts in tensors.items()}
+    contents["state.json"] = json.dumps(state).encode()
+    shutil.rmtree(folder / NEW, ignore_errors=True)
+    try:
+        hashes = _write_new(folder / NEW, contents)
+    except OSError as error:
+        shutil.rmtree(folder / NEW, ignore_errors=True)
+        if isinstance(error, DiskFullError):
+            need = sum(map(len, contents.values()))
+            raise disk_full(folder, need, "the checkpoints before it are intact") from error
+        raise
+    fault = find_fault(folder / NEW)
+    if fault:
+        raise OSError(f"{fault}, just after it was written: is the disk sound?")
+    _promote(folder)
+    return hashes
+
+
+def _write_new(new: Path, contents: dict[str, bytes]) -> dict[str, str]:
+    for name, data in contents.items():
+        write_bytes(new / name, data)
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    write_json(new / "manifest.json", hashes)
+    sync_folder(new)
+    return hashes
+
+
+def _promote(folder: Path) -> None:
+    """A whole `checkpoint.new` becomes the newest; a kill in between is made good by `settle`."""
+    if (folder / CURRENT).exists():
+        shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
+        os.replace(folder / CURRENT, folder / PREVIOUS)
+    os.replace(folder / NEW, folder / CURRENT)
+    sync_folder(folder)
+
+
+def check_room(folder: Path, tensors: int, beside: int) -> None:
+    """OSError where the disk could not hold the checkpoints of a run that is about to start.
+
+    Args:
+        tensors: bytes of one checkpoint.
+        beside: bytes of all else that the run will write.
+    """
+    there = sum((folder / name).is_dir() for name in (CURRENT, PREVIOUS))
+    need = (KEPT - there) * tensors + beside
+    if shutil.disk_usage(folder).free < need:
+        raise disk_full(folder, need, "nothing was started")
+
+
+def drop_previous(folder: Path) -> None:
+    """A finished run needs its last checkpoint alone."""
+    for name in (PREVIOUS, DAMAGED):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def settle(folder: Path) -> list[str]:
+    """Puts in order what a kill or a bad disk left, before a run goes on; the faults it found.
+
+    A whole `checkpoint.new` is the newest. A damaged checkpoint is set aside where there is a whole
+    one, which the next saving would otherwise push out.
+    """
+    faults = {name: find_fault(folder / name) for name in NAMES if (folder / name).is_dir()}
+    if NEW in faults:
+        if faults.pop(NEW) is None:
+            _promote(folder)
+            return settle(folder)
+        shutil.rmtree(folder / NEW)  # cut off while it was written
+    damaged = {name: fault for name, fault in faults.items() if fault}
+    if len(damaged) < len(faults):
+        for name in damaged:
+            shutil.rmtree(folder / DAMAGED, ignore_errors=True)
+            os.replace(folder / name, folder / DAMAGED)
+        if not (folder / CURRENT).exists():
+            os.replace(folder / PREVIOUS, folder / CURRENT)
+    return list(damaged.values())
+
+
+def load_checkpoint(folder: Path) -> Loaded | None:
+    """The newest whole checkpoint as ({file: {name: tensor}}, state); None where there is none.
+
+    The state has the hash of the weights' file as its `weights`. A training that saves in the same
+    folder meanwhile does not disturb it.
+
+    Raises:
+        ValueError: where there are checkpoints, but each is damaged; names each one's fault.
+    """
+    faults: list[str] = []
+    for patience in (0.05, 0.2, 0):  # folders change places while a training saves
+        faults = []
+        for name in NAMES:
+            if (folder / name).is_dir():
+                try:
+                    return _read(folder / name)
+                except (ValueError, FileNotFoundError) as error:
+                    faults.append(str(error))
+        time.sleep(patience if faults else 0)
+    if faults and faults != [f"{folder / NEW}: no manifest.json"]:
+        raise ValueError(f"no whole checkpoint: {'; '.join(faults)}")
+    return None  # none, or the first of all was cut off
+
+
+def find_fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint by its manifest, if anything."""
+    try:
+        for path, digest in _listed(checkpoint):
+            with open(path, "rb") as file:
+                _compare(path, hashlib.file_digest(file, "sha256").hexdigest(), digest)
+    except (ValueError, FileNotFoundError) as error:
+        return str(error)
+    return None
+
+
+def _listed(checkpoint: Path) -> list[tuple[Path, str]]:
+    """The manifest's files and hashes; ValueError where it is no manifest or one is not there."""
+    manifest = checkpoint / "manifest.json"
+    if not manifest.is_file():
+        raise ValueError(f"{checkpoint}: no manifest.json")
+    try:
+        hashes = dict(read_json(manifest))
+    except (TypeError, ValueError):
+        raise ValueError(f"{manifest} is damaged") from None
+    strange = [n for n in hashes if n != "state.json" and not re.fullmatch(r"\w+\.safetensors", n)]
+    if strange or "state.json" not in hashes:
+        what = f"it lists {strange[0]!r}" if strange else "it does not list state.json"
+        raise ValueError(f"{manifest} is damaged: {what}")
+    lost = [name for name in hashes if not (checkpoint / name).is_file()]
+    if lost:
+        raise ValueError(f"{checkpoint / lost[0]} is missing, though manifest.json lists it")
+    return [(checkpoint / name, digest) for name, digest in hashes.items()]
+
+
+def _compare(path: Path, found: str, digest: str) -> None:
+    if found != digest:
+        raise ValueError(f"{path} is damaged: its hash is not the manifest's")
+
+
+def _read(checkpoint: Path) -> Loaded:
+    """What was hashed is what is used: each file is read once."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    tensors, state, listed = {}, {}, _listed(checkpoint)
+    for path, digest in listed:
+        data = path.read_bytes()
+        _compare(path, hashlib.sha256(data).hexdigest(), digest)
+        if path.suffix == ".json":
+            state = parse_json(data, path)
+            continue
+        try:
+            tensors[path.stem] = load(data)
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no file of tensors: {error}") from error
+    if isinstance(state, dict):  # else who reads it will say so
+        state["weights"] = next((digest for path, digest in listed if path.name == WEIGHTS), None)
+    return tensors, state

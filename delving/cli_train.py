@@ -1,0 +1,136 @@
+"""`delving train`: one run in this process, or many, here or on a cluster."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from delving import disk, terminal
+from delving.cli_data import RANK, Overrides, refuse_ranks, speaks
+
+Count = Annotated[int | None, typer.Option(min=1, help="With -m: runs side by side, here.")]
+Cap = Annotated[int, typer.Option(min=1, help="With -m: refuse more runs than that.")]
+
+
+def train(
+    words: Overrides = None,
+    multirun: Annotated[
+        bool, typer.Option("-m", "--multirun", help="Every combination: act=relu,prelu seed=0..4.")
+    ] = False,
+    dry: Annotated[bool, typer.Option("--plan", help="Say what would be done.")] = False,
+    jobs: Count = None,
+    cap: Cap = 100,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="With launcher=slurm: until the jobs have ended.")
+    ] = False,
+    print_sbatch: Annotated[
+        bool, typer.Option("--print-sbatch", help="With launcher=slurm: the script alone.")
+    ] = False,
+) -> None:
+    """Train a run and score it, or many with -m; the same command goes on with what is unfinished.
+
+    launcher=slurm makes jobs of a cluster of them, with slurm.partition=, slurm.gpus= and so on.
+    """
+    from delving.launcher import split_words
+
+    rest, settings = split_words(words or [])
+    many = multirun or settings is not None
+    if many:
+        refuse_ranks("train with -m or launcher=slurm")
+    if jobs and (not multirun or settings is not None):
+        raise ValueError("--jobs: only with -m and launcher=local; slurm.parallel= is a cluster's")
+    if (wait or print_sbatch) and settings is None:
+        raise ValueError(f"{'--wait' if wait else '--print-sbatch'}: only with launcher=slurm")
+    if many or dry:
+        from delving.multirun import plan_sweep, train_here
+
+        sweep = plan_sweep(rest, cap=cap, several=multirun)
+        if print_sbatch:
+            _print_scripts(sweep, settings)
+            return
+        for root in () if dry else sweep.plans:
+            disk.check_writable(root / "runs")
+        if settings is None:
+            failed = train_here(sweep, jobs=jobs, dry=dry, say=_overview())
+        else:
+            from delving.slurm import train_there
+
+            failed = train_there(sweep, settings, wait=wait, dry=dry, say=_overview())
+        raise typer.Exit(1 if failed else 0)
+    _train_one(rest)
+
+
+def _train_one(words: list[str]) -> None:
+    if RANK not in os.environ:
+        _run(_prepare(words))
+        return
+    from delving.config import from_yaml, to_yaml
+    from delving.ranks import agree, joined
+
+    with joined() as ranks:  # composed once, by the first of them
+        text = agree(ranks, lambda: to_yaml(_prepare(words)))
+        _run(from_yaml(text, "what rank 0 composed"))
+
+
+def _prepare(words: list[str]):
+    from delving.config import compose
+
+    config = compose(words)
+    disk.check_writable(Path(config.output_root) / config.scale / "runs")
+    return config
+
+
+def _run(config) -> None:
+    with _display() as display:
+        from delving.run import train_run
+
+        folder = train_run(config, display)
+    if speaks():
+        _print_result(folder, scores=not display.scored)
+
+
+def _print_result(folder: Path, scores: bool) -> None:
+    from delving.record import read_result
+
+    result = read_result(folder)
+    for protocol, e in result["eval"].items() if scores else ():
+        terminal.say(f"{protocol}: top-1 {e['top1_err']:.2f} %, top-5 {e['top5_err']:.2f} %")
+    terminal.say(
+        f"{result['status']} after {result['epochs']:g} epochs, {result['seconds']:.0f} s at "
+        f"{result['images_per_second']:.0f} images/s; {len(result['deviations'])} deviations from "
+        f"the paper's recipe, see {folder / 'result.json'}"
+    )
+
+
+def _print_scripts(sweep, settings) -> None:
+    from delving.slurm import script_text
+
+    missing = list(sweep.missing())
+    for plan in sweep.plans.values():
+        names = [name for _, of, name in missing if of is plan]
+        if names:
+            terminal.write(script_text(plan, names, settings))
+    if not missing:
+        terminal.say("Nothing is missing: no job would be sent.")
+
+
+def _display():
+    from rich.console import Console
+
+    from delving.display import Display
+
+    return Display(Console())
+
+
+def _overview():
+    from rich.console import Console
+
+    from delving.display import Overview
+
+    return Overview(Console())
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to the application."""
+    app.command()(train)

@@ -1,0 +1,90 @@
+"""Which class an image is of, from the files in which data sets say so.
+
+What is wrong in them is told with its file and line.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from delving.data.images import read_file
+from delving.data.mat import read_synsets
+from delving.words import shown
+
+Listing = list[tuple[str, str]]  # (class, name below the root)
+
+
+def parse_annotations(data: bytes) -> Listing:
+    """Tiny ImageNet's val_annotations.txt: lines of file, class and a box, between tabs."""
+    of_file: dict[str, str] = {}
+    for number, line in _lines(data, "val_annotations.txt"):
+        file, _, rest = line.partition("\t")
+        wnid = rest.split("\t")[0]
+        if not file or not wnid:
+            raise _fault("val_annotations.txt", number, f"no file and class: {shown(line)}")
+        if file in of_file:
+            raise _fault("val_annotations.txt", number, f"a second class for {shown(file)}")
+        of_file[file] = wnid
+    return [(wnid, f"val/images/{file}") for file, wnid in of_file.items()]
+
+
+def parse_words(data: bytes) -> dict[str, str]:
+    """WordNet ids to names, the first synonym alone, from a words.txt."""
+    words = {}
+    for number, line in _lines(data, "words.txt"):
+        wnid, _, names = line.partition("\t")
+        if not names:
+            raise _fault("words.txt", number, f"no id and name: {shown(line)}")
+        words[wnid] = names.split(",")[0]
+    return words
+
+
+def read_solution(path: Path) -> dict[str, str]:
+    """ILSVRC2012_val_... to its class's WordNet id, from Kaggle's LOC_val_solution.csv."""
+    truth = {}
+    for number, line in _lines(_read(path), path):
+        image, _, boxes = line.partition(",")
+        if number == 1 and line != "ImageId,PredictionString":
+            raise _fault(path, number, f"not ImageId,PredictionString: {shown(line)}")
+        if not image or not boxes.split():
+            raise _fault(path, number, f"no image and class: {shown(line)}")
+        truth[image] = boxes.split()[0]
+    return truth
+
+
+def read_devkit(devkit: Path) -> dict[str, str]:
+    """The same from the data folder of ILSVRC2012_devkit_t12: meta.mat and the ground truth."""
+    _read(devkit / "meta.mat")  # its faults as a file, told in our words
+    wnids, truth = read_synsets(devkit / "meta.mat"), {}
+    path = devkit / "ILSVRC2012_validation_ground_truth.txt"
+    for image, (number, line) in enumerate(_lines(_read(path), path), 1):
+        word = line.strip()
+        if word not in wnids:
+            raise _fault(path, number, f"no ILSVRC2012_ID of meta.mat: {shown(word)}")
+        truth[f"ILSVRC2012_val_{image:08d}"] = wnids[word]
+    return truth
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_file(path)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from error
+
+
+def _decode(data: bytes, path: Path | str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        number = data.count(b"\n", 0, error.start) + 1
+        raise _fault(path, number, "no UTF-8 text") from error
+
+
+def _lines(data: bytes, path: Path | str) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, with their numbers."""
+    for number, line in enumerate(_decode(data, path).split("\n"), 1):
+        if line.strip():
+            yield number, line.rstrip("\r")
+
+
+def _fault(path: Path | str, number: int, what: str) -> ValueError:
+    return ValueError(f"{path}, line {number}: {what}")

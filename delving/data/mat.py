@@ -1,0 +1,43 @@
+"""ImageNet's meta.mat, read by scipy in a process of its own: on some damaged files it crashes.
+
+`python -m delving.data.mat FILE` prints the synsets as JSON.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+SECONDS, BYTES = 60, 4 * 2**30  # of the process
+
+
+def read_synsets(path: Path) -> dict[str, str]:
+    """{ILSVRC2012_ID in digits: WordNet id}; ValueError where it is not the devkit's meta.mat."""
+    command = [sys.executable, "-m", "delving.data.mat", str(path)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        found = json.loads(done.stdout) if done.returncode == 0 else {}
+    except (subprocess.TimeoutExpired, ValueError):
+        found = {}
+    if not found:
+        raise ValueError(f"{path}: not the devkit's: no synsets with ILSVRC2012_ID and WNID in it")
+    return found
+
+
+def main() -> None:
+    from scipy.io import loadmat
+
+    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    rows = loadmat(sys.argv[1], squeeze_me=True, variable_names=["synsets"])["synsets"]
+    print(json.dumps({str(int(row["ILSVRC2012_ID"])): _word(row["WNID"]) for row in rows}))
+
+
+def _word(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"no word: {value!r}")
+    return value
+
+
+if __name__ == "__main__":
+    main()

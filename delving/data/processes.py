@@ -1,0 +1,229 @@
+"""Loader processes: they make items ahead, are watched while one waits for them, and always end.
+
+torch's DataLoader would do, but that it reports a dead process in the midst of anything (while a
+checkpoint is written, say), cannot tell what the process was at, and leaves behind one that hangs.
+"""
+
+import atexit
+import ctypes
+import math
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol
+
+import torch
+
+from delving.data import parcel
+from delving.data.images import UndecodableImageError
+from delving.signals import HEEDED
+
+AHEAD = 2  # items that a process is given before the first of them is taken
+GRACE = 2.0  # seconds it has to end by itself
+TICK = 1.0  # seconds between two looks
+IDLE = -1  # the key of no item
+HINTS = {signal.SIGKILL: " (was memory short?)"}
+
+
+class LoaderError(RuntimeError):
+    """A loader process died, hangs or failed; says what it was at."""
+
+
+class Dataset(Protocol):
+    """What can be loaded: an item for every key, and words for it."""
+
+    def __getitem__(self, key: int) -> Any: ...
+
+    def describe(self, key: int) -> str: ...
+
+
+@dataclass(frozen=True)
+class Loader:
+    """A loader process: keys go in and items come out of `pipe`, `at` is the key it works on."""
+
+    process: multiprocessing.Process
+    pipe: Connection
+    at: ctypes.c_longlong
+
+
+@contextmanager
+def started(dataset: Dataset, count: int) -> Iterator[list[Loader]]:
+    """Loader processes; none is left when the context ends, or the program."""
+    loaders: list[Loader] = []
+    # A program that ends would wait for those it still has, and they for it.
+    end = partial(_end, loaders, os.getpid())
+    atexit.register(end)
+    try:
+        for _ in range(count):
+            loaders.append(_start(dataset))
+        yield loaders
+    finally:
+        end()
+        atexit.unregister(end)
+
+
+def take(
+    dataset: Dataset, keys: range, loaders: list[Loader], timeout: float | None
+) -> Iterator[Any]:
+    """The items of `keys` in their order, the processes taking turns.
+
+    Raises:
+        LoaderError: one died, gave nothing for `timeout` seconds, or failed.
+        ValueError: what one raised itself, with its message.
+    """
+    ahead = AHEAD * len(loaders)
+    for number, key in enumerate(keys[:ahead]):
+        _give(loaders[number % len(loaders)], key, dataset)
+    for number, key in enumerate(keys):
+        loader = loaders[number % len(loaders)]
+        item = _receive(key, loader, loaders, dataset=dataset, timeout=timeout)
+        if number + ahead < len(keys):
+            _give(loader, keys[number + ahead], dataset)
+        yield item
+
+
+def _start(dataset: Dataset) -> Loader:
+    try:
+        ours, theirs = multiprocessing.Pipe()
+        at = multiprocessing.RawValue(ctypes.c_longlong, IDLE)
+        process = multiprocessing.Process(target=_work, args=(dataset, theirs, at), daemon=True)
+        process.start()
+    except OSError as error:
+        raise LoaderError(f"a loader process cannot be started: {error}") from error
+    theirs.close()  # else its death would not close the pipe
+    return Loader(process, ours, at)
+
+
+def _end(loaders: list[Loader], owner: int) -> None:
+    """Asks them to end and kills those that do not. They have nothing to lose: they only read."""
+    if os.getpid() != owner:  # a copy in a process that was forked meanwhile
+        return
+    for loader in loaders:
+        with suppress(OSError):
+            loader.pipe.send(None)
+    latest = time.monotonic() + GRACE
+    for loader in loaders:
+        loader.process.join(max(0.0, latest - time.monotonic()))
+        loader.process.kill()
+    while loaders:
+        loader = loaders.pop()
+        loader.process.join(GRACE)  # one that the kernel keeps (a dead network disk) goes later
+        loader.pipe.close()
+
+
+def _give(loader: Loader, key: int, dataset: Dataset) -> None:
+    try:
+        loader.pipe.send(key)
+    except OSError as error:
+        raise _loss(loader, dataset, error) from error
+
+
+def _receive(
+    key: int, loader: Loader, loaders: list[Loader], *, dataset: Dataset, timeout: float | None
+) -> Any:
+    by_sentinel = {other.process.sentinel: other for other in loaders}
+    for seconds in _ticks(timeout):
+        if not threading.main_thread().is_alive():  # the end of the program waits for this thread
+            raise LoaderError("the program ends")
+        ready = wait([loader.pipe, *by_sentinel], seconds)
+        if loader.pipe in ready:
+            return _open(loader, dataset)
+        if ready:
+            raise _loss(by_sentinel[ready[0]], dataset, None)
+    loader.process.kill()
+    raise LoaderError(
+        f"a loader process (pid {loader.process.pid}) gave nothing for {timeout:g} s "
+        f"(data.timeout) at {dataset.describe(key)}"
+    )
+
+
+def _ticks(timeout: float | None) -> Iterator[float]:
+    """Seconds to wait, until they are `timeout` together. The time that a program is stopped for
+    (by Ctrl-Z) is within one of them, so that it does not count."""
+    left = math.inf if timeout is None else timeout
+    while left > 0:
+        yield min(left, TICK)
+        left -= TICK
+
+
+def _open(loader: Loader, dataset: Dataset) -> Any:
+    try:
+        done, item = parcel.receive(loader.pipe)
+    except (EOFError, OSError, RuntimeError) as error:
+        raise _loss(loader, dataset, error) from error
+    if done:
+        return item
+    key, error = item
+    if isinstance(error, ValueError):
+        raise error
+    raise LoaderError(f"{error} (in a loader process, at {dataset.describe(key)})")
+
+
+def _loss(loader: Loader, dataset: Dataset, error: Exception | None) -> LoaderError:
+    loader.process.join(GRACE)
+    how = _ending(loader.process.exitcode, error)
+    return LoaderError(
+        f"a loader process (pid {loader.process.pid}) {how}{_work_of(loader, dataset)}"
+    )
+
+
+def _ending(code: int | None, error: Exception | None) -> str:
+    if code is None:  # it lives: the fault is ours, too many open files for instance
+        return f"cannot be heard: {error}"
+    if code >= 0:
+        return f"ended, exit code {code}"
+    names = {number.value: number.name for number in signal.Signals}
+    return f"was killed by {names.get(-code, f'signal {-code}')}{HINTS.get(-code, '')}"
+
+
+def _work_of(loader: Loader, dataset: Dataset) -> str:
+    key = loader.at.value
+    return "" if key == IDLE else f" at {dataset.describe(key)}"
+
+
+# --- in the loader process ---
+def _work(dataset: Dataset, pipe: Connection, at: ctypes.c_longlong) -> None:
+    # A signal to the whole process group must not end the loaders before the state is saved.
+    for number in HEEDED:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_the_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    with suppress(EOFError, OSError):  # nobody listens any more
+        while (key := pipe.recv()) is not None:
+            at.value = key
+            _answer(dataset, key, pipe)
+            at.value = IDLE
+
+
+def _answer(dataset: Dataset, key: int, pipe: Connection) -> None:
+    try:
+        parcel.send(pipe, (True, dataset[key]))
+    except Exception as error:  # also where no memory is left for the item
+        parcel.send(pipe, (False, (key, _portable(error))))
+
+
+def _portable(error: Exception) -> Exception:
+    """An error as it travels: not every kind can be made anew from its message."""
+    if isinstance(error, UndecodableImageError):
+        return UndecodableImageError(str(error))
+    if isinstance(error, ValueError):
+        return ValueError(str(error))
+    text = str(error)
+    return LoaderError(f"{type(error).__name__}{text and ': '}{text}")
+
+
+def _leave_with_the_parent() -> None:
+    """Ends this process soon after its parent, whatever it is at."""
+    parent, above = multiprocessing.parent_process(), os.getppid()
+    while (
+        parent.is_alive() and os.getppid() == above
+    ):  # brothers may keep the first one's pipe open
+        parent.join(TICK)
+    os._exit(1)

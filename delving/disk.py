@@ -1,0 +1,72 @@
+"""Whether folders can be written, told before anything is begun; and a place for caches."""
+
+import atexit
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+NAME = "x" * 100  # as long as the names of our files get
+
+
+def check_writable(folder: Path) -> None:
+    """Tries whether files could be written in a folder, which need not be there; leaves nothing.
+
+    Raises:
+        ValueError: names the folder, and what stands in the way.
+    """
+    try:
+        _try_to_write(nearest_folder(folder / NAME))
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"{folder} cannot be written: {why}") from error
+
+
+def _try_to_write(folder: Path) -> None:
+    # An attempt, since permissions say nothing of a read-only disk, of /proc, or to root.
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{folder.absolute()} takes no files ({error.strerror})") from error
+
+
+def nearest_folder(file: Path) -> Path:
+    """The nearest folder above a file that is there, or the file itself where it is a folder.
+
+    Raises:
+        OSError, ValueError: it is too long a path, a link to nothing, or below no folder.
+    """
+    for path in (file, *file.parents):
+        try:
+            path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if path.is_dir():
+            return path
+        kind = "a link to nothing" if path.is_symlink() and not path.exists() else "no folder"
+        raise ValueError(f"{path} is {kind}")
+    raise ValueError("there is nothing above it")
+
+
+def settle_caches() -> None:
+    """Where matplotlib cannot write its settings and caches it would warn on every start; it gets
+    a temporary folder. To be called before it is imported; child processes share the folder."""
+    try:
+        for folder in _folders_of_matplotlib():
+            check_writable(folder)
+    except (RuntimeError, ValueError):
+        with contextlib.suppress(OSError):  # no place at all: who draws will hear of it
+            place = tempfile.mkdtemp(prefix="delving-matplotlib-")
+            os.environ["MPLCONFIGDIR"] = place
+            atexit.register(shutil.rmtree, place, ignore_errors=True)
+
+
+def _folders_of_matplotlib() -> list[Path]:
+    """RuntimeError where there is no home."""
+    if os.environ.get("MPLCONFIGDIR"):
+        return [Path(os.environ["MPLCONFIGDIR"])]
+    bases = {"XDG_CONFIG_HOME": ".config", "XDG_CACHE_HOME": ".cache"}
+    return [Path(os.environ.get(key) or Path.home() / usual) / "matplotlib"
+            for key, usual in bases.items()]  # fmt: skip

@@ -1,0 +1,106 @@
+"""How the console script ends: every error in a line, with the exit codes of the contract."""
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from delving.signals import REQUEUE
+from delving.terminal import flush, plain
+
+BAD_INPUT = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
+BAD_PLACES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
+
+
+def exit_code(command: Callable[[], int], *, debug: bool = False) -> int:
+    """What a command returns, or the code of the error that ended it, which is told in a line;
+    with `debug` errors are raised."""
+    with _noting_interrupts() as noted:
+        try:
+            _check_directory()
+            code = command()
+            flush()
+            return code
+        except KeyboardInterrupt:
+            return _fail("interrupted", 130)
+        except SystemExit as end:
+            if isinstance(end.__context__, BrokenPipeError):  # how rich leaves, of a help text
+                return 0
+            raise
+        except Exception as error:
+            if noted:  # a library that was being imported made another error of it
+                return _fail("interrupted", 130)
+            if debug:
+                raise
+            return _report(error)
+
+
+@contextmanager
+def _noting_interrupts() -> Iterator[list[int]]:
+    """Yields the list that Ctrl-C is noted in, beside the KeyboardInterrupt that it raises."""
+    noted: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        noted.append(number)
+        raise KeyboardInterrupt
+
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _check_directory() -> None:
+    # Libraries ask for it, and one of torch's ends the process where there is none.
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ValueError("the working directory was deleted: go to one that is there") from None
+
+
+def _report(error: Exception) -> int:
+    silent, number = getattr(error, "told_elsewhere", False), getattr(error, "signal", None)
+    if number is not None:
+        return _fail("" if silent else str(error), 75 if number in REQUEUE else 128 + number)
+    if hasattr(error, "format_message"):  # typer's own: an unknown option or command
+        return _fail(error.format_message(), 2)
+    with contextlib.suppress(OSError):
+        flush()  # else the end of the process fails over it
+    if isinstance(error, BrokenPipeError):  # who read our output has seen enough
+        return 0
+    bad_input = isinstance(error, BAD_INPUT) or getattr(error, "errno", None) in BAD_PLACES
+    return _fail("" if silent else describe(error), 2 if bad_input else 1)
+
+
+def describe(error: BaseException) -> str:
+    """An error in words, never empty: the path and its fault, the message, or the kind."""
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    if isinstance(error, OSError) and error.strerror:
+        at = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return f"{at}{error.strerror}"
+    text, kind = str(error).strip(), type(error).__name__
+    telling = isinstance(error, ValueError | OSError | RuntimeError) and text
+    return text if telling else f"{kind}: {text}" if text else kind
+
+
+def _fail(message: str, code: int) -> int:
+    line = plain(" ".join(message.split()))
+    with contextlib.suppress(OSError):  # nobody hears; the code still tells
+        if line:  # typer has printed the help by itself where a command is missing
+            print(f"delving: {line}", file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,109 @@
+"""Where `delving train` has its runs trained: `launcher=local`, or `slurm` with its settings."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from delving.schema import knob
+from delving.words import nearest, shown
+
+LAUNCHERS = ("local", "slurm")
+
+
+def _whole(low: int, high: int) -> tuple:
+    return f"an integer from {low} to {high:,}", lambda v: low <= v <= high
+
+
+WORD = ("one line, not empty", lambda v: v != "" and v.isprintable())
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """What each job asks the cluster for: words `slurm.<field>=value`. No part of a run."""
+
+    partition: str | None = knob(None, WORD)  # None: the cluster's own default
+    account: str | None = knob(None, WORD)  # who pays; None: your default
+    constraint: str | None = knob(None, WORD)  # features of a node, as in sbatch: "a100|h100"
+    minutes: int = knob(1440, _whole(1, 525_600))  # wall time; a job that reaches it is requeued
+    nodes: int = knob(1, _whole(1, 1024))
+    gpus: int = knob(1, _whole(0, 64))  # of a node, each a task, a rank of the run; 0: one on CPUs
+    cpus: int = knob(8, _whole(1, 1024))  # cores of a task
+    memory_gb: float | None = knob(
+        None, ("a number above 0, at most 100,000", lambda v: 0 < v <= 100_000)
+    )  # of a node; None: 16 a task
+    parallel: int = knob(32, _whole(1, 1000))  # jobs of a sweep that run at the same time
+
+    @property
+    def tasks(self) -> int:
+        """Of a node."""
+        return max(1, self.gpus)
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], Slurm | None]:
+    """The words on runs, and what `launcher=slurm slurm.key=value` among them asks for; None for
+    `launcher=local`.
+
+    Raises:
+        ValueError: an unknown launcher, or a key or value that cannot be.
+    """
+    launcher, settings, rest = "local", [], []
+    for word in words:
+        key, sign, value = word.partition("=")
+        section, _, _ = key.partition(".")
+        if key == "launcher" and sign:
+            launcher = value
+        elif section == "slurm":
+            settings.append(word)
+        else:
+            rest.append(_no_slip(word, section))
+    if launcher not in LAUNCHERS:
+        near = nearest(launcher, LAUNCHERS)
+        raise ValueError(f"launcher={shown(launcher)}: choose from {', '.join(LAUNCHERS)}{near}")
+    if launcher == "local" and settings:
+        raise ValueError(f"{shown(settings[0])}: only with launcher=slurm")
+    return rest, read_settings(settings) if launcher == "slurm" else None
+
+
+def _no_slip(word: str, section: str) -> str:
+    """The word; ValueError where it is nearly one of ours, which nobody else would say."""
+    close = difflib.get_close_matches(section, ("launcher", "slurm"), n=1, cutoff=0.75)
+    if close:
+        meant = word.partition("=")[0].replace(section, close[0], 1)
+        raise ValueError(f"there is no {shown(section)!r}; did you mean {shown(meant)}?")
+    return word
+
+
+def read_settings(words: Sequence[str]) -> Slurm:
+    """The settings in words `slurm.key=value`; ValueError for a key or value that cannot be."""
+    known = {f"slurm.{f.name}": f for f in dataclasses.fields(Slurm)}
+    found = {}
+    for word in words:
+        key, _, text = word.partition("=")
+        if key not in known:
+            raise ValueError(f"there is no {shown(key)!r}{nearest(key, list(known))}")
+        field = known[key]
+        says, holds = field.metadata["check"]
+        try:
+            value = _read(text, field.type)
+            good = value is None or holds(value)
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError(f"{shown(word)}: must be {says}")
+        found[field.name] = value
+    return Slurm(**found)
+
+
+def _read(text: str, kind: Any) -> Any:
+    if text == "null" and type(None) in get_args(kind):
+        return None
+    kind = next((k for k in get_args(kind) if k is not type(None)), kind)
+    if kind is int and not text.isdecimal():
+        raise ValueError
+    value = kind(text)
+    if kind is float and not math.isfinite(value):
+        raise ValueError
+    return value

@@ -1,0 +1,142 @@
+"""One process at a time trains in a run folder; what a dead one left holds nobody up.
+
+The lock is the system's own on the file `lock`, which ends with its process, however that ends. Not
+every shared disk tells other machines of it, hence the file's time of writing as a sign of life.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # a system without it: signs of life alone
+    fcntl = None
+
+BEAT = 5.0  # seconds between two signs of life
+UNKNOWN_HERE = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+@contextmanager
+def holding(folder: Path, beat: float = BEAT) -> Iterator[None]:
+    """Holds a run folder, which is made where it is not there and removed where it stays empty.
+
+    Raises:
+        ValueError: another process holds it; names its pid, host and since when.
+    """
+    path = folder / "lock"
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    handle = _take(path, beat)
+    over = threading.Event()
+    alive = threading.Thread(target=_show_life, args=(path, over, beat), daemon=True)
+    try:
+        alive.start()
+        yield
+    finally:
+        over.set()
+        alive.join()
+        path.unlink(missing_ok=True)  # while it is still ours
+        os.close(handle)
+        with contextlib.suppress(OSError):
+            for place in new or [folder]:
+                place.rmdir()
+
+
+def _take(path: Path, beat: float) -> int:
+    """The locked and signed file."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # who held it has just removed the empty folder
+            continue
+        try:
+            known = _lock(handle, path)
+            _check_signs_of_life(handle, path, beat, known)
+            # Whoever held it may have removed the file that we have just opened.
+            if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
+                _sign(handle)
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _lock(handle: int, path: Path) -> bool:
+    """Takes the system's lock; False where this disk has none. A record lock, since one of flock
+    would live on in loader processes after a kill of their parent."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise _held(path, _read_owner(handle)) from None
+        if error.errno in UNKNOWN_HERE:
+            return False
+        raise
+    return True
+
+
+def _check_signs_of_life(handle: int, path: Path, beat: float, known: bool) -> None:
+    """Waits for a sign of life of an owner of whom the system's lock says nothing here."""
+    owner = _read_owner(handle)
+    if not owner or (owner["pid"] == os.getpid() and owner["host"] == socket.gethostname()):
+        return
+    if owner["host"] == socket.gethostname() and (known or not _lives(owner["pid"])):
+        return
+    before = os.fstat(handle).st_mtime_ns
+    for _ in range(12):  # the time that other machines' disks take to tell
+        time.sleep(beat / 4)
+        if not path.exists():
+            return
+        if os.fstat(handle).st_mtime_ns != before:
+            raise _held(path, owner)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _read_owner(handle: int) -> dict | None:
+    """{pid, host, since} as signed; None of a file that is empty or was tampered with."""
+    with contextlib.suppress(ValueError, RecursionError):
+        owner = json.loads(os.pread(handle, 4096, 0))
+        kinds = {"pid": int, "host": str, "since": str}
+        if isinstance(owner, dict) and all(isinstance(owner.get(k), t) for k, t in kinds.items()):
+            return owner if owner["pid"] > 0 else None
+    return None
+
+
+def _sign(handle: int) -> None:
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, json.dumps(owner).encode(), 0)
+
+
+def _held(path: Path, owner: dict | None) -> ValueError:
+    who = "another process"
+    if owner:
+        who = f"process {owner['pid']} on {owner['host'][:80]!r} since {owner['since'][:40]!r}"
+    return ValueError(f"{path.parent} is held by {who}: one process at a time trains a run")
+
+
+def _show_life(path: Path, over: threading.Event, beat: float) -> None:
+    while not over.wait(beat):
+        with contextlib.suppress(OSError):
+            os.utime(path)

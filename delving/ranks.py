@@ -1,0 +1,261 @@
+"""Several processes that train or score one run together, as torchrun or SLURM starts them.
+
+Rank 0 alone writes and speaks. Every rank takes its rows of each batch, so that their number
+changes nothing but the order of sums.
+"""
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from delving.signals import Interrupted
+
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# A rank that was killed is noticed at once by its closed connections; one whose machine vanished
+# after this long. Rank 0 may take some of it to save.
+MEETING = 300.0  # seconds for all ranks to come
+SIGNS = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "gloo/")
+PATIENCE = timedelta(minutes=10)
+
+
+class OtherRankError(Exception):
+    """Another rank failed, and says so itself; this one stops too."""
+
+    told_elsewhere = True
+
+
+class LostRankError(RuntimeError):
+    """Another rank is gone without a word: killed, or cut off."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of its run.
+
+    Attributes:
+        rank, size: among all; local_rank, local_size: among those of this machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, in the tensor's place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def largest(self, value: int) -> int:
+        """The largest of all ranks' values."""
+        if self.size == 1:
+            return value
+        found = torch.tensor(value)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, one of JSON, in the ranks' order."""
+        if self.size == 1:
+            return [value]
+        return [self._tell(value, rank) for rank in range(self.size)]
+
+    def tell(self, value: Any = None) -> Any:
+        """Rank 0's value, one of JSON, on every rank."""
+        return value if self.size == 1 else self._tell(value, 0)
+
+    def _tell(self, value: Any, rank: int) -> Any:
+        # As text: torch's own way to send objects is to pickle them.
+        data = json.dumps(value).encode() if rank == self.rank else b""
+        length = torch.tensor(len(data))
+        dist.broadcast(length, rank)
+        text = torch.empty(int(length), dtype=torch.uint8)
+        if rank == self.rank:
+            text.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        dist.broadcast(text, rank)
+        return json.loads(text.numpy().tobytes())
+
+    def spread(self, tensors: Iterable[Tensor]) -> None:
+        """Rank 0's values in every rank's tensors, in their place."""
+        for tensor in tensors if self.size > 1 else ():
+            dist.broadcast(tensor, 0)
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        self.largest(0)
+
+    @contextmanager
+    def same_fate(self) -> Iterator[None]:
+        """What fails on one rank fails on all; nothing inside may wait for other ranks.
+
+        Raises:
+            OtherRankError: on the ranks where nothing had failed.
+        """
+        mine = None
+        try:
+            yield
+        except Exception as error:
+            if self.size == 1:
+                raise
+            mine = error
+        if self.size == 1:
+            return
+        texts = self.gather(mine and f"{type(mine).__name__}: {mine}")
+        failed = [f"rank {rank}: {text}" for rank, text in enumerate(texts) if text]
+        if mine:
+            raise mine
+        if failed:
+            raise OtherRankError(failed[0])
+
+    def fail(self, error: Exception) -> None:
+        """Raises an error that every rank has found; rank 0 says it."""
+        raise error if self.first else OtherRankError(str(error))
+
+    def stop_if_told(self, heard: Sequence[int], folder: Path | None = None) -> None:
+        """Interrupted on every rank where one of them has heard a signal."""
+        self.stop(self.largest(max(heard, default=0)), folder)
+
+    def stop(self, number: int, folder: Path | None = None) -> None:
+        """Interrupted by a signal's number that all ranks know, if it is one; rank 0 says it."""
+        if number:
+            error = Interrupted(number, folder)
+            error.told_elsewhere = not self.first
+            raise error
+
+    def share(self, net: nn.Module, device: torch.device) -> nn.Module:
+        """The net as torch's DDP, which sums its gradients over the ranks while they are computed.
+
+        DDP takes their mean: the loss is to be multiplied by the number of ranks.
+        """
+        if self.size == 1:
+            return net
+        return nn.parallel.DistributedDataParallel(
+            net,
+            device_ids=[device] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+        )
+
+
+ALONE = Ranks()
+
+
+def are_several() -> bool:
+    """Whether torchrun or SLURM started this process as one of several."""
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "1") and "RANK" in os.environ
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """The ranks of this run; inside another `joined` the same ones.
+
+    Raises:
+        ValueError: variables that make no sense.
+    """
+    if not are_several():
+        yield ALONE
+    elif dist.is_initialized():
+        yield _read_ranks()
+    else:
+        ranks = _read_ranks()
+        with _naming_losses(ranks):
+            _join(ranks)
+            yield ranks
+        # After an error the others may be gone, and to take leave of them would wait for them.
+        dist.destroy_process_group()
+
+
+def _join(ranks: Ranks) -> None:
+    store, *_ = next(dist.rendezvous("env://", timeout=PATIENCE))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=dist.PrefixStore(_meet(store, ranks), store),
+        rank=ranks.rank,
+        world_size=ranks.size,
+        timeout=PATIENCE,
+    )
+
+
+def _meet(store: dist.Store, ranks: Ranks) -> str:
+    """A name of this meeting, which all its ranks know and no earlier one had.
+
+    torchrun keeps its store through restarts, and with it what ranks now dead have written there:
+    who took their addresses for those of the living would wait for them in vain.
+    """
+    own, until = uuid.uuid4().hex, time.monotonic() + MEETING
+    if ranks.first:
+        store.set("delving/meeting", own)
+    while time.monotonic() < until:
+        if ranks.first:
+            there = [f"delving/{own}/{rank}" for rank in range(1, ranks.size)]
+            if store.check(there):
+                store.set(f"delving/{own}/all", b" ".join(store.get(key) for key in there))
+                return own
+        elif store.check(["delving/meeting"]):
+            name = store.get("delving/meeting").decode()
+            store.set(f"delving/{name}/{ranks.rank}", own)
+            everyone = f"delving/{name}/all"
+            if store.check([everyone]) and own in store.get(everyone).decode().split():
+                return name
+        time.sleep(0.02)
+    raise LostRankError(f"not all of {ranks.size} ranks came within {MEETING:g} s")
+
+
+@contextmanager
+def _naming_losses(ranks: Ranks) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        known = isinstance(error, dist.DistError) or any(sign in str(error) for sign in SIGNS)
+        if not known or isinstance(error, LostRankError):
+            raise
+        first = str(error).splitlines()[0]
+        raise LostRankError(
+            f"rank {ranks.rank} lost another rank, and goes on from the last checkpoint when "
+            f"started again: {first}"
+        ) from error
+
+
+def _read_ranks() -> Ranks:
+    lacking = [name for name in VARIABLES if not os.environ.get(name)]
+    if lacking:
+        raise ValueError(f"one of several processes, but {', '.join(lacking)} is not set: torchrun "
+                         "--nproc-per-node=N -m delving train ... sets it")  # fmt: skip
+    rank, size = _number("RANK"), _number("WORLD_SIZE")
+    local_rank, local_size = _number("LOCAL_RANK", rank), _number("LOCAL_WORLD_SIZE", size)
+    if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
+        raise ValueError(
+            f"RANK={rank} of WORLD_SIZE={size}, LOCAL_RANK={local_rank} of "
+            f"LOCAL_WORLD_SIZE={local_size}: no such rank"
+        )
+    return Ranks(rank, size, local_rank, local_size)
+
+
+def _number(name: str, default: int | None = None) -> int:
+    text = os.environ.get(name, "" if default is None else str(default))
+    if not text.isdecimal():
+        raise ValueError(f"{name}={text}: not a number")
+    return int(text)
+
+
+def agree(ranks: Ranks, find: Callable[[], Any]) -> Any:
+    """What rank 0 finds, one of JSON, on every rank; its error on rank 0, and there alone."""
+    found = None
+    with ranks.same_fate():
+        found = find() if ranks.first else None
+    return ranks.tell(found)

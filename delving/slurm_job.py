@@ -1,0 +1,139 @@
+"""What runs inside a job of a cluster: one training, as one rank or several, handed back when the
+cluster wants its machine.
+
+SLURM tells every task of a job of its time limit, and where so set up of a preemption, by
+submitit's signal, USR2. `train_run` heeds it and saves after the step at hand; then the signal is
+given to submitit's own handler, which on rank 0 puts the same job back into the queue. TERM alone
+means a cancelled job, or one that is preempted and that SLURM requeues by itself.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from delving import config as configs
+from delving.display import Display
+from delving.signals import REQUEUE, Interrupted
+
+EVERY = 30.0  # seconds between two lines of the job's log
+# Seconds after TERM in which USR2 may follow, or SLURM end the job. One that ended by itself in the
+# time of grace before a preemption would count as failed, and would not be requeued.
+LINGER = 120.0
+PATIENCE = 60.0  # seconds that the other ranks wait for rank 0 to hand the job back
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A run as submitit wants it: called in each task of the job, asked for itself to requeue."""
+
+    name: str
+    config: str  # as to_yaml writes it
+
+    def __call__(self) -> str:
+        """Trains the run to its end; its folder.
+
+        Raises:
+            SystemExit: told to leave; the state is saved.
+        """
+        from submitit import JobEnvironment
+
+        environment = JobEnvironment()
+        untouched = _stamp(environment)
+        set_ranks(environment)
+        with overhearing() as overheard:
+            try:
+                return self._train()
+            except Exception as error:
+                numbers = overheard()
+                if isinstance(error, Interrupted):
+                    numbers.append(error.signal)
+                elif not _wants_back(environment, numbers):
+                    raise
+                print(f"{error}", flush=True)
+        leave(environment, numbers, untouched)
+
+    def _train(self) -> str:
+        from delving.run import train_run
+
+        config = configs.from_yaml(self.config, self.name)
+        with Display(Console(), every=EVERY) as display:
+            return str(train_run(config, display))
+
+    def checkpoint(self):
+        """The same job: it goes on from the run's own checkpoint."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def set_ranks(environment) -> None:
+    """Tells torch of the job's tasks, one rank each; a job of one task is a run like any other."""
+    from submitit.helpers import TorchDistributedEnvironment
+
+    if environment.num_tasks > 1:
+        # As under torchrun: every rank sees all GPUs of its node and takes the one of its number.
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+
+
+@contextlib.contextmanager
+def overhearing() -> Iterator[Callable[[], list[int]]]:
+    """Yields what tells the signals that came, whoever handled them: a run that heard TERM says
+    nothing of the USR2 that came after it."""
+    read, write = os.pipe()
+    for end in (read, write):
+        os.set_blocking(end, False)
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+    def overheard() -> list[int]:
+        with contextlib.suppress(BlockingIOError):
+            return list(os.read(read, 65536))
+        return []
+
+    try:
+        yield overheard
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(read)
+        os.close(write)
+
+
+def _preemption(environment) -> signal.Signals:
+    return signal.Signals[f"SIG{environment.USR_SIG}"]
+
+
+def _wants_back(environment, numbers: list[int]) -> bool:
+    return any(number in (*REQUEUE, _preemption(environment)) for number in numbers)
+
+
+def _stamp(environment) -> tuple[int, int]:
+    """Tells the file that rank 0 writes anew when it hands the job back."""
+    with contextlib.suppress(FileNotFoundError):
+        found = environment.paths.submitted_pickle.stat()
+        return found.st_ino, found.st_mtime_ns
+    return 0, 0
+
+
+def leave(environment, numbers: list[int], untouched: tuple[int, int]) -> None:
+    """Ends this task of a job, so that the job goes on later where it is to.
+
+    Rank 0 requeues it. The others stay until it has: a task that ends may cost all others their
+    lives. None of them leaves a result, which would be taken for the job's.
+
+    Raises:
+        SystemExit: always, but for rank 0's RuntimeError where submitit does not requeue the job.
+    """
+    if not _wants_back(environment, numbers):
+        if signal.SIGTERM in numbers:
+            time.sleep(LINGER)  # submitit's handler ends this, where USR2 follows
+        sys.exit(128 + numbers[-1])
+    signal.raise_signal(_preemption(environment))
+    until = time.monotonic() + PATIENCE  # rank 0 is gone
+    while _stamp(environment) == untouched and time.monotonic() < until:
+        time.sleep(0.2)
+    sys.exit(0)

@@ -1,0 +1,209 @@
+"""A run's state: started anew or taken up from its checkpoint, and saved."""
+
+import math
+import os
+import platform
+import subprocess
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+
+import delving
+from delving import config as configs
+from delving import device as devices
+from delving import record
+from delving.build import load_weights, materialise
+from delving.checkpoint import WEIGHTS, check_room, load_checkpoint, save_checkpoint, settle
+from delving.session import Session, check_same_data, measure_for, plan_recipe
+from delving.train import Progress, build_optimizer
+
+NUMBER = record.NUMBER
+STATE = {"progress": dict, "seconds": NUMBER, "precision": str, "data": str, "log_bytes": int}
+PROGRESS = {
+    "step": int, "drops": int, "best_error": NUMBER, "epochs_without_gain": int,
+    "tail_loss": NUMBER, "tail_steps": int, "epoch_errors": NUMBER, "epoch_steps": int,
+    "pending": list, "bad": list, "status": str,
+}  # fmt: skip
+BESIDE = 16 * 2**20  # bytes of log, scores of small data sets, and the rest of a run folder
+
+
+def resume_or_start(session: Session) -> None:
+    """Weights, input statistics, optimiser and progress: from the checkpoint, or new.
+
+    Of several ranks the first reads the folder; no other need see its disk.
+
+    Raises:
+        ValueError: a checkpoint of other data or another net, or none that is whole.
+        DiskFullError: there is no room for what the run will write.
+    """
+    ranks = session.ranks
+    session.recipe = plan_recipe(session.config, len(session.train_images.images))
+    _agree_on_data(session)
+    session.net = materialise(session.net, session.config, session.device)
+    tensors: dict = {}
+    with ranks.same_fate():
+        tensors, state = _look(session) if ranks.first else (tensors, None)
+    state = ranks.tell(state)
+    with ranks.same_fate():
+        restore(session, tensors, state) if state else start(session)
+    ranks.spread([*session.net.state_dict().values(), *session.input.state_dict().values()])
+    for names in [ranks.tell(sorted(tensors.get("optimizer", {})))] if state else ():
+        _spread_momentum(session, names)
+
+
+def _agree_on_data(session: Session) -> None:
+    hashes = session.ranks.gather(session.data)
+    strange = [rank for rank, theirs in enumerate(hashes) if theirs != hashes[0]]
+    if strange:
+        session.ranks.fail(
+            ValueError(f"rank {strange[0]} sees other images than rank 0 at its data.root")
+        )
+
+
+def _look(session: Session) -> tuple[dict, dict | None]:
+    """What the folder holds, put in order: ({file: {name: tensor}}, state), or nothing."""
+    folder = session.folder
+    record.remove_leftovers(folder)
+    for fault in settle(folder):
+        session.tell(event="damaged", fault=fault)
+    sizes = [p.numel() * p.element_size() for p in session.net.parameters()]
+    val = session.val_images.images
+    check_room(folder, 2 * sum(sizes), BESIDE + 8 * len(val) * len(val.classes))
+    found = load_checkpoint(folder)
+    if found is None:
+        return {}, None
+    return found[0], read_state(found[1], folder)
+
+
+def start(session: Session) -> None:
+    config, folder = session.config, session.folder
+    session.optimizer = build_optimizer(session.net, session.recipe)
+    if not session.ranks.first:
+        session.input = session.blank_input()
+        return
+    key = ("input", config.data.crop, config.init.range, config.precision)
+    if key not in session.shelf:
+        session.shelf[key] = measure_for(session, session.train_images)
+    session.input = session.shelf[key]
+    record.write_json(folder / "env.json", environment(session))
+    record.write_text(folder / "config.yaml", configs.to_yaml(config))
+    (folder / "log.jsonl").unlink(missing_ok=True)
+    session.log(
+        event="start",
+        run=folder.name,
+        steps=session.recipe.steps,
+        steps_per_epoch=session.recipe.epoch,
+        classes=len(session.train_images.images.classes),
+        train_images=len(session.train_images.images),
+        val_images=len(session.val_images.images),
+        precision=session.precision,
+    )
+
+
+def read_state(state: dict, folder: Path) -> dict:
+    """The state of a checkpoint, if it is one; ValueError names what is not as it is written."""
+    where = f"{folder}: its checkpoint's state.json"
+    progress = record.expect(state, STATE, where)["progress"]
+    record.expect(progress, PROGRESS, where)
+    strange = sorted(set(progress) - {f.name for f in fields(Progress)})
+    counts = [progress[k] for k in ("step", "drops", "tail_steps", "epoch_steps")]
+    rows = [row for row in progress["pending"] if not _is_row(row)]
+    names = [name for name in progress["bad"] if not isinstance(name, str)]
+    if strange or rows or names or min(*counts, state["log_bytes"], state["seconds"]) < 0:
+        raise ValueError(f"{where} is damaged: {strange or rows or names or 'a count is negative'}")
+    return state
+
+
+def _is_row(row: object) -> bool:
+    numbers = isinstance(row, list) and all(isinstance(x, record.NUMBER) for x in row)
+    return numbers and len(row) == 4 and all(map(math.isfinite, row))
+
+
+def restore(session: Session, tensors: dict, state: dict) -> None:
+    """Takes up a checkpoint; ValueError where it belongs to other data or another net."""
+    folder = session.folder
+    session.input = session.blank_input()
+    session.optimizer = build_optimizer(session.net, session.recipe)
+    session.progress = Progress(**state["progress"])
+    session.seconds, session.precision = state["seconds"], state["precision"]
+    session.weights = state["weights"]
+    if not session.ranks.first:
+        return
+    check_same_data(session, state["data"])
+    load_weights(session.net, session.input, tensors.get("model", {}), folder)
+    for name, p in session.net.named_parameters():
+        if name in tensors.get("optimizer", {}):
+            saved = tensors["optimizer"][name]
+            if saved.shape != p.shape:
+                raise ValueError(
+                    f"{folder}: its checkpoint is of another model (momentum of {name})"
+                )
+            momentum = torch.empty_like(p).copy_(saved)
+            session.optimizer.state[p]["momentum_buffer"] = momentum
+    record.truncate_log(folder / "log.jsonl", state["log_bytes"])
+    session.log(
+        event="resume",
+        run=folder.name,
+        step=session.progress.step,
+        steps=session.recipe.steps,
+    )
+
+
+def _spread_momentum(session: Session, names: list[str]) -> None:
+    for name, p in session.net.named_parameters():
+        if name in names:
+            kept = session.optimizer.state[p].setdefault("momentum_buffer", torch.empty_like(p))
+            session.ranks.spread([kept])
+
+
+def save(session: Session) -> None:
+    """Writes a checkpoint from which the same steps follow; of several ranks the first does."""
+    if not session.ranks.first:
+        return
+    net = {f"net.{k}": v.contiguous() for k, v in session.net.state_dict().items()}
+    net |= {f"input.{k}": v.contiguous() for k, v in session.input.state_dict().items()}
+    buffers = {
+        name: session.optimizer.state[p].get("momentum_buffer")
+        for name, p in session.net.named_parameters()
+    }
+    momentum = {name: v.contiguous() for name, v in buffers.items() if v is not None}
+    log = session.folder / "log.jsonl"
+    record.sync_log(log)
+    state = {
+        "progress": asdict(session.progress),
+        "seconds": session.seconds,
+        "precision": session.precision,
+        "data": session.data,
+        "log_bytes": log.stat().st_size,
+    }
+    hashes = save_checkpoint(session.folder, {"model": net, "optimizer": momentum}, state)
+    session.weights = hashes[WEIGHTS]
+
+
+def environment(session: Session) -> dict:
+    """env.json: where, with what and on which data the run was started."""
+    return {
+        "delving": delving.__version__,
+        "git": git_revision(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": devices.name_device(session.device),
+        "precision": session.precision,
+        "cores": os.cpu_count(),
+        "ranks": session.ranks.size,
+        "data": session.data,
+    }
+
+
+def git_revision() -> str | None:
+    """The checkout's commit, `+` where it has changes; None outside of a checkout."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

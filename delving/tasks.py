@@ -1,0 +1,63 @@
+"""Trainings as tasks for worker processes: what `reproduce` and sweeps do alike."""
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+
+from delving import config as configs
+from delving.data.loader import count_cores
+from delving.device import pick_device
+from delving.display import Overview
+from delving.plan import Plan
+from delving.schema import Config
+from delving.session import load_splits
+from delving.workers import Outcome, Task
+
+OVERHEAD = 6.0  # seconds of a run beside its training, as they were on two cores
+GIGABYTES = 3  # of memory, the need of a run
+
+
+def count_jobs(device: str, wanted: int | None) -> int:
+    """Runs to train side by side: on CPUs one a core, as far as memory reaches; on a GPU one."""
+    kind = pick_device(device).type
+    if wanted:
+        return wanted
+    if kind != "cpu":
+        return 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    return max(1, min(count_cores(), int(memory / GIGABYTES)))
+
+
+def train_task(name: str, config: Config) -> Task:
+    return Task(name, {"kind": "train", "name": name, "config": configs.to_yaml(config)})
+
+
+def estimate_run(plan: Plan, run: str) -> float:
+    """Seconds of a run on one worker, with what it takes beside its training."""
+    return OVERHEAD + plan.estimate(run)
+
+
+def make_data_once(tasks: Sequence[Task]) -> None:
+    """Generated images are written before workers want them at the same time."""
+    seen = set()
+    for task in tasks:
+        if task.message["kind"] == "train":
+            config = configs.from_yaml(task.message["config"], task.name)
+            key = repr((config.data, config.output_root))
+            if key not in seen and config.data.name == "shapes":
+                seen.add(key)
+                with contextlib.suppress(ValueError, OSError):  # the runs will name it
+                    load_splits(config)
+
+
+def watching(say: Overview, note: Callable[[Outcome], None]) -> Callable[[str, dict], None]:
+    """A watcher for work_through that notes outcomes and shows everything."""
+
+    def watch(name: str, event: dict) -> None:
+        if event["event"] == "outcome":
+            note(event["outcome"])
+        elif event["event"] == "again":
+            say.say(f"{name}: {event['error']}; it goes on once more")
+        say(name, event)
+
+    return watch

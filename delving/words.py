@@ -1,0 +1,47 @@
+"""Words as people type them: what is printed of them, and what they may have meant."""
+
+import difflib
+import re
+from collections.abc import Sequence
+
+
+def cut(value: object, most: int = 80) -> str:
+    """A value as text, its end left out where it is long."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
+def escaped(text: str) -> str:
+    """A text in one line, control characters and escape sequences as repr writes them."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value as it may stand in a message: short, in one line, without control characters."""
+    return escaped(cut(value, most))
+
+
+def first_line(error: Exception) -> str:
+    """A library's message, as far as it fits into a line."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return shown(" ".join(lines[0].split()), most=300)
+
+
+def quote(value: str) -> str:
+    """A text as Hydra reads it back unchanged."""
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """'; did you mean x?' with the likeliest of `known`, or what there is."""
+    known = list(dict.fromkeys(known))
+    same_end = [k for k in known if k.split(".")[-1] == word.split(".")[-1]]
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    # A single key of that end needs no company; of several the one meant may be spelt otherwise.
+    found = same_end if len(same_end) == 1 else list(dict.fromkeys(same_end + close))
+    if not found:
+        by_end = {k.split(".")[-1]: k for k in known}
+        ends = difflib.get_close_matches(word.split(".")[-1], by_end, n=3)
+        found = [by_end[end] for end in ends]
+    return f"; did you mean {' or '.join(found)}?" if found else f"; there is {', '.join(known)}"

@@ -1,0 +1,206 @@
+"""One process at a time on a run folder; a dead one's lock holds nobody up."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from delving import lock
+from delving.lock import holding
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from delving.lock import holding
+with holding(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Starts another process that holds the folder until its input is closed."""
+    started = []
+
+    def start():
+        command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def sign(folder, **owner):
+    folder.mkdir(exist_ok=True)
+    owner = {"pid": 1, "host": socket.gethostname(), "since": "yesterday"} | owner
+    (folder / "lock").write_text(json.dumps(owner))
+
+
+def test_a_second_process_is_refused_with_pid_host_and_time(holder, tmp_path):
+    process = holder()
+    with pytest.raises(ValueError, match="one process at a time") as refusal, \
+            holding(tmp_path / "run"):  # fmt: skip
+        pass
+    for named in (str(tmp_path / "run"), str(process.pid), socket.gethostname(), "since '20"):
+        assert named in str(refusal.value)
+    process.communicate()
+    with holding(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_lock_of_a_killed_process_is_taken_over_at_once(holder, tmp_path, number):
+    process = holder()
+    process.send_signal(number)
+    process.wait()
+    assert (tmp_path / "run" / "lock").exists()  # it had no time to tidy up
+    started = time.monotonic()
+    with holding(tmp_path / "run"):
+        assert json.loads((tmp_path / "run" / "lock").read_text())["pid"] == os.getpid()
+        assert time.monotonic() - started < 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_killed_parents_children_do_not_keep_its_lock(tmp_path):
+    """As loader processes are, forked and alive for a while after their parent."""
+    script = HOLD.replace("print(", "import os\n    os.fork() or time.sleep(60)\n    print(")
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "run")],
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                               start_new_session=True)  # fmt: skip
+    try:
+        assert process.stdout.readline() == "held\n"
+        process.kill()
+        process.wait()
+        with holding(tmp_path / "run"):
+            pass
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.stdin.close()
+        process.stdout.close()
+
+
+def test_what_stays_empty_is_removed_and_what_does_not_is_kept(tmp_path):
+    with holding(tmp_path / "a" / "b"):
+        assert [p.name for p in (tmp_path / "a" / "b").iterdir()] == ["lock"]
+    assert not (tmp_path / "a" / "b").exists()
+    with holding(tmp_path / "run"):
+        (tmp_path / "run" / "config.yaml").write_text("")
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.yaml"]
+
+
+def test_an_error_inside_releases_it(tmp_path):
+    with pytest.raises(KeyError), holding(tmp_path / "run"):
+        raise KeyError
+    with holding(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"pid": "x"}', "[" * 4000, "\x00" * 100,
+                                     '{"pid": -1, "host": "h", "since": "s"}'])  # fmt: skip
+def test_a_lock_file_of_nobody_is_taken(tmp_path, content):
+    (tmp_path / "lock").write_text(content)
+    with holding(tmp_path, beat=60):
+        pass
+
+
+# --- where the system's lock says nothing of other machines ---
+def test_another_machines_process_that_shows_life_keeps_the_folder(tmp_path):
+    sign(tmp_path, host="elsewhere", pid=7)
+    over = threading.Event()
+    alive = threading.Thread(target=lock._show_life, args=(tmp_path / "lock", over, 0.05))
+    alive.start()
+    try:
+        with pytest.raises(ValueError, match=r"process 7 on 'elsewhere'"), \
+                holding(tmp_path, beat=0.2):  # fmt: skip
+            pass
+    finally:
+        over.set()
+        alive.join()
+
+
+def test_another_machines_process_that_shows_none_is_forgotten(tmp_path):
+    sign(tmp_path, host="elsewhere")
+    started = time.monotonic()
+    with holding(tmp_path, beat=0.05):
+        assert time.monotonic() - started >= 0.15  # it was given the time of three signs
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+    """A disk that knows no locks."""
+    import errno
+
+    def refuse(handle, kind):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "lockf", refuse)
+
+
+def test_without_locks_a_living_process_of_this_machine_keeps_it_while_it_shows_life(
+    tmp_path, no_locks
+):
+    sign(tmp_path, pid=os.getppid())
+    over = threading.Event()
+    alive = threading.Thread(target=lock._show_life, args=(tmp_path / "lock", over, 0.05))
+    alive.start()
+    try:
+        with pytest.raises(ValueError, match=f"process {os.getppid()}"), \
+                holding(tmp_path, beat=0.2):  # fmt: skip
+            pass
+    finally:
+        over.set()
+        alive.join()
+
+
+def test_without_locks_a_dead_process_of_this_machine_is_forgotten_at_once(tmp_path, no_locks):
+    child = subprocess.Popen(["true"])
+    child.wait()
+    sign(tmp_path, pid=child.pid)
+    with holding(tmp_path, beat=60):
+        pass
+
+
+def test_the_holder_shows_life(tmp_path):
+    with holding(tmp_path, beat=0.02):
+        before = (tmp_path / "lock").stat().st_mtime_ns
+        deadline = time.monotonic() + 10
+        while (tmp_path / "lock").stat().st_mtime_ns == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("rivals", [6])
+def test_of_many_at_once_one_holds_it_at_a_time(tmp_path, rivals):
+    script = """
+import sys, time
+from pathlib import Path
+from delving.lock import holding
+folder, mark = Path(sys.argv[1]), Path(sys.argv[1]) / "inside"
+done = 0
+while done < 5:
+    try:
+        with holding(folder):
+            mark.touch(exist_ok=False)
+            time.sleep(0.002)
+            mark.unlink()
+            done += 1
+    except ValueError:
+        time.sleep(0.001)
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "run")])
+                 for _ in range(rivals)]  # fmt: skip
+    assert [process.wait(timeout=60) for process in processes] == [0] * rivals

@@ -1,0 +1,386 @@
+"""Several processes train a run as one does: the same images, the same sums, each counted once."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import time
+import traceback
+
+import numpy as np
+import pytest
+import torch
+from smoke import WORDS, differences, outcome, train
+
+from delving import record
+from delving.checkpoint import load_checkpoint
+from delving.config import amend, compose
+from delving.ranks import ALONE, OtherRankError, agree, joined
+from delving.score import eval_run
+from delving.signals import Interrupted
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def in_ranks(size, act):
+    """Runs act(rank) in so many forked processes that find each other; their exit codes. What one
+    of them returns is its code, None is 0, an error 1."""
+    port, children = free_port(), []
+    for rank in range(size):
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                os.environ.update(
+                    RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank),
+                    LOCAL_WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+                )  # fmt: skip
+                code = act(rank) or 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def trained(root, size, *words):
+    """The folder of a run that so many ranks have trained."""
+    codes = in_ranks(size, lambda rank: train(root, silent_rank(rank), *words) and 0)
+    assert codes == [0] * size
+    [folder] = record.list_runs(str(root))
+    return folder
+
+
+def silent_rank(rank):
+    """A watcher that no rank but the first may tell anything."""
+
+    def watch(event):
+        assert rank == 0
+
+    return watch
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that one process has trained."""
+    return train(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def root(whole, tmp_path):
+    shutil.copytree(whole.parents[2] / "data", tmp_path / "data")
+    return tmp_path
+
+
+# --- speaking with each other ---
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_sum_gather_and_tell(size):
+    def act(rank):
+        with joined() as ranks:
+            assert (ranks.rank, ranks.size, ranks.first) == (rank, size, rank == 0)
+            total = ranks.sum(torch.tensor([1.0, rank]))
+            assert total.tolist() == [size, sum(range(size))]
+            assert ranks.largest(10 - rank) == 10
+            values = [{"name": "é\n", "of": [n, None, 1.5]} for n in range(size)]
+            assert ranks.gather(values[rank]) == values
+            assert ranks.tell({"rank": rank} if rank == 0 else None) == {"rank": 0}
+            ours = [torch.full((2, 3), float(rank)), torch.tensor(rank)]
+            ranks.spread(ours)
+            assert [x.sum().item() for x in ours] == [0, 0]
+            with joined() as again:
+                assert again == ranks
+
+    assert in_ranks(size, act) == [0] * size
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_what_fails_on_one_rank_stops_all_and_is_told_by_the_one(failing):
+    def act(rank):
+        with joined() as ranks:
+            try:
+                with ranks.same_fate():
+                    if rank == failing:
+                        raise ValueError("no such image")
+            except ValueError as error:
+                return 2 if rank == failing and str(error) == "no such image" else 3
+            except OtherRankError as error:
+                return 4 if str(error) == f"rank {failing}: ValueError: no such image" else 5
+
+    wanted = [4, 4]
+    wanted[failing] = 2
+    assert in_ranks(2, act) == wanted
+
+
+def test_what_rank_0_finds_all_know_and_its_error_is_its_own():
+    def act(rank):
+        with joined() as ranks:
+            assert agree(ranks, lambda: [rank, "found"]) == [0, "found"]
+            try:
+                agree(ranks, lambda: int("x"))
+            except ValueError:
+                return 2
+            except OtherRankError:
+                return 3
+
+    assert in_ranks(2, act) == [2, 3]
+
+
+def test_alone_nothing_is_sent():
+    x = torch.ones(2)
+    assert ALONE.sum(x) is x
+    assert (ALONE.gather(5), ALONE.tell(5), ALONE.largest(5)) == ([5], 5, 5)
+    with pytest.raises(KeyError), ALONE.same_fate():
+        raise KeyError
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR, MASTER_PORT is not set"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, "no such rank"),
+        ({"RANK": "x", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, "RANK=x"),
+        ({"RANK": "-1", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, "RANK=-1"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1",
+          "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "3"}, "no such rank"),
+    ],
+)  # fmt: skip
+def test_variables_that_make_no_sense_are_refused(monkeypatch, variables, said):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=said), joined():
+        pass
+
+
+@pytest.mark.parametrize("variables", [{}, {"WORLD_SIZE": "1", "RANK": "0"}, {"RANK": "3"}])
+def test_one_process_is_alone_whatever_else_is_set(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with joined() as ranks:
+        assert ranks is ALONE
+
+
+# --- training ---
+LONG = ["train.epochs=17", "train.log_every=1", "train.lr=0.01", "eval.every=100",
+        "train.checkpoint_minutes=100"]  # fmt: skip
+STEPS = 50
+
+
+def losses(folder):
+    found = [event["loss"] for event in record.read_events(folder, "step")]
+    assert len(found) >= STEPS
+    return np.array(found[:STEPS])
+
+
+@pytest.mark.parametrize("size", [2])
+def test_in_float64_ranks_change_no_loss_over_fifty_steps_at_the_papers_rate(
+    root, tmp_path_factory, tally, size
+):
+    words = [*LONG, "precision=fp64"]
+    alone = losses(train(root, lambda event: None, *words))
+    shutil.rmtree(root / "smoke")
+    found = losses(trained(root, size, *words))
+    spread = np.abs(found - alone).max()
+    tally(f"float64, {size} ranks against 1: losses of {STEPS} steps", 1, int(spread > 1e-5),
+          f"largest difference {spread:.1e}")  # fmt: skip
+    assert spread < 1e-5
+    assert alone[-1] < alone[0]
+
+
+def test_in_float32_the_first_loss_is_the_same_and_the_spread_is_told(root, tally):
+    alone = losses(train(root, lambda event: None, *LONG))
+    shutil.rmtree(root / "smoke")
+    found = losses(trained(root, 2, *LONG))
+    difference = np.abs(found - alone)
+    told = f"difference {difference[0]:.1e}, largest over {STEPS} steps {difference.max():.1e}"
+    tally("float32, 2 ranks against 1: first loss", 1, int(difference[0] > 1e-5), told)
+    assert difference[0] < 1e-5
+    assert np.isfinite(found).all()
+
+
+def compare_logs(ours, theirs):
+    """The same events, and losses and gradients but for the rounding of sums."""
+    assert [e["event"] for e in ours] == [e["event"] for e in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        if a["event"] == "step":
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+            assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+            assert (a["err"], a["lr"], a["step"]) == (b["err"], b["lr"], b["step"])
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_the_record_of_several_ranks_is_that_of_one_but_for_rounding(whole, root, size):
+    """Micro-batches of uneven shares, dropout and augmentation: all are as in one process."""
+    folder = trained(root, size, "train.micro_batch=5")
+    ours, theirs = outcome(folder), outcome(whole)
+    assert ours["files"] == theirs["files"]
+    compare_logs(ours["log"], theirs["log"])
+    result = record.read_result(folder)
+    assert result["device"].startswith(f"{size} x cpu")
+    assert result["images_seen"] == record.read_result(whole)["images_seen"]
+    assert record.read_json(folder / "env.json")["ranks"] == size
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_scoring_by_several_ranks_is_scoring_by_one_to_the_bit(whole, tmp_path, size):
+    root = tmp_path / "out"
+    shutil.copytree(whole.parents[2], root)
+    [folder] = record.list_runs(str(root))
+    shutil.rmtree(folder / "eval")
+    words = ["protocol=center,ten_view,dense", "eval.batch=40", f"output_root={root}"]
+    config = amend(folder / "config.yaml", words)
+    assert in_ranks(size, lambda rank: eval_run(folder, config, silent_rank(rank)) and 0) == (
+        [0] * size
+    )
+    many = {p: record.load_scores(folder, p) for p in ("center", "ten_view", "dense@60", "dense")}
+    shutil.rmtree(folder / "eval")
+    eval_run(folder, config, lambda event: None)
+    for protocol, (probabilities, labels, names) in many.items():
+        one = record.load_scores(folder, protocol)
+        assert np.array_equal(probabilities, one[0])
+        assert np.array_equal(labels, one[1])
+        assert names == one[2]
+
+
+def test_more_ranks_than_images_of_a_batch_are_refused(root):
+    def act(rank):
+        try:
+            train(root, silent_rank(rank), "train.batch=2", "train.epochs=0.1")
+        except (ValueError, OtherRankError) as error:
+            return 2 if "batch" in str(error) else 3
+
+    assert in_ranks(3, act) == [2, 2, 2]
+    assert not list(root.glob("smoke/runs/*"))
+
+
+def test_undecodable_images_are_named_once_whoever_meets_them(whole, root):
+    [data] = (root / "data").iterdir()
+    broken = sorted((data / "train").rglob("*.jpg"))[5]
+    broken.write_bytes(b"no image")
+    alone = train(root)
+    names = [e["name"] for e in record.read_events(alone, "bad_image")]
+    assert names == [broken.relative_to(data).as_posix()]
+    shutil.rmtree(root / "smoke")
+    folder = trained(root, 3)
+    assert [e["name"] for e in record.read_events(folder, "bad_image")] == names
+
+
+def test_ranks_that_see_other_images_are_refused(root, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other") / "data"
+    [data] = (root / "data").iterdir()
+    shutil.copytree(data, other)
+    for split in ("train", "val"):
+        for path in sorted((other / split).rglob("*.jpg"))[:1]:
+            path.rename(path.with_name("renamed.jpg"))
+
+    def act(rank):
+        where = [data, other][rank]
+        try:
+            train(root, silent_rank(rank), f"data.root={where}")
+        except ValueError as error:
+            return 2 if "rank 1 sees other images" in str(error) else 3
+        except OtherRankError:
+            return 4
+
+    assert in_ranks(2, act) == [2, 4]
+
+
+# --- going on ---
+def interrupted(root, size, step, listener):
+    """So many ranks, one of which is told to stop; their exit codes: 7 where they stopped."""
+
+    def act(rank):
+        def tick(event):
+            if rank == 0 and event["event"] == "tick" and event["step"] == step:
+                os.kill(pids[listener], signal.SIGTERM)
+
+        try:
+            with joined() as ranks:
+                pids = ranks.gather(os.getpid())
+                train(root, tick)
+        except Interrupted as cut:
+            return 7 if cut.signal == signal.SIGTERM else 8
+
+    return in_ranks(size, act)
+
+
+@pytest.mark.parametrize(("size", "listener"), [(2, 1), (3, 0)])
+def test_ranks_of_which_one_is_told_to_stop_all_stop_and_go_on_bit_for_bit(
+    root, tmp_path_factory, size, listener
+):
+    """Three ranks' sums would differ in a bit, were gradients summed in another order."""
+    other = tmp_path_factory.mktemp("other")
+    shutil.copytree(root / "data", other / "data")
+    unbroken = trained(other, size)
+    assert interrupted(root, size, 2, listener) == [7] * size
+    [folder] = record.list_runs(str(root))
+    step = load_checkpoint(folder)[1]["progress"]["step"]
+    assert step in (2, 3)  # the signal may come a step later to another process
+    assert differences(trained(root, size), unbroken) == []
+
+
+def test_ranks_killed_at_any_moment_go_on_bit_for_bit(root, tmp_path_factory, tally):
+    other = tmp_path_factory.mktemp("other")
+    shutil.copytree(root / "data", other / "data")
+    unbroken, rng, failures = trained(other, 2), random.Random(3), 0
+    for number in range(4):
+        victim, delay = number % 2, rng.uniform(0.2, 1.2)
+
+        def act(rank, victim=victim, delay=delay):
+            with joined():  # before all have met they would wait for who will not come
+                if rank == victim:
+                    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                    signal.setitimer(signal.ITIMER_REAL, delay)
+                train(root, silent_rank(rank))
+
+        started = time.monotonic()
+        codes = in_ranks(2, act)
+        if codes[victim] == -signal.SIGALRM:
+            assert codes[1 - victim] == 1  # the other one noticed
+            assert time.monotonic() - started < 60
+        failures += bool(differences(trained(root, 2), unbroken))
+        shutil.rmtree(root / "smoke")
+    tally("one of 2 ranks killed, then the same command: bit for bit", 4, failures)
+    assert failures == 0
+
+
+def test_a_run_may_go_on_with_another_number_of_ranks(whole, root):
+    assert interrupted(root, 2, 3, 0) == [7, 7]
+    folder = train(root)
+    compare_logs(outcome(folder)["log"], outcome(whole)["log"])
+
+
+def test_a_second_set_of_ranks_on_the_same_run_is_refused(root):
+    def act(rank):
+        def watch(event):
+            if event["event"] == "tick" and event["step"] == 2:
+                codes = in_ranks(2, second)
+                (root / "codes").write_text(json.dumps(codes))
+
+        train(root, watch)
+
+    def second(rank):
+        try:
+            train(root, silent_rank(rank))
+        except ValueError as error:
+            return 2 if "one process at a time" in str(error) else 3
+        except OtherRankError as error:
+            return 4 if "one process at a time" in str(error) else 5
+
+    codes = in_ranks(1, act)
+    assert codes == [0]
+    assert json.loads((root / "codes").read_text()) == [2, 4]
+
+
+def test_words_of_a_configuration_travel_whole():
+    """Rank 0 composes; the others read what it says."""
+    from delving.config import from_yaml, to_yaml
+
+    config = compose([*WORDS, "data.root=/a b/ü,=~", "train.switch=0.3,0.7"])
+    assert from_yaml(json.loads(json.dumps(to_yaml(config))), "told") == config
