@@ -338,7 +338,8 @@ def test_whenever_it_happens_no_item_is_wrong_and_no_process_left(act, tries, ta
         left = multiprocessing.active_children() + sorted(set(children()) - BEFORE)
         failures += bool(wrong or left)
         ends += end
-    tally(f"loaders: {act.__name__}", tries, failures, f"{ends} came to their end")
+    what = act.__name__.replace("_", " ")
+    tally(f"loader processes, {what} at any time: no wrong item, no process left", tries, failures)
     assert failures == 0
     if act in (leave_alone, tell_all_to_end):
         assert ends == tries
