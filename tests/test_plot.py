@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from delving.plot import _spread, label_lines, new_figure, save_figure
 
-places = st.lists(st.floats(-500, 500), min_size=1, max_size=8)
+places = st.lists(st.floats(-500, 500, allow_subnormal=False), min_size=1, max_size=8)
 
 
 @given(places)
