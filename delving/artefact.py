@@ -17,12 +17,18 @@ import yaml
 from matplotlib.figure import Figure
 
 from delving import record
+from delving.curves import count_classes, load_events
 from delving.judge import Finding, pooled_deviation, unless_stalled
 
 LEFT = 0.98  # of ln(classes): below it a net has begun to learn
 # Degrees of freedom below which a pooled deviation is too rough for judge's rule of 3 of them: with
 # fewer, more than 5 in 100 pairs without a difference would pass.
 FREEDOM = 5
+# What is drawn of the log's lines, by their kind.
+LOGGED = {
+    "step": ("step", "epoch", "loss", "err", "conv_grad_norm", "conv_decay_norm"),
+    "val": ("epoch", "top1_err"),
+}
 TAIL = 10  # a run's end is its last tenth
 POINTS = 0.6  # the smallest difference of rectifiers that counts, points of top-1 error
 PUBLISHED = Path(__file__).parent / "paper" / "published.yaml"
@@ -78,7 +84,7 @@ class Run:
         return self._read("val")
 
     def _read(self, kind: str) -> pd.DataFrame:
-        events = record.read_events(self.folder, kind)
+        events = load_events(self.folder, kind, LOGGED[kind])
         if not events:
             raise ValueError(f"{self.folder}: {self.result['status']} before anything was logged")
         return pd.DataFrame(events)
@@ -86,7 +92,7 @@ class Run:
     @cached_property
     def blind_loss(self) -> float:
         """ln(classes), that of a net that has learned nothing."""
-        return math.log(record.read_events(self.folder, "start")[0]["classes"])
+        return math.log(count_classes(self.folder))
 
     @property
     def logged(self) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from delving.record import (
     DiskFullError,
     disk_full,
+    expect,
     parse_json,
     read_json,
     sync_folder,
@@ -161,8 +162,8 @@ def _listed(checkpoint: Path) -> list[tuple[Path, str]]:
     if not manifest.is_file():
         raise ValueError(f"{checkpoint}: no manifest.json")
     try:
-        hashes = dict(read_json(manifest))
-    except (TypeError, ValueError):
+        hashes = expect(read_json(manifest), {}, str(manifest))
+    except ValueError:
         raise ValueError(f"{manifest} is damaged") from None
     strange = [n for n in hashes if n != "state.json" and not re.fullmatch(r"\w+\.safetensors", n)]
     if strange or "state.json" not in hashes:

@@ -1,10 +1,19 @@
 """Training curves of runs, read from their logs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from delving.record import read_events
+from delving.record import NUMBER, expect, read_events
+
+
+def load_events(folder: Path, kind: str, keys: Sequence[str]) -> list[dict]:
+    """The events of one kind of a run's log; ValueError names the file and the key that is no
+    number in each."""
+    where, numbers = f"{folder / 'log.jsonl'}: {kind}", dict.fromkeys(keys, NUMBER)
+    norms = ("conv_grad_norm", "conv_decay_norm")  # beyond single precision where a net diverges
+    return [expect(event, numbers, where, infinite=norms) for event in read_events(folder, kind)]
 
 
 def load_curves(folder: Path) -> pd.DataFrame:
@@ -15,7 +24,8 @@ def load_curves(folder: Path) -> pd.DataFrame:
     Raises:
         ValueError: where the run has logged no step yet.
     """
-    steps, looks = read_events(folder, "step"), read_events(folder, "val")
+    steps = load_events(folder, "step", ("epoch", "loss", "err"))
+    looks = load_events(folder, "val", ("epoch", "top1_err"))
     if not steps or not looks:
         raise ValueError(f"{folder}: nothing logged yet to draw")
     rows = [("training loss", e["epoch"], e["loss"]) for e in steps]
@@ -27,4 +37,8 @@ def load_curves(folder: Path) -> pd.DataFrame:
 
 
 def count_classes(folder: Path) -> int:
-    return read_events(folder, "start")[0]["classes"]
+    """Of the data that a run was trained on; ValueError where its log does not tell."""
+    told = [event["classes"] for event in load_events(folder, "start", ("classes",))]
+    if not told or told[0] < 2:
+        raise ValueError(f"{folder / 'log.jsonl'} is damaged: its start tells no classes")
+    return told[0]

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,6 +24,7 @@ CITATION = (
 )
 SHARED = "Tables 4 to 7 and Figures 4 to 7 share the same large nets, the convergence figure too"
 SOURCE = Path(__file__).parent
+TIMED = {"seconds": record.NUMBER}  # of eval/<protocol>.json
 DRAWN = ("table.csv", "table.md", "figure.png", "figure.svg", "data.csv", "verdict.json")
 
 
@@ -66,7 +66,7 @@ def draw_artefact(plan: Plan, name: str, to: Path) -> None:
 def _read_stamps(to: Path) -> dict[str, dict]:
     """drawn.json beside the artefacts' folders: what each was drawn from."""
     path = to.parent / "drawn.json"
-    return record.read_json(path) if path.exists() else {}
+    return record.expect(record.read_json(path), {}, str(path)) if path.exists() else {}
 
 
 def _stamp(plan: Plan, name: str) -> dict:
@@ -117,12 +117,12 @@ def draw_report(plan: Plan, to: Path, failed: dict[str, str]) -> Path:
     runs = [name for name in plan.runs if plan.finished(name)]
     times = plan.root / "reproduce.json"
     if plan.root != to and times.exists():
-        shutil.copyfile(times, to / "reproduce.json")
+        record.write_bytes(to / "reproduce.json", times.read_bytes())
     about = {
         "scale": plan.scale,
         "headline": headline(plan),
         "machine": _machine(plan, runs),
-        "seconds": record.read_json(times)["seconds"] if times.exists() else None,
+        "seconds": load_times(plan),
         "deviations": _deviations(plan, runs),
         "independent_trainings": len(runs),
         "shared": SHARED,
@@ -131,6 +131,50 @@ def draw_report(plan: Plan, to: Path, failed: dict[str, str]) -> Path:
         "made": f"delving {delving.__version__}, git {git_revision() or 'unknown'}",
     }
     return write_report(to, choices("paper"), about)
+
+
+def load_times(plan: Plan) -> dict[str, dict] | None:
+    """Seconds planned and used by purpose, as reproduce.json has them; None where there is none.
+
+    Raises:
+        ValueError: names the key that is not as it is written.
+    """
+    path = plan.root / "reproduce.json"
+    if not path.exists():
+        return None
+    seconds = record.expect(record.read_json(path), {"seconds": dict}, str(path))["seconds"]
+    kinds = {"planned": dict, "used": dict}
+    record.expect(seconds, kinds, f"{path}: seconds")
+    for key in kinds:
+        record.expect(seconds[key], dict.fromkeys(seconds[key], record.NUMBER), f"{path}: {key}")
+    return seconds
+
+
+def load_environment(folder: Path) -> dict:
+    """A run's env.json; ValueError where it is none."""
+    path = folder / "env.json"
+    return record.expect(record.read_json(path), {}, str(path))
+
+
+def scoring_seconds(folder: Path) -> float:
+    """Of a run's protocols, all together; ValueError names the file that does not tell them."""
+    files = sorted((folder / "eval").glob("*.json"))
+    told = [record.expect(record.read_json(path), TIMED, str(path)) for path in files]
+    return sum(scores["seconds"] for scores in told)
+
+
+def check_records(plan: Plan) -> None:
+    """Looks at every record of finished runs, so that a damaged one is told before hours of work.
+
+    Raises:
+        ValueError: names the file and the key.
+    """
+    load_times(plan)
+    for folder in (plan.folder(run) for run in plan.runs if plan.finished(run)):
+        record.read_result(folder)
+        record.load_slopes(folder)
+        load_environment(folder)
+        scoring_seconds(folder)
 
 
 def headline(plan: Plan) -> str:
@@ -153,7 +197,7 @@ def _compose_family(plan: Plan, model: str) -> Config:
 def _machine(plan: Plan, runs: list[str]) -> dict[str, str]:
     """Where the runs were trained; several answers where they were trained in several places."""
     keys = ("device", "cores", "precision", "torch", "python", "platform")
-    files = [record.read_json(plan.folder(name) / "env.json") for name in runs]
+    files = [load_environment(plan.folder(name)) for name in runs]
     return {key: ", ".join(sorted({str(env.get(key)) for env in files})) for key in keys if files}
 
 

@@ -211,8 +211,10 @@ def fingerprint(plan: Plan, artefact: str) -> dict:
 def load_measured(plan: Plan, artefact: str) -> dict | None:
     """What was measured for an artefact; None where nothing was, or for other runs."""
     path = plan.root / artefact / "measured.json"
-    saved = record.read_json(path) if path.exists() else {}
-    return saved["found"] if saved.get("asked") == fingerprint(plan, artefact) else None
+    if not path.exists():
+        return None
+    saved = record.expect(record.read_json(path), {"asked": dict, "found": dict}, str(path))
+    return saved["found"] if saved["asked"] == fingerprint(plan, artefact) else None
 
 
 def save_measured(plan: Plan, artefact: str, found: dict, seconds: float) -> None:

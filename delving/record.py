@@ -11,7 +11,9 @@ import json
 import math
 import os
 import shutil
+import stat
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import numpy as np
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, no quota, a limit on a file's size
 MOST_JSON = 64 * 2**20  # bytes: no file of a run is a tenth of that
 NUMBER = (int, float)
+HUGE = 1e100  # beyond all that is measured; no sum of smaller numbers is infinite
 # result.json: the contract's keys.
 RESULT: dict[str, type | tuple[type, ...]] = {
     "run": str, "scale": str, "model": str, "act": str, "init": str, "seed": int,
@@ -38,7 +41,7 @@ def run_folder(output_root: str, scale: str, run: str) -> Path:
 def find_run(text: str, output_root: str) -> Path:
     """A run by its folder or its name; ValueError names the runs there are."""
     path = Path(text)
-    if (path / "config.yaml").is_file():
+    if os.path.isfile(path / "config.yaml"):  # no error where the place cannot be looked at
         return path
     folders = list_runs(output_root)
     found = [folder for folder in folders if folder.name == text]
@@ -118,9 +121,11 @@ def sync_folder(folder: Path) -> None:
 
 def read_json(path: Path) -> Any:
     """ValueError names the file where it is not JSON."""
-    size = path.stat().st_size
-    if size > MOST_JSON:
-        raise ValueError(f"{path} is not readable JSON: {size:,} bytes are too many")
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+        raise ValueError(f"{path} is not readable JSON: it is no regular file")
+    if found.st_size > MOST_JSON:
+        raise ValueError(f"{path} is not readable JSON: {found.st_size:,} bytes are too many")
     return parse_json(path.read_bytes(), path)
 
 
@@ -132,21 +137,23 @@ def parse_json(data: bytes, path: Path) -> Any:
         raise ValueError(f"{path} is not readable JSON: {error}") from error
 
 
-def expect(value: Any, kinds: dict[str, type | tuple[type, ...]], where: str) -> dict:
-    """The value, if it is a dict with these keys of these types, every number finite.
+def is_number(value: Any) -> bool:
+    """Whether a value is a number as records have them, finite and of a size that can be."""
+    return isinstance(value, NUMBER) and not isinstance(value, bool) and abs(value) < HUGE
 
-    Raises:
-        ValueError: naming `where` and the key.
-    """
+
+def expect(value: Any, kinds: dict[str, Any], where: str, *, infinite: Sequence[str] = ()) -> dict:
+    """The value, if it is a dict with these keys of these types, all numbers finite but for those
+    keys that may be infinite; else ValueError names `where` and the key."""
     if not isinstance(value, dict):
         raise ValueError(f"{where} is damaged: it is no table of keys")
     for key, kind in kinds.items():
         if key not in value:
             raise ValueError(f"{where} is damaged: it lacks {key}")
         found = value[key]
-        wrong = not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool)
-        if wrong or (isinstance(found, float) and math.isnan(found)):
-            raise ValueError(f"{where} is damaged: {key} is {str(found)[:40]!r}")
+        number = is_number(found) or (key in infinite and found == math.inf)
+        if not isinstance(found, kind) or (isinstance(found, NUMBER) and not number):
+            raise ValueError(f"{where} is damaged: {key[:80]} is {str(found)[:40]!r}")
     return value
 
 
@@ -279,6 +286,11 @@ def save_slopes(folder: Path, slopes: dict[str, Any]) -> None:
 
 
 def load_slopes(folder: Path) -> dict[str, np.ndarray]:
-    """{layer: (slopes,)} in order; empty where the run learned none."""
+    """{layer: (slopes,)} in order; empty where the run learned none. ValueError names the layer
+    whose slopes are not as they are written."""
     path = folder / "slopes.json"
-    return {k: np.array(v) for k, v in read_json(path).items()} if path.exists() else {}
+    found = expect(read_json(path), {}, str(path)) if path.exists() else {}
+    for layer, slopes in found.items():
+        if not (isinstance(slopes, list) and slopes and all(map(is_number, slopes))):
+            raise ValueError(f"{path} is damaged: {layer[:80]} is {str(slopes)[:40]!r}")
+    return {layer: np.array(slopes) for layer, slopes in found.items()}

@@ -178,6 +178,8 @@ def _told(values: dict) -> dict:
 def _claim_fault(claim: Any) -> str | None:
     if not isinstance(claim, dict) or not isinstance(claim.get("claim"), str):
         return f"a claim without words: {claim!r}"
+    if not isinstance(claim.get("evidence") or "", str):
+        return f"the evidence of {claim['claim']!r} is {claim['evidence']!r}"
     if claim.get("verdict") not in tuple(MARKS):
         choices = ", ".join(MARKS)
         return f"the verdict on {claim['claim']!r} is {claim.get('verdict')!r}, none of {choices}"

@@ -9,7 +9,14 @@ from pathlib import Path
 from delving import config as configs
 from delving import record
 from delving.display import Overview, clock
-from delving.draw import draw_artefact, draw_report, headline
+from delving.draw import (
+    check_records,
+    draw_artefact,
+    draw_report,
+    headline,
+    load_times,
+    scoring_seconds,
+)
 from delving.plan import Plan, load_measured, make_plan
 from delving.report import ledger_rows, verdict_heading, verdict_words
 from delving.tasks import count_jobs, estimate_run, make_data_once, train_task, watching
@@ -69,11 +76,13 @@ def _count(plan: Plan, ledger: Ledger, outcome: Outcome) -> None:
     if outcome.task.message["kind"] == "measure":
         ledger.seconds["measuring"] += wall if outcome.task.alone else wall / ledger.jobs
         return
-    result = plan.folder(name) / "result.json"
-    # Of a run that was gone on with, only what this sitting can have taken.
-    trained = min(wall, record.read_json(result)["seconds"]) if result.exists() else 0.0
-    files = sorted((plan.folder(name) / "eval").glob("*.json"))
-    scored = sum(record.read_json(path)["seconds"] for path in files)
+    try:
+        seconds = record.read_result(plan.folder(name))["seconds"] if plan.finished(name) else 0.0
+        scored = scoring_seconds(plan.folder(name))
+    except ValueError as error:  # a file that is not the run's own
+        ledger.failed[name] = str(error)
+        return
+    trained = min(wall, seconds)  # of a run that was gone on with, what this sitting can have taken
     # The roles of the budget: small14 and its like are quick, all others take the time of `deep`.
     purpose = "small" if plan.runs[name].model.name == "small14" else "deep"
     shares = {purpose: trained, "scoring": scored, "start": max(0.0, wall - trained - scored)}
@@ -84,7 +93,7 @@ def _count(plan: Plan, ledger: Ledger, outcome: Outcome) -> None:
 def save_times(plan: Plan, jobs: int, spent: dict[str, float]) -> None:
     """reproduce.json: seconds planned and used, summed over sittings that computed something."""
     path = plan.root / "reproduce.json"
-    before = record.read_json(path)["seconds"]["used"] if path.exists() else {}
+    before = (load_times(plan) or {"used": {}})["used"]
     used = {key: round(before.get(key, 0.0) + spent.get(key, 0.0), 1)
             for key in dict.fromkeys([*before, *spent])}  # fmt: skip
     seconds = {"planned": dict(plan.budget.seconds), "used": used}
@@ -121,6 +130,7 @@ def reproduce_artefacts(
     if source and not (source / "runs").is_dir():
         raise ValueError(f"--from {source}: there are no records, {source / 'runs'} is no folder")
     plan = make_plan(artefacts, words, source)
+    check_records(plan)
     tasks = [] if source else list_tasks(plan, words)
     config = configs.compose(list(words))
     jobs = count_jobs(config.device, jobs)

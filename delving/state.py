@@ -1,6 +1,5 @@
 """A run's state: started anew or taken up from its checkpoint, and saved."""
 
-import math
 import os
 import platform
 import subprocess
@@ -105,7 +104,7 @@ def read_state(state: dict, folder: Path) -> dict:
     """The state of a checkpoint, if it is one; ValueError names what is not as it is written."""
     where = f"{folder}: its checkpoint's state.json"
     progress = record.expect(state, STATE, where)["progress"]
-    record.expect(progress, PROGRESS, where)
+    record.expect(progress, PROGRESS, where, infinite=("best_error",))
     strange = sorted(set(progress) - {f.name for f in fields(Progress)})
     counts = [progress[k] for k in ("step", "drops", "tail_steps", "epoch_steps")]
     rows = [row for row in progress["pending"] if not _is_row(row)]
@@ -116,8 +115,7 @@ def read_state(state: dict, folder: Path) -> dict:
 
 
 def _is_row(row: object) -> bool:
-    numbers = isinstance(row, list) and all(isinstance(x, record.NUMBER) for x in row)
-    return numbers and len(row) == 4 and all(map(math.isfinite, row))
+    return isinstance(row, list) and len(row) == 4 and all(map(record.is_number, row))
 
 
 def restore(session: Session, tensors: dict, state: dict) -> None:

@@ -24,7 +24,8 @@ def run_with_losses(folder, losses, errors=None):
     (folder / "log.jsonl").unlink(missing_ok=True)
     record.append_event(folder / "log.jsonl", {"event": "start", "classes": CLASSES})
     for n, loss in enumerate(losses):
-        event = {"event": "step", "step": 10 * (n + 1), "loss": loss}
+        event = {"event": "step", "step": 10 * (n + 1), "loss": loss, "epoch": n + 1.0}
+        event |= {"conv_grad_norm": 1.0, "conv_decay_norm": 0.1}
         event["err"] = errors[n] if errors else 0.0
         record.append_event(folder / "log.jsonl", event)
     return Run(folder)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from delving.curves import load_curves
+from delving.curves import count_classes, load_curves
 from delving.plot import draw_curves, smooth
 from delving.record import append_event, shortest_labels
 
@@ -32,6 +32,20 @@ def test_curves_hold_every_logged_value_once(run):
 def test_a_run_without_steps_is_named(tmp_path):
     with pytest.raises(ValueError, match="nothing logged"):
         load_curves(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["x", None, True, float("nan"), float("inf"), 10**400])
+@pytest.mark.parametrize(("kind", "key"), [("step", "loss"), ("val", "top1_err")])
+def test_a_logged_value_that_is_no_number_is_refused_by_file_and_key(run, kind, key, value):
+    append_event(run / "log.jsonl", {"event": kind, "epoch": 1, "loss": 1, "err": 1, key: value})
+    with pytest.raises(ValueError, match=rf"log\.jsonl: {kind} is damaged: {key} is"):
+        load_curves(run)
+
+
+def test_a_log_that_tells_no_classes_is_refused_by_its_name(run, tmp_path):
+    assert count_classes(run) == 10
+    with pytest.raises(ValueError, match=r"log\.jsonl is damaged"):
+        count_classes(tmp_path)
 
 
 def test_the_figure_labels_each_run_at_its_line(run):

@@ -43,7 +43,37 @@ def test_unreadable_json_is_refused_by_its_path(tmp_path, content):
         record.read_json(tmp_path / "result.json")
 
 
-# --- checkpoints ---
+def test_a_pipe_in_place_of_a_record_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "result.json")
+    with pytest.raises(ValueError, match=r"result\.json.*no regular file"):
+        record.read_json(tmp_path / "result.json")
+
+
+NO_NUMBERS = ["1", None, True, [1], float("nan"), float("inf"), -float("inf"), 1e300, 10**400]
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS)
+def test_a_value_that_is_no_number_of_a_size_that_can_be_is_refused_by_its_key(value):
+    kinds = {"seconds": record.NUMBER}
+    assert record.expect({"seconds": 1.5}, kinds, "a.json") == {"seconds": 1.5}
+    with pytest.raises(ValueError, match=r"a\.json is damaged: seconds is"):
+        record.expect({"seconds": value}, kinds, "a.json")
+
+
+def test_only_a_key_that_may_be_infinite_is():
+    best = {"best": float("inf")}
+    assert record.expect(best, {"best": float}, "a.json", infinite=("best",)) == best
+
+
+@pytest.mark.parametrize("slopes", ["0.25", 0.25, None, [], ["a"], [None], [float("nan")], [[1]]])
+def test_slopes_that_are_none_are_refused_by_file_and_layer(tmp_path, slopes):
+    record.save_slopes(tmp_path, {"conv1": np.array([0.25, 0.5])})
+    assert record.load_slopes(tmp_path)["conv1"].tolist() == [0.25, 0.5]
+    record.write_json(tmp_path / "slopes.json", {"conv1": [0.25], "conv2": slopes})
+    with pytest.raises(ValueError, match=r"slopes\.json is damaged: conv2"):
+        record.load_slopes(tmp_path)
+
+
 # --- the log ---
 def test_events_come_back_in_order_without_a_line_cut_off(tmp_path):
     assert record.read_events(tmp_path, "step") == []
@@ -89,6 +119,18 @@ def test_a_run_that_is_not_there_is_refused_with_those_that_are(tmp_path):
     make_run(tmp_path, "smoke", "a-s0")
     with pytest.raises(ValueError, match=r"'b-s0'.*a-s0"):
         record.find_run("b-s0", str(tmp_path))
+
+
+def test_a_run_is_found_from_a_working_directory_that_cannot_be_looked_at(tmp_path, monkeypatch):
+    folder, real = make_run(tmp_path, "smoke", "a-s0"), os.stat
+
+    def look(path, *arguments, **more):  # as for a user without rights; root has them
+        if not os.path.isabs(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "stat", look)
+    assert record.find_run("a-s0", str(tmp_path)) == folder
 
 
 def test_a_name_at_two_scales_is_refused_with_both(tmp_path):

@@ -274,6 +274,7 @@ def test_little_known_is_enough(tmp_path):
 @pytest.mark.parametrize("text", [
     "{", "[]", '{"claims": 3}', '{"claims": [], "runs": "a"}', '{"claims": ["a"]}',
     '{"claims": [{"claim": "a"}]}', '{"claims": [{"claim": "a", "verdict": ["reproduced"]}]}',
+    '{"claims": [{"claim": "a", "verdict": "reproduced", "evidence": 3}]}',
 ])  # fmt: skip
 def test_a_damaged_verdict_is_named(folder, text):
     (folder / "table2" / "verdict.json").write_text(text)

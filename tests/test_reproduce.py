@@ -19,8 +19,9 @@ from delving import cli, record, work
 from delving import config as configs
 from delving.plan import load_measured, make_plan
 from delving.reference import copy_records
-from delving.reproduce import count_jobs
+from delving.reproduce import Ledger, _count, count_jobs
 from delving.signals import Interrupted
+from delving.workers import Outcome, Task
 
 WORDS = ["figure1", "table1", "scale=smoke"]
 RUNS = ["small14-prelu-he-s0", "small14-prelu-he-s1", "small14-prelu_shared-he-s0"]
@@ -200,6 +201,73 @@ def test_a_run_that_the_record_lacks_is_named(reproduce, no_workers, no_pictures
 
 
 # --- what fails ---
+USED = {"planned": {}, "used": {"start": 1.0}}
+DAMAGED = {  # {file of the record: (what it holds, what is said of it)}
+    "a word for the times": ("reproduce.json", {"seconds": "x"}, "seconds"),
+    "a word for a time": ("reproduce.json", {"seconds": USED | {"planned": {"deep": "x"}}}, "deep"),
+    "an infinite time": (
+        "reproduce.json", {"seconds": USED | {"used": {"deep": float("inf")}}}, "deep"
+    ),
+    "a list of times": ("reproduce.json", [1], "table"),
+    "a list of slopes": (f"runs/{RUNS[0]}/slopes.json", [1], "table"),
+    "a word for slopes": (f"runs/{RUNS[0]}/slopes.json", {"conv1": "x"}, "conv1"),
+    "a list for where it was": (f"runs/{RUNS[1]}/env.json", [1], "table"),
+    "scores without a time": (f"runs/{RUNS[1]}/eval/ten_view.json", {}, "seconds"),
+    "a list of results": (f"runs/{RUNS[1]}/result.json", [1], "table"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_record_is_refused_by_file_and_key_before_anything_is_drawn(
+    reproduce, no_workers, copied, tmp_path, kind
+):
+    file, value, said = DAMAGED[kind]
+    record.write_json(copied / file, value)
+    words = [*WORDS, "--from", copied, f"output_root={tmp_path / 'other'}"]
+    code, out, err = reproduce(tmp_path, *words)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert str(copied / file) in err
+    assert said in err
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("value", [[1], {"conv1": ["x"]}])
+def test_damaged_slopes_are_not_plotted_but_named(copied, monkeypatch, capsys, value):
+    record.write_json(copied / "runs" / RUNS[0] / "slopes.json", value)
+    words = ["plot-slopes", RUNS[0], "--output-root", str(copied.parent)]
+    monkeypatch.setattr(sys, "argv", ["delving", *words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    err = capsys.readouterr().err
+    assert (end.value.code, len(err.splitlines())) == (2, 1)
+    assert f"{RUNS[0]}/slopes.json is damaged" in err
+
+
+def test_a_foreign_file_among_the_scores_fails_that_run_alone(copied, monkeypatch):
+    monkeypatch.chdir(copied.parent.parent)
+    plan = make_plan(["figure1"], ["scale=smoke"])
+    record.write_json(copied / "runs" / RUNS[0] / "eval" / "mine.json", {"seconds": "x"})
+    ledger = Ledger(jobs=1)
+    for run in RUNS[:2]:
+        _count(plan, ledger, Outcome(Task(run, {"kind": "train"}), None, 5.0))
+    assert list(ledger.failed) == [RUNS[0]]
+    assert "mine.json is damaged: seconds is 'x'" in ledger.failed[RUNS[0]]
+    assert sum(ledger.seconds.values()) > 0
+
+
+def test_where_no_artefact_can_be_drawn_the_page_says_so(
+    reproduce, no_workers, no_pictures, scale, tmp_path
+):
+    copy_records(scale, tmp_path / "reference")
+    for run in RUNS[:2]:
+        shutil.rmtree(tmp_path / "reference" / "runs" / run)
+    code, out, err = reproduce(tmp_path, "figure1", WORDS[-1], "--from", tmp_path / "reference")
+    assert (code, err) == (1, "")
+    assert "FAILED figure1: " in out
+    drawn = tmp_path / "outputs" / "smoke"
+    assert {p.name for p in drawn.iterdir()} == {"reproduce.json", "report.html"}
+
+
 def test_a_folder_that_holds_another_run_is_named_and_the_others_are_drawn(
     reproduce, no_workers, no_pictures, copied, tmp_path
 ):
