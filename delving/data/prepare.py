@@ -2,8 +2,11 @@
 as class folders."""
 
 import gzip
+import os
 import re
+import shlex
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from delving.data.download import download
 from delving.words import shown
 
 # The binary versions: the Python ones are pickles, which are never loaded here.
@@ -24,17 +28,19 @@ CIFAR = {
         "03b5dce01913d631647c71ecec9e9cb8",
     ),
 }
+IMAGENETTE = (
+    "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2.tgz",
+    "fe2fc210e6bb7c5664d602c3cd71e612",
+)
+FOLDER = "imagenette2"  # in that archive
 SIDE = 32
 BYTES = 200_000_000  # of a file in an archive; CIFAR-100's largest has 154 million
 
 
 def prepare_cifar(name: str, root: Path) -> None:
     """Downloads a CIFAR archive into root and writes its images as PNG files in class folders."""
-    from torchvision.datasets.utils import download_url
-
     url, md5 = CIFAR[name]
-    download_url(url, root, md5=md5)
-    unpack_cifar(root / url.rsplit("/", 1)[1], root)
+    unpack_cifar(download(url, root, md5=md5, again=_again(name, root)), root)
 
 
 def unpack_cifar(archive: Path, root: Path) -> None:
@@ -93,11 +99,18 @@ def _write_records(records: np.ndarray, names: list[str], folder: Path, batch: s
 
 
 def prepare_imagenette(name: str, root: Path) -> None:
-    """Downloads Imagenette by torchvision; its folder has train/ and val/ of class folders."""
-    from torchvision.datasets import Imagenette
+    """Downloads Imagenette; its folder, imagenette2, has train/ and val/ of class folders."""
+    if (root / FOLDER).is_dir():
+        return
+    url, md5 = IMAGENETTE
+    archive = download(url, root, md5=md5, again=_again(name, root))
+    with tempfile.TemporaryDirectory(dir=root) as beside, tarfile.open(archive) as tar:
+        tar.extractall(beside, filter="data")  # names never lead out
+        os.rename(Path(beside) / FOLDER, root / FOLDER)  # whole, or not there
 
-    if not (root / "imagenette2").is_dir():
-        Imagenette(root, split="train", size="full", download=True)
+
+def _again(name: str, root: Path) -> str:
+    return f"delving data prepare data={name} {shlex.quote(f'data.root={root}')}"
 
 
 PREPARE: dict[str, Callable[[str, Path], None]] = {

@@ -1,11 +1,17 @@
 """Archives unpacked into class folders; what is downloaded is named and checked."""
 
+import errno
+import hashlib
+import http.client
 import io
 import tarfile
+from urllib.error import HTTPError, URLError
 
 import numpy as np
 import pytest
 
+from delving import cli
+from delving.data import prepare
 from delving.data.prepare import CIFAR, PREPARE, unpack_cifar
 from delving.data.sources import SOURCES, find_folder
 
@@ -75,21 +81,142 @@ def test_what_can_be_downloaded_is_a_data_set_and_checked_by_hash():
         assert len(md5) == 32
 
 
+# --- downloads ---
+class Answer(io.BytesIO):
+    """What a server sends, and how many bytes it said that it would."""
+
+    def __init__(self, data, length=None):
+        super().__init__(data)
+        self.length = len(data) if length is None else length
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """Serves bytes, or fails, in place of the network; gives (URL, timeout) of what was asked."""
+
+    def serve(data, length=None):
+        asked = []
+
+        def urlopen(request, timeout):
+            asked.append((request.full_url, timeout))
+            if isinstance(data, Exception):
+                raise data
+            return Answer(data, length)
+
+        monkeypatch.setattr("urllib.request.urlopen", urlopen)
+        return asked
+
+    return serve
+
+
+def md5(data):
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def meant(monkeypatch, name, data):
+    """The bytes are those that a data set's archive shall have."""
+    if name in CIFAR:
+        monkeypatch.setitem(CIFAR, name, (CIFAR[name][0], md5(data)))
+    else:
+        monkeypatch.setattr(prepare, "IMAGENETTE", (prepare.IMAGENETTE[0], md5(data)))
+
+
+def url_of(name):
+    return CIFAR[name][0] if name in CIFAR else prepare.IMAGENETTE[0]
+
+
 @pytest.mark.parametrize("name", sorted(CIFAR))
-def test_a_download_is_asked_for_with_its_hash_then_unpacked(tmp_path, monkeypatch, name):
+def test_a_download_is_checked_then_unpacked_and_not_done_again(
+    tmp_path, monkeypatch, served, name
+):
     coarse = name == "cifar100"
     names, label = ("fine_label_names.txt", HUNDRED) if coarse else ("batches.meta.txt", TEN)
     train = draw_records([1], coarse=coarse, seed=0)[0]
     files = {"train.bin" if coarse else "data_batch_1.bin": train,
              "test.bin" if coarse else "test_batch.bin": train,
              names: "\n".join(label).encode()}  # fmt: skip
-    asked = []
+    data = write_archive(tmp_path / "c.tar.gz", files).read_bytes()
+    meant(monkeypatch, name, data)
+    asked, root = served(data), tmp_path / "a" / "root"
+    for _ in range(2):
+        PREPARE[name](name, root)
+    [(url, timeout)] = asked
+    assert url == url_of(name)
+    assert 0 < timeout <= 60
+    assert [len(split) for split in find_folder(root)] == [1, 1]
+    assert {p.name for p in root.iterdir()} == {"train", "val", url.rsplit("/", 1)[1]}
 
-    def download(url, root, md5):
-        asked.append((url, md5))
-        write_archive(root / url.rsplit("/", 1)[1], files)
 
-    monkeypatch.setattr("torchvision.datasets.utils.download_url", download)
-    PREPARE[name](name, tmp_path)
-    assert asked == [CIFAR[name]]
-    assert [len(split) for split in find_folder(tmp_path)] == [1, 1]
+def test_imagenette_is_unpacked_whole_and_not_asked_for_again(tmp_path, monkeypatch, served):
+    source, beside = tmp_path / "imagenette2" / "val", io.BytesIO()
+    source.mkdir(parents=True)
+    (source / "a.JPEG").write_bytes(b"a")
+    with tarfile.open(fileobj=beside, mode="w:gz") as tar:
+        tar.add(source.parent, "imagenette2")
+    meant(monkeypatch, "imagenette", beside.getvalue())
+    asked, root = served(beside.getvalue()), tmp_path / "root"
+    for _ in range(2):
+        PREPARE["imagenette"]("imagenette", root)
+    assert len(asked) == 1
+    assert {p.name for p in root.iterdir()} == {"imagenette2", "imagenette2.tgz"}
+    assert (root / "imagenette2" / "val" / "a.JPEG").read_bytes() == b"a"
+
+
+NO_NETWORK = {
+    "no name is resolved": URLError(OSError(-3, "Temporary failure in name resolution")),
+    "nobody answers": TimeoutError("timed out"),
+    "it is gone": HTTPError("https://x", 404, "Not Found", {}, None),
+    "the line is cut": http.client.IncompleteRead(b"abc"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PREPARE))
+@pytest.mark.parametrize("error", NO_NETWORK.values(), ids=NO_NETWORK)
+def test_without_a_network_it_says_what_to_do_and_leaves_nothing(
+    tmp_path, monkeypatch, capsys, served, name, error
+):
+    served(error)
+    root = tmp_path / "a" / "my root"
+    words = ["data", "prepare", f"data={name}", f"data.root={root}"]
+    monkeypatch.setattr("sys.argv", ["delving", *words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    err = capsys.readouterr().err
+    assert (end.value.code, len(err.splitlines())) == (1, 1)
+    for told in (url_of(name), f"by hand to {root}", f"prepare data={name} 'data.root={root}'"):
+        assert told in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", sorted(PREPARE))
+def test_a_download_that_is_cut_off_or_another_file_is_not_kept(
+    tmp_path, monkeypatch, served, name
+):
+    meant(monkeypatch, name, b"the whole file")
+    served(b"the whole", length=14)
+    with pytest.raises(RuntimeError, match="9 bytes came"):
+        PREPARE[name](name, tmp_path / "root")
+    assert list(tmp_path.iterdir()) == []
+    mine = tmp_path / url_of(name).rsplit("/", 1)[1]
+    mine.write_bytes(b"the who")  # by hand, and cut off as well
+    with pytest.raises(RuntimeError, match=r"in place of the one there, whose MD5 is not"):
+        PREPARE[name](name, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [mine.name]
+
+
+def test_a_root_that_is_no_folder_is_bad_input_and_no_fault_of_the_network(tmp_path, served):
+    served(b"")
+    (tmp_path / "root").write_text("mine")
+    with pytest.raises(FileExistsError):
+        PREPARE["cifar10"]("cifar10", tmp_path / "root")
+
+
+def test_a_full_disk_under_a_download_is_told_with_its_place(tmp_path, monkeypatch, served):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    served(b"")
+    monkeypatch.setattr("shutil.copyfileobj", fail)
+    with pytest.raises(OSError, match=r"No space left on device: .*cifar-10"):
+        PREPARE["cifar10"]("cifar10", tmp_path / "root")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,81 @@
+"""Files from the network: whole and with the hash that they shall have, or not there at all."""
+
+import contextlib
+import hashlib
+import http.client
+import os
+import shutil
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from delving.record import FULL
+from delving.words import shown
+
+SILENCE = 30.0  # seconds without a byte after which nobody is there
+
+
+def download(url: str, root: Path, *, md5: str, again: str) -> Path:
+    """The file of a URL below root, fetched where it does not lie there already.
+
+    Args:
+        again: the command that goes on with a file that was fetched by hand.
+
+    Raises:
+        RuntimeError: it cannot be fetched, or is another; says what to do instead. No folder and
+            no part of a file is left.
+    """
+    target = root / url.rsplit("/", 1)[1]
+    if target.is_file() and _md5(target) == md5:
+        return target
+    new = [folder for folder in (root, *root.parents) if not folder.exists()]
+    part = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _fetch(url, part)
+        if _md5(part) != md5:
+            raise http.client.HTTPException(f"{part.stat().st_size:,} bytes came, not those meant")
+        return part.replace(target)
+    except (OSError, http.client.HTTPException) as error:
+        if _is_of_a_file(error):
+            raise OSError(error.errno, error.strerror, error.filename or str(part)) from error
+        raise RuntimeError(_advice(url, target, md5, again, error)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        for folder in new:
+            with contextlib.suppress(OSError):  # it holds the file
+                folder.rmdir()
+
+
+def _is_of_a_file(error: Exception) -> bool:
+    """Whether it is this disk's error, and none of the network's."""
+    local = isinstance(error, OSError) and not isinstance(error, urllib.error.URLError)
+    return local and (error.filename is not None or error.errno in FULL)
+
+
+def _md5(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _fetch(url: str, to: Path) -> None:
+    from rich.console import Console
+    from rich.progress import wrap_file
+
+    request = urllib.request.Request(url, headers={"User-Agent": "delving"})
+    screen = Console(stderr=True)
+    with (
+        urllib.request.urlopen(request, timeout=SILENCE) as answer,
+        wrap_file(answer, answer.length or 0, description=to.name, console=screen, transient=True)
+        as counted,
+        open(to, "wb") as file,
+    ):  # fmt: skip
+        shutil.copyfileobj(counted, file, 2**20)
+
+
+def _advice(url: str, target: Path, md5: str, again: str, error: Exception) -> str:
+    why = shown(getattr(error, "reason", None) or str(error) or type(error).__name__, most=200)
+    there = f" in place of the one there, whose MD5 is not {md5}" if target.exists() else ""
+    return (f"{url} cannot be downloaded ({why}). Download it by hand to {target}{there}, then "
+            f"again: {again}")  # fmt: skip
