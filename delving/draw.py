@@ -17,6 +17,7 @@ from delving.plot import save_figure
 from delving.report import write_report
 from delving.schema import Config
 from delving.state import git_revision
+from delving.words import escaped
 
 CITATION = (
     "He, Zhang, Ren, Sun: Delving Deep into Rectifiers: Surpassing Human-Level Performance on "
@@ -103,10 +104,10 @@ def _write(shown: Shown, to: Path) -> None:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """A GitHub table of cells as they are."""
+    """A GitHub table of cells as they are, but for control characters, which are escaped."""
 
     def line(cells) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(escaped(str(cell)).replace("|", "\\|") for cell in cells) + " |"
 
     rows = [line(table.columns), "|" + "---|" * len(table.columns)]
     return "\n".join([*rows, *(line(row) for row in table.itertuples(index=False))]) + "\n"

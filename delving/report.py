@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from delving.record import read_json, write_text
+from delving.words import escaped
 
 TEMPLATE = "report.html.j2"
 GENERATED = ("smoke", "cpu")  # the scales on drawings: no accuracy claim is called reproduced there
@@ -130,6 +131,8 @@ def _template() -> Any:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        # Records may be a stranger's. What is no plain text is the template's own, or a number.
+        finalize=lambda value: escaped(value) if type(value) is str else value,
     )
     environment.filters |= {"label": label, "duration": duration}
     environment.globals["marks"] = MARKS
@@ -239,4 +242,4 @@ def _total(seconds: dict) -> float | None:
 
 
 def _markdown(text: str) -> str:
-    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
+    return html.escape(escaped(" ".join(text.split())), quote=False).replace("|", "\\|")

@@ -13,6 +13,8 @@ def cut(value: object, most: int = 80) -> str:
 
 def escaped(text: str) -> str:
     """A text in one line, control characters and escape sequences as repr writes them."""
+    if text.isprintable():  # as nearly all is, and pictures inside a page are long
+        return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

@@ -12,9 +12,11 @@ import subprocess
 from contextlib import suppress
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 from PIL import Image
 
+from delving.draw import to_markdown
 from delving.report import MARKS, duration, label, ledger_markdown, ledger_rows, write_report
 
 ORDER = ["figure1", "table1", "table2", "figure2", "convergence"]
@@ -185,6 +187,29 @@ def test_all_text_is_escaped(tmp_path):
     assert not page.all("img")
     assert page.text.count(HOSTILE) >= 20
     assert not any(key.startswith("on") for _, a in page.elements for key in a)
+
+
+CONTROL = "a\x1b]0;x\x07\x00b\u202ec\nd"
+
+
+def test_control_characters_are_printed_as_escapes(tmp_path):
+    folder, plain = tmp_path / "cpu", r"a\x1b]0;x\x07\x00b\u202ec\nd"
+    hostile = claim(CONTROL, "reproduced", rule=CONTROL, evidence=CONTROL, delta=CONTROL)
+    put_table(put(folder, "table1", title=CONTROL, caption=CONTROL, notes=[CONTROL],
+                  command=CONTROL, runs=[CONTROL], claims=[hostile]),
+              [["a", "b\x1b"], ["\x1b", "c"]])  # fmt: skip
+    page = report(folder, headline=CONTROL, machine={CONTROL: CONTROL}, deviations=[CONTROL],
+                  failed=[{"run": CONTROL, "error": CONTROL}], paper=CONTROL, made=CONTROL,
+                  shared=CONTROL, seconds={"planned": {CONTROL: 1}}, scale=CONTROL)  # fmt: skip
+    source = (folder / "report.html").read_text(encoding="utf-8")
+    lines = [
+        *ledger_markdown(folder, ORDER, "cpu"),
+        to_markdown(pd.DataFrame({CONTROL: [CONTROL]})),
+    ]
+    for text in (source, *lines):
+        assert not set(text) & set("\x1b\x07\x00\u202e")
+    assert page.text.count(plain) >= 18
+    assert lines[-1] == f"| {plain} |\n|---|\n| {plain} |\n"
 
 
 def test_the_page_loads_nothing_and_may_run_nothing(folder):
