@@ -20,7 +20,7 @@ def eval_run(folder: Path, config: Config, watch: Watch) -> dict[str, dict]:
 
     Raises:
         ValueError: no checkpoint, a damaged one, or one of another model or other data.
-        Interrupted: TERM, INT, USR1 or USR2 came; the protocols done by then are saved.
+        Interrupted: TERM, INT, HUP, USR1 or USR2 came; the protocols done by then are saved.
     """
     with joined() as ranks, leaving_at_once():
         session = open_trained(folder, config, watch, ranks)

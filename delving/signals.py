@@ -1,12 +1,13 @@
-"""TERM, INT, USR1 and USR2 end a run after the step at hand, with its state saved."""
+"""TERM, INT, HUP, USR1 and USR2 end a run after the step at hand, with its state saved."""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# USR2 is what submitit has SLURM send before it takes a machine away.
-HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+# HUP comes where a terminal or a connection is closed. USR2 is what submitit has SLURM send before
+# it takes a machine away.
+HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 REQUEUE = (signal.SIGUSR1, signal.SIGUSR2)  # "start me again": exit code 75
 
 
@@ -49,7 +50,9 @@ def leaving_at_once() -> Iterator[None]:
 
 @contextmanager
 def _handling(handler) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in HEEDED}
+    left = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup: it is to go on without us
+    heeded = [number for number in HEEDED if not (left and number == signal.SIGHUP)]
+    before = {number: signal.signal(number, handler) for number in heeded}
     try:
         yield
     finally:

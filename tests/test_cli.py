@@ -191,6 +191,7 @@ def test_a_checkpoint_of_another_model_ends_with_two_and_overwrites_nothing(
     [
         (ValueError("bad"), 2), (RuntimeError("broken"), 1), (OSError("disk full"), 1),
         (Interrupted(signal.SIGTERM, "x"), 143), (Interrupted(signal.SIGINT, "x"), 130),
+        (Interrupted(signal.SIGHUP, "x"), 129),
         (Interrupted(signal.SIGUSR1, "x"), 75), (Interrupted(signal.SIGUSR2, "x"), 75),
     ],
 )  # fmt: skip

@@ -243,7 +243,24 @@ def stops_at(step, number):
     return watch
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"])
+@pytest.fixture
+def hangup():
+    """Sets what becomes of HUP, which may be ignored here, until the test is over."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield lambda action: signal.signal(signal.SIGHUP, action)
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_under_nohup_a_run_goes_on_when_its_terminal_is_closed(whole, root, hangup):
+    hangup(signal.SIG_IGN)
+    train(root, stops_at(2, signal.SIGHUP))
+    [folder] = record.list_runs(str(root))
+    assert differences(folder, whole) == []
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("hangup")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"])
 def test_a_signal_ends_the_step_saves_and_the_same_command_goes_on(whole, root, name):
     number = getattr(signal, name)
     with pytest.raises(Interrupted, match=name.removeprefix("SIG")) as cut:
