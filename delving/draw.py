@@ -12,7 +12,7 @@ from delving import config as configs
 from delving import record
 from delving.artefact import Shown
 from delving.groups import choices
-from delving.plan import Plan, ask, fingerprint
+from delving.plan import Plan, ask, fingerprint, load_measured
 from delving.plot import save_figure
 from delving.report import write_report
 from delving.schema import Config
@@ -165,12 +165,14 @@ def scoring_seconds(folder: Path) -> float:
 
 
 def check_records(plan: Plan) -> None:
-    """Looks at every record of finished runs, so that a damaged one is told before hours of work.
+    """Looks at what is there, so that a damaged record is told before hours of work.
 
     Raises:
         ValueError: names the file and the key.
     """
     load_times(plan)
+    for artefact in plan.requests:
+        load_measured(plan, artefact)
     for folder in (plan.folder(run) for run in plan.runs if plan.finished(run)):
         record.read_result(folder)
         record.load_slopes(folder)

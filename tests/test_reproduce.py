@@ -202,7 +202,7 @@ def test_a_run_that_the_record_lacks_is_named(reproduce, no_workers, no_pictures
 
 # --- what fails ---
 USED = {"planned": {}, "used": {"start": 1.0}}
-DAMAGED = {  # {file of the record: (what it holds, what is said of it)}
+DAMAGED = {  # {kind: (file of the record, what it holds, what is said of it)}
     "a word for the times": ("reproduce.json", {"seconds": "x"}, "seconds"),
     "a word for a time": ("reproduce.json", {"seconds": USED | {"planned": {"deep": "x"}}}, "deep"),
     "an infinite time": (
@@ -213,6 +213,8 @@ DAMAGED = {  # {file of the record: (what it holds, what is said of it)}
     "a word for slopes": (f"runs/{RUNS[0]}/slopes.json", {"conv1": "x"}, "conv1"),
     "a list for where it was": (f"runs/{RUNS[1]}/env.json", [1], "table"),
     "scores without a time": (f"runs/{RUNS[1]}/eval/ten_view.json", {}, "seconds"),
+    "a list of measurements": ("table1/measured.json", [1], "table"),
+    "no measurement": ("table1/measured.json", {"asked": {}, "found": 3}, "found"),
     "a list of results": (f"runs/{RUNS[1]}/result.json", [1], "table"),
 }  # fmt: skip
 
