@@ -91,10 +91,10 @@ def list_queue() -> list[str] | None:
     """The ids of all my jobs; None where the cluster gives no answer."""
     command = ["squeue", "--noheader", "--array", "--format=%i", f"--user={os.getuid()}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.split()
+    return done.stdout.decode("utf-8", "replace").split()
 
 
 def wait_for(

@@ -202,6 +202,7 @@ def git_revision() -> str | None:
         return None
     try:
         command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        told = subprocess.run(command, capture_output=True, check=True).stdout
+        return told.decode("utf-8", "replace").strip()
     except (OSError, subprocess.CalledProcessError):
         return None

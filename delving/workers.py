@@ -15,6 +15,8 @@ from typing import TextIO
 
 from delving.signals import HEEDED, Interrupted, heeding_signals
 
+TEXT = {"encoding": "utf-8", "errors": "replace"}  # whatever the locale; a library may say anything
+
 
 @dataclass(frozen=True)
 class Task:
@@ -71,13 +73,13 @@ class Worker:
         return Outcome(task, error, 0.0, interrupted=-code in HEEDED, killed=killed)
 
     def _start(self) -> subprocess.Popen:
-        count, self.said = str(self.threads), tempfile.TemporaryFile("w+")  # noqa: SIM115
+        count, self.said = str(self.threads), tempfile.TemporaryFile("w+", **TEXT)  # noqa: SIM115
         return subprocess.Popen(
             [sys.executable, "-m", "delving.work"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.said,
-            text=True,
+            **TEXT,
             env=os.environ | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count},
             start_new_session=True,  # a terminal's Ctrl-C comes to us alone; we pass it on, once
         )
@@ -117,7 +119,7 @@ def work_through(
             `outcome`, with the Outcome as its `outcome`; `again` tells its first end's `error`.
 
     Raises:
-        Interrupted: TERM, INT or USR1 came; the tasks at hand were told, and have ended.
+        Interrupted: TERM, INT, HUP, USR1 or USR2 came; the tasks at hand were told, and have ended.
     """
     lock, outcomes = threading.Lock(), []
 

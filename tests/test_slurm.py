@@ -24,7 +24,7 @@ from delving.naming import name_run
 from delving.run import train_run
 from delving.signals import Interrupted, heeding_signals
 from delving.slurm import script_text, submit, train_there
-from delving.slurm_queue import error_of, jobs_of, wait_for
+from delving.slurm_queue import error_of, jobs_of, list_queue, wait_for
 
 submitit = pytest.importorskip("submitit", reason="submitit is not here: pip install submitit")
 ON_CPUS = ["launcher=slurm", "slurm.gpus=0"]
@@ -289,6 +289,14 @@ def test_where_the_cluster_gives_no_answer_a_job_counts_as_there(home):
     plan = the_plan(smoke_sweep("out"))
     record.write_json(plan.root / "slurm" / "jobs.json", {RUN: {"job": "7", "tasks": 1}})
     assert list(jobs_of(plan, [RUN])) == [RUN]
+
+
+def test_a_queue_in_another_encoding_is_read(monkeypatch, tmp_path):
+    squeue = tmp_path / "squeue"
+    squeue.write_bytes(b"#!/bin/sh\nprintf '7_1\\n\\351\\n8\\n'\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert list_queue() == ["7_1", "\ufffd", "8"]
 
 
 @pytest.mark.parametrize("text", ["[]", '{"a": 1}', '{"a": {"job": 3, "tasks": 1}}', "{", "\0"])

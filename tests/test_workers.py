@@ -35,7 +35,7 @@ for line in iter(sys.stdin.readline, ""):
         tell(event="failed", error="no such image", wall=0.5)
         continue
     elif do == "die":
-        print(task["words"], file=sys.stderr, flush=True)
+        os.write(2, task["words"].encode("latin-1"))
         os._exit(3)
     elif do == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -169,6 +169,11 @@ def test_a_worker_that_dies_has_failed_its_task_with_its_last_words_and_is_repla
     errors, watch = work(task("a", "die", words="Traceback\nMemoryError: too large\n"), task("b"))
     assert errors == {"a": "the worker died (exit 3): MemoryError: too large", "b": None}
     assert watch.pids["a"] != watch.pids["b"]
+
+
+def test_last_words_in_another_encoding_are_told_as_far_as_they_can_be_read():
+    errors, _ = work(task("a", "die", words="caf\xe9: too large"), task("b"))
+    assert errors == {"a": "the worker died (exit 3): caf\ufffd: too large", "b": None}
 
 
 def test_a_worker_killed_from_outside_is_told_by_the_signal_alone():

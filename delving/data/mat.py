@@ -16,7 +16,7 @@ def read_synsets(path: Path) -> dict[str, str]:
     """{ILSVRC2012_ID in digits: WordNet id}; ValueError where it is not the devkit's meta.mat."""
     command = [sys.executable, "-m", "delving.data.mat", str(path)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run(command, capture_output=True, timeout=SECONDS)
         found = json.loads(done.stdout) if done.returncode == 0 else {}
     except (subprocess.TimeoutExpired, ValueError):
         found = {}

@@ -18,6 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from delving.data.images import read_file
+from delving.words import first_line, shown
+
 VERSION = 2  # raise it whenever a drawn byte changes: folders of another version are refused
 MARKER = "shapes.json"  # written last, so that only a complete folder has it
 SPLITS = ("train", "val")
@@ -226,7 +229,7 @@ def write_shapes(
     try:
         for split, images in zip(SPLITS, (train_images, val_images), strict=True):
             _write_split(scratch / split, classes=classes, images=images, seed=seed)
-        (scratch / MARKER).write_text(json.dumps(asked) + "\n")
+        (scratch / MARKER).write_text(json.dumps(asked) + "\n", encoding="utf-8")
         scratch.rename(root)
     except OSError:
         if not _holds(root, asked):  # else another process has finished it meanwhile
@@ -241,10 +244,19 @@ def _holds(root, asked):
     if not root.exists() or not any(root.iterdir()):
         return False
     marker = root / MARKER
-    found = json.loads(marker.read_text()) if marker.exists() else "no finished shapes set"
+    found = _read_marker(marker) if marker.exists() else "no finished shapes set"
     if found != asked:
-        raise ValueError(f"{root} holds {found}, asked for {asked}: remove it or choose another")
+        raise ValueError(
+            f"{root} holds {shown(found, most=200)}, asked for {asked}: remove it or choose another"
+        )
     return True
+
+
+def _read_marker(marker):
+    try:
+        return json.loads(read_file(marker))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{marker} is damaged: {first_line(error)}") from error
 
 
 def _write_split(folder, *, classes, images, seed):

@@ -167,6 +167,13 @@ def test_a_folder_of_something_else_is_refused_and_kept(tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"", b"[" * 100_000])
+def test_a_damaged_marker_is_refused_by_its_name(tmp_path, content):
+    (tmp_path / "shapes.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"shapes\.json is damaged"):
+        write_shapes(tmp_path, classes=2, train_images=2, val_images=2)
+
+
 @pytest.mark.parametrize("classes", [-1, 0, 1, len(TEXTURES) + 1])
 def test_a_wrong_number_of_classes_is_refused(classes, tmp_path):
     with pytest.raises(ValueError, match=re.escape(f"classes={classes}: choose 2 to")):
