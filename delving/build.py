@@ -15,7 +15,8 @@ from delving.data.input import Input
 from delving.device import number_type
 from delving.initializer import INITIALIZERS, gaussian, initialize, layer_stds
 from delving.naming import deviations
-from delving.net import Layer, Net, build_net, count_depth, crowded_levels, describe, read_layers
+from delving.net import Net, build_net, crowded_levels, describe
+from delving.notation import Layer, count_depth, read_layers
 from delving.rectifier import RECTIFIERS
 from delving.schema import Config
 

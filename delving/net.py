@@ -1,122 +1,16 @@
-"""The networks of Tables 1 and 3, built from layer lists in the paper's notation; their cost.
+"""The networks of Tables 1 and 3, built from their layer lists; their cost."""
 
-7x7, 64, /2      a conv layer: filter, number of filters, stride (x6 at its end: six of them)
-3x3, /3          max pooling: window, stride
-{7,3,2,1}        spatial pyramid pooling to 7x7 + 3x3 + 2x2 + 1x1 bins
-4096             an fc layer; `classes` for the last
-"""
-
-import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from delving.rectifier import PReLU
+from delving.notation import Layer
+from delving.rectifier import PReLU, Rectifier
 from delving.spp import SPP
-from delving.words import cut, shown
-
-N, TIMES = "[1-9][0-9]{0,5}", "[1-9][0-9]{0,2}"
-NOTATION = {
-    "conv": re.compile(rf"({N})x\1, ({N})(?:, /({N}))?(?:, x({TIMES}))?"),
-    "pool": re.compile(rf"({N})x\1, /({N})"),
-    "spp": re.compile(rf"\{{({N}(?:,{N})*)\}}"),
-    "fc": re.compile(rf"({N}|classes)"),
-}
-
-
-@dataclass(frozen=True)
-class Layer:
-    """`filters` is also the width of an fc layer, 0 for the classifier; `bins` are SPP's levels."""
-
-    name: str
-    kind: str
-    kernel: int = 0
-    filters: int = 0
-    stride: int = 1
-    bins: tuple[int, ...] = ()
-
-    @property
-    def notation(self) -> str:
-        if self.kind == "spp":
-            return "{" + ",".join(map(str, self.bins)) + "}"
-        if self.kind == "fc":
-            return str(self.filters or "classes")
-        filters = f", {self.filters}" if self.filters else ""
-        stride = f", /{self.stride}" if self.stride > 1 else ""
-        return f"{self.kernel}x{self.kernel}{filters}{stride}"
-
-
-def read_layers(
-    lines: Sequence[Mapping[str, str]],
-    *,
-    depth: int | None = None,
-    width: float = 1,
-    stem_stride: int | None = None,
-) -> list[Layer]:
-    """Reads the layer list of a model file.
-
-    Args:
-        lines: one {name: notation} each, as conf/model has them.
-        depth: conv and fc layers wanted; the last conv stage is lengthened to reach it.
-        width: multiplies every conv layer's filters and every hidden fc layer's width.
-        stem_stride: the first layer's stride, where the scale sets another.
-
-    Raises:
-        ValueError: names the line that is not in the paper's notation, or the impossible depth.
-    """
-    layers = [
-        layer for line in lines for name, text in line.items() for layer in _read(name, str(text))
-    ]
-    layers = _lengthen(layers, depth) if depth else layers
-    layers = [
-        replace(x, filters=max(1, round(x.filters * width)) if x.filters else 0) for x in layers
-    ]
-    if stem_stride:
-        layers[0] = replace(layers[0], stride=stem_stride)
-    return layers
-
-
-def _read(name: str, text: str) -> list[Layer]:
-    kind = name.rstrip("0123456789_")
-    found = NOTATION[kind].fullmatch(text) if kind in NOTATION else None
-    if not found:
-        raise ValueError(
-            f"layer {shown(name)}: {cut(text)!r} is not in the paper's notation: conv "
-            f"'7x7, 64, /2' or '2x2, 256, x6', pool '3x3, /3', spp '{{7,3,2,1}}', fc '4096' or "
-            "'classes'"
-        )
-    parts = found.groups()
-    if kind == "spp":
-        return [Layer(name, kind, bins=tuple(map(int, parts[0].split(","))))]
-    if kind == "fc":
-        return [Layer(name, kind, filters=0 if parts[0] == "classes" else int(parts[0]))]
-    if kind == "pool":
-        return [Layer(name, kind, int(parts[0]), stride=int(parts[1]))]
-    kernel, filters, stride, times = (int(p) if p else 1 for p in parts)
-    one = Layer(name, kind, kernel, filters, stride)
-    return [replace(one, name=f"{name}_{i + 1}") for i in range(times)] if parts[3] else [one]
-
-
-def _lengthen(layers: list[Layer], depth: int) -> list[Layer]:
-    """paper: 2.2, the 30-layer model is the 14-layer one with sixteen more convs in stage 3."""
-    last = max(i for i, x in enumerate(layers) if x.kind == "conv")
-    stage, _, number = layers[last].name.partition("_")
-    missing = depth - count_depth(layers)
-    if missing < 0 or not number:
-        raise ValueError(
-            f"model.depth={depth}: at least {count_depth(layers)}, in a repeated stage"
-        )
-    more = [replace(layers[last], name=f"{stage}_{int(number) + i + 1}") for i in range(missing)]
-    return layers[: last + 1] + more + layers[last + 1 :]
-
-
-def count_depth(layers: Sequence[Layer]) -> int:
-    """Layers with weights, conv and fc, as Table 3 counts depth."""
-    return sum(x.kind in ("conv", "fc") for x in layers)
 
 
 class Dropout(nn.Module):
@@ -139,6 +33,27 @@ class Dropout(nn.Module):
         draws = torch.Generator(x.device).manual_seed(self.key)
         uniform = torch.rand(self.batch, x.shape[1], generator=draws, device=x.device)
         return x * ((uniform[self.rows] >= self.p) / (1 - self.p)).to(x.dtype)
+
+
+class Features(nn.Sequential):
+    """The conv layers: a layer's bias goes to the rectifier after it, which adds it in one pass.
+    Where a hook looks at one of the two, each does its own work."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers, bias = list(self), None
+        for layer, after in zip(layers, [*layers[1:], None], strict=True):
+            if bias is not None:
+                x, bias = layer(x, bias), None
+            elif _leaves_its_bias(layer, after):
+                x, bias = F.conv2d(x, layer.weight, None, layer.stride, layer.padding), layer.bias
+            else:
+                x = layer(x)
+        return x
+
+
+def _leaves_its_bias(layer: nn.Module, after: nn.Module | None) -> bool:
+    both = isinstance(layer, nn.Conv2d) and isinstance(after, Rectifier)
+    return both and not (layer._forward_hooks or after._forward_hooks)
 
 
 class Net(nn.Module):
@@ -179,7 +94,7 @@ def build_net(
     layers. Raises ValueError where the crop is too small for the layers.
     """
     with torch.device("meta"):
-        features = nn.Sequential(_conv_layers(layers, rectifier))
+        features = Features(_conv_layers(layers, rectifier))
         channels, size = _map_of(features, crop)
         # A net without SPP (VGG) reads its map cell by cell: one level, a bin a cell.
         spp = SPP(next((x.bins for x in layers if x.kind == "spp"), (size,)))

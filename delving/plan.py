@@ -19,7 +19,8 @@ from delving.build import build_model
 from delving.foreign import check_yaml, read_text
 from delving.groups import choices
 from delving.naming import name_run
-from delving.net import count_depth, describe
+from delving.net import describe
+from delving.notation import count_depth
 from delving.schema import NEUTRAL, Arm, Config, Reproduce, Request, differences, leaves
 
 SMALL = "table2"

@@ -2,72 +2,209 @@
 
 f(y) = y where y > 0, else a y (Eq. 1). Adding one: a function and a line in RECTIFIERS, and a file
 in conf/act.
+
+One operator adds a layer's bias and rectifies, and its backward gives the gradients of response,
+bias and slope at once. It keeps its output alone, which the next layer keeps anyway, so that a
+PReLU net needs no more memory than a ReLU net. Two things make what is needed readable from it:
+- ours: where a slope is negative, f(y) > 0 on both sides of 0, and the last bit of f(y) tells the
+  side: f(y) may be off by one unit in its last place there.
+- ours: a learned slope nearer to 0 than 2^-60 counts as 2^-60 of its sign, so that f(y) / a is y.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from delving.kernels import gpu, native
 
-class _LearnedSlope(torch.autograd.Function):
-    """Eq. 1 and its gradients (Eq. 2-3), slope, products and sums in fp32 whatever y's type.
+REACH = 2.0**-60
+INTEGERS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16}
+INTEGERS[torch.float16] = torch.int16
+KERNELS = {"cpu": native, "cuda": gpu}
 
-    torch's own prelu rounds slope and slope gradient to bf16 under autocast, and writes that
-    gradient at the size of the whole activation before it sums. Neither `where` nor a comparison
-    here: on a CPU each costs ten times what these passes cost.
-    """
+
+def by_channel(values: Tensor, like: Tensor) -> Tensor:
+    """(C,) or (1,) so that it goes along the channels of `like`."""
+    return values.view(1, -1, *[1] * (like.dim() - 2))
+
+
+def reach(slope: Tensor, learned: bool) -> Tensor:
+    """The slopes that are computed with."""
+    if not learned:
+        return slope
+    return slope.where(slope.abs() >= REACH, torch.copysign(torch.full_like(slope, REACH), slope))
+
+
+def rectify_plain(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
+    """f(x + bias), computed in the slope's type: (N, C, ...) to the same."""
+    z = x.to(slope.dtype)
+    z = z if bias is None else z + by_channel(bias, x)
+    a = by_channel(reach(slope, learned), x)
+    y = torch.where(z > 0, z, a * z).to(x.dtype)
+    if not (a < 0).any():
+        return y
+    bits = y.view(INTEGERS[y.dtype])
+    marked = (bits & ~1) | (z > 0)
+    return torch.where(a < 0, marked, bits).view(y.dtype)
+
+
+def rectify_backward_plain(
+    grad: Tensor, out: Tensor, slope: Tensor, learned: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x (as `out`), and by channel, in fp32, those of bias and slope (C,)."""
+    a = by_channel(reach(slope, learned), out)
+    positive = torch.where(a < 0, (out.view(INTEGERS[out.dtype]) & 1) > 0, out > 0)
+    wide, y = grad.to(slope.dtype), out.to(slope.dtype)
+    grad_x = torch.where(positive, wide, a * wide)
+    others = [d for d in range(out.dim()) if d != 1]
+    grad_slope = torch.where(positive, 0, wide * y / a).sum(others)
+    return grad_x.to(out.dtype), grad_x.sum(others), grad_slope
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x where it has no gaps, in one of the layouts that nets use; else its copy."""
+    if x.is_contiguous() or native.channels_innermost(x):
+        return x
+    return x.contiguous()
+
+
+def _rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool, kernels=None) -> Tensor:
+    x = _dense(x)
+    if x.is_meta:  # shapes without storage: no slope has a sign to look at
+        return torch.empty_like(x)
+    does = kernels.rectify if kernels and kernels.knows(x) else rectify_plain
+    return does(x, bias, slope, learned)
+
+
+def _rectify_backward(
+    grad: Tensor, out: Tensor, slope: Tensor, learned: bool, kernels=None
+) -> tuple[Tensor, Tensor, Tensor]:
+    does = kernels.rectify_backward if kernels and kernels.knows(out) else rectify_backward_plain
+    return does(grad, out, slope, learned)
+
+
+def _fake(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
+    return torch.empty_like(_dense(x))
+
+
+def _fake_backward(
+    grad: Tensor, out: Tensor, slope: Tensor, learned: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    by_channel = slope.new_empty(out.shape[1])
+    return torch.empty_like(out), by_channel, torch.empty_like(by_channel)
+
+
+class _Eager(torch.autograd.Function):
+    """The operator without torch's dispatch, which takes longer than a small layer's own work."""
 
     @staticmethod
-    def forward(ctx, y: Tensor, slope: Tensor) -> Tensor:
-        ctx.save_for_backward(y, slope)
-        kind = "cpu" if y.is_meta else y.device.type
-        with torch.autocast(kind, enabled=False):  # it would take prelu to bf16 again
-            return F.prelu(y.to(slope.dtype), slope).to(y.dtype)
+    def forward(ctx, x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
+        out = _rectify(x, bias, slope, learned, KERNELS.get(x.device.type))
+        _keep(ctx, (x, bias, slope, learned), out)
+        return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
-        y, slope = ctx.saved_tensors
-        y, wide = y.to(slope.dtype), grad.to(slope.dtype)
-        where_positive = torch.ops.aten.threshold_backward(wide, y, 0)
-        elsewhere = wide - where_positive
-        per_channel = slope.view(1, -1, *[1] * (y.dim() - 2))
-        grad_y = torch.addcmul(where_positive, elsewhere, per_channel)
-        every_other = [d for d in range(y.dim()) if d != 1 or slope.numel() == 1]
-        grad_slope = (elsewhere * y).sum(every_other).view_as(slope)
-        return grad_y.to(grad.dtype), grad_slope
+    def backward(ctx, grad: Tensor) -> tuple:
+        out, slope = ctx.saved_tensors
+        kernels = KERNELS.get(grad.device.type)
+        return _given(ctx, *_rectify_backward(grad, out, slope, ctx.learned, kernels))
 
 
-class PReLU(nn.Module):
-    """f(y) = max(0, y) + a min(0, y) with a learned slope a, channel-wise or shared by a layer.
+def _keep(ctx, inputs: tuple, output: Tensor) -> None:
+    _, bias, slope, ctx.learned = inputs
+    ctx.shared, ctx.biased = slope.numel() == 1, bias is not None
+    ctx.save_for_backward(output, slope)
 
-    Args:
-        slopes: how many slopes, the number of channels or 1.
-        initial: their value at the start; the paper's is 0.25.
 
-    Shape: (N, C) or (N, C, H, W) to the same. The slope stays fp32 also under autocast.
+def _given(ctx, grad_x: Tensor, grad_bias: Tensor, grad_slope: Tensor) -> tuple:
+    if ctx.shared:
+        grad_slope = grad_slope.sum(0, keepdim=True)
+    return grad_x, grad_bias if ctx.biased else None, grad_slope if ctx.learned else None, None
+
+
+def _backward(ctx, grad: Tensor) -> tuple:
+    out, slope = ctx.saved_tensors
+    return _given(ctx, *torch.ops.delving.rectify_backward(grad, out, slope, ctx.learned))
+
+
+def _register() -> None:
+    """The operator as torch.compile sees it, `torch.ops.delving.rectify`."""
+    library = torch.library
+    library.define(
+        "delving::rectify", "(Tensor x, Tensor? bias, Tensor slope, bool learned) -> Tensor"
+    )
+    library.define(
+        "delving::rectify_backward",
+        "(Tensor grad, Tensor out, Tensor slope, bool learned) -> (Tensor, Tensor, Tensor)",
+    )
+    for device in ("default", *KERNELS):
+        kernels = KERNELS.get(device)
+        library.impl("delving::rectify", device, partial(_rectify, kernels=kernels))
+        library.impl(
+            "delving::rectify_backward", device, partial(_rectify_backward, kernels=kernels)
+        )
+    library.register_fake("delving::rectify", _fake)
+    library.register_fake("delving::rectify_backward", _fake_backward)
+    library.register_autograd("delving::rectify", _backward, setup_context=_keep)
+
+
+_register()
+
+
+def rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
+    """f(x + bias) with gradients: (N, C, ...) to the same; bias (C,), slope (C,) or (1,)."""
+    if torch.compiler.is_compiling():
+        return torch.ops.delving.rectify(x, bias, slope, learned)
+    return _Eager.apply(x, bias, slope, learned)
+
+
+class Rectifier(nn.Module):
+    """f(y) = max(0, y) + a min(0, y) with a fixed slope a: ReLU where it is 0, else LReLU.
+
+    Shape: (N, C) or (N, C, H, W) to the same. `bias` (C,) is added first.
     """
 
-    def __init__(self, slopes: int, initial: float):
+    learned = False
+
+    def __init__(self, slope: float):
         super().__init__()
-        self.initial = initial
-        self.slope = nn.Parameter(torch.empty(slopes))
+        self.initial = slope
+        self.register_buffer("slope", torch.empty(1), persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         nn.init.constant_(self.slope, self.initial)
 
-    def forward(self, y: Tensor) -> Tensor:
-        return _LearnedSlope.apply(y, self.slope)
+    def forward(self, y: Tensor, bias: Tensor | None = None) -> Tensor:
+        return rectify(y, bias, self.slope, self.learned)
 
     def extra_repr(self) -> str:
-        return f"{self.slope.numel()}, initial={self.initial}"
+        return f"{self.slope.numel()}, slope={self.initial}"
+
+
+class PReLU(Rectifier):
+    """The same with learned slopes, channel-wise or shared by a layer. They stay fp32 also under
+    autocast.
+
+    Args:
+        slopes: how many, the number of channels or 1.
+        initial: their value at the start; the paper's is 0.25.
+    """
+
+    learned = True
+
+    def __init__(self, slopes: int, initial: float):
+        nn.Module.__init__(self)
+        self.initial = initial
+        self.slope = nn.Parameter(torch.empty(slopes))
+        self.reset_parameters()
 
 
 def build_relu(channels: int, slope: float) -> nn.Module:
     """a = 0."""
-    return nn.ReLU()
+    return Rectifier(0.0)
 
 
 def build_lrelu(channels: int, slope: float) -> nn.Module:
@@ -75,7 +212,7 @@ def build_lrelu(channels: int, slope: float) -> nn.Module:
 
     ours: LReLU's slope is PReLU's starting value (Maas et al.: 0.01), to isolate the learning.
     """
-    return nn.LeakyReLU(slope)
+    return Rectifier(slope)
 
 
 def build_prelu(channels: int, slope: float) -> nn.Module:

@@ -16,7 +16,8 @@ from delving.data.images import Images
 from delving.data.input import Input, blank_input, measure_input
 from delving.data.loader import Cache, cached, count_workers
 from delving.evaluate import Tester
-from delving.net import Layer, Net
+from delving.net import Net
+from delving.notation import Layer
 from delving.ranks import ALONE, Ranks
 from delving.schema import Config
 from delving.train import Progress, Recipe

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delving.initializer import fans
-from delving.net import Layer
+from delving.notation import Layer
 from delving.spp import SPP
 
 KINDS = {nn.Conv2d: "conv", nn.Linear: "fc"}

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from delving.kernels import native
+
 
 def bin_edges(size: int, bins: int) -> list[tuple[int, int]]:
     """[start, end) of each SPP bin along a side: floor(i n / b) to ceil((i + 1) n / b).
@@ -32,6 +34,26 @@ def pool_bins(x: Tensor, bins: int) -> Tensor:
     return x
 
 
+def pool_levels(x: Tensor, levels: Sequence[int]) -> Tensor:
+    """(N, C, H, W) to (N, C times the bins of all levels)."""
+    return torch.cat([pool_bins(x, bins).flatten(1) for bins in levels], 1)
+
+
+class _Native(torch.autograd.Function):
+    """pool_levels by kernels of our own: one pass each way, where slices take a dozen a level."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, levels: Sequence[int]) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.levels = levels
+        return native.spp(x, levels)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        [x] = ctx.saved_tensors
+        return native.spp_backward(grad, x, ctx.levels), None
+
+
 class SPP(nn.Module):
     """Spatial pyramid pooling: (N, C, H, W) to (N, C times the bins of all levels)."""
 
@@ -40,7 +62,9 @@ class SPP(nn.Module):
         self.levels = tuple(levels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([pool_bins(x, bins).flatten(1) for bins in self.levels], 1)
+        if x.device.type == "cpu" and native.knows(x):
+            return _Native.apply(x, self.levels)
+        return pool_levels(x, self.levels)
 
     def windows(self, x: Tensor, size: int) -> Tensor:
         """SPP of every size x size window of (N, C, H, W): (N, rows, columns, C times bins).

@@ -20,7 +20,8 @@ from delving.fisher import (
     unit_diagonal,
 )
 from delving.initializer import he, initialize, layer_stds
-from delving.net import build_net, read_layers
+from delving.net import build_net
+from delving.notation import read_layers
 from delving.rectifier import RECTIFIERS
 from delving.signal import weight_layers
 

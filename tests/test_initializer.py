@@ -28,7 +28,7 @@ from delving.initializer import (
     layer_stds,
     xavier,
 )  # fmt: skip
-from delving.net import read_layers
+from delving.notation import read_layers
 from delving.rectifier import RECTIFIERS
 
 PUBLISHED = Path(delving.__file__).parent / "paper" / "published.yaml"

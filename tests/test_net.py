@@ -12,7 +12,8 @@ import delving
 from delving.build import build_model, materialise
 from delving.config import compose
 from delving.groups import choices
-from delving.net import Layer, build_net, count_depth, crowded_levels, describe, read_layers
+from delving.net import build_net, crowded_levels, describe
+from delving.notation import Layer, count_depth, read_layers
 from delving.rectifier import RECTIFIERS
 
 PUBLISHED = Path(delving.__file__).parent / "paper" / "published.yaml"

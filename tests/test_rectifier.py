@@ -15,6 +15,8 @@ from delving.rectifier import RECTIFIERS, PReLU
 PAPERS = ("relu", "lrelu", "prelu", "prelu_shared")
 LEARNED = ("prelu", "prelu_shared")
 SHAPES = [(3, 4), (2, 3, 4, 5)]
+# A learned slope of 0 is computed with as 2^-60, so that what it leaves of y can still be read.
+NOTHING = 2.0**-56
 few = settings(deadline=None, max_examples=20, derandomize=True)
 
 
@@ -55,10 +57,10 @@ def test_values_and_gradients_follow_equations_1_to_3(name, slope, shape, layout
     out, grad_y, grad_slope = run(act, y, grad, layout=layout)
     slopes = slopes_of(act, a)
     expected_y, expected_a = oracles.rectify_gradients(y, slopes, grad)
-    np.testing.assert_allclose(out, oracles.rectify(y, slopes), rtol=1e-12)
-    np.testing.assert_allclose(grad_y, expected_y, rtol=1e-12)
+    np.testing.assert_allclose(out, oracles.rectify(y, slopes), rtol=1e-12, atol=NOTHING)
+    np.testing.assert_allclose(grad_y, expected_y, rtol=1e-12, atol=NOTHING)
     for found in grad_slope:
-        np.testing.assert_allclose(found, expected_a, rtol=1e-12)
+        np.testing.assert_allclose(found, expected_a, rtol=1e-12, atol=1e-12)
 
 
 @few
@@ -74,8 +76,8 @@ def test_every_channel_has_its_own_slope(slopes, size, seed):
     grad = np.random.default_rng(seed + 1).normal(size=y.shape)
     out, grad_y, [grad_slope] = run(act, y, grad)
     expected_y, expected_a = oracles.rectify_gradients(y, slopes, grad)
-    np.testing.assert_allclose(out, oracles.rectify(y, slopes), rtol=1e-12)
-    np.testing.assert_allclose(grad_y, expected_y, rtol=1e-12)
+    np.testing.assert_allclose(out, oracles.rectify(y, slopes), rtol=1e-12, atol=NOTHING)
+    np.testing.assert_allclose(grad_y, expected_y, rtol=1e-12, atol=NOTHING)
     np.testing.assert_allclose(grad_slope, expected_a, rtol=1e-9, atol=1e-12)
 
 
@@ -175,5 +177,8 @@ def test_under_bf16_autocast_slope_and_its_gradient_stay_fp32(name):
     assert act.slope.dtype == act.slope.grad.dtype == torch.float32
     y, grad = (t.detach().double().numpy() for t in (y, grad))
     _, expected = oracles.rectify_gradients(y, act.slope.tolist(), grad)
-    # Summed in bf16, with eight bits, 256 terms would miss by a percent and not by a millionth.
-    np.testing.assert_allclose(act.slope.grad, expected, rtol=1e-5, atol=1e-4)
+    # y is read from a response of eight bits: each product is off by 1 in 256 at most, and to either
+    # side. Summed in bf16, too, they would miss by several percent.
+    products = np.abs(np.minimum(y, 0) * grad)
+    products = products.sum() if act.slope.numel() == 1 else products.sum((0, 2, 3))
+    assert (np.abs(act.slope.grad.numpy() - expected) < 1e-3 * products).all()

@@ -20,7 +20,8 @@ from delving.initializer import (
     layer_stds,
     xavier,
 )  # fmt: skip
-from delving.net import build_net, read_layers
+from delving.net import build_net
+from delving.notation import read_layers
 from delving.rectifier import RECTIFIERS
 from delving.signal import (
     bits_per_layer,

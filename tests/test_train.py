@@ -22,7 +22,8 @@ from delving.data.input import Input
 from delving.data.loader import Batch
 from delving.groups import choices
 from delving.initializer import he, initialize, layer_stds
-from delving.net import Dropout, build_net, read_layers
+from delving.net import Dropout, build_net
+from delving.notation import read_layers
 from delving.rectifier import RECTIFIERS
 from delving.train import (
     Progress,

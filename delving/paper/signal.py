@@ -19,7 +19,8 @@ from delving.build import materialise, plan_stds
 from delving.config import compose
 from delving.initializer import gaussian, he_backward, initialize, layer_stds
 from delving.judge import Finding, all_of, judge_alike
-from delving.net import build_net, read_layers
+from delving.net import build_net
+from delving.notation import read_layers
 from delving.plot import COLORS, label_lines, new_figure
 from delving.probe import open_fresh, some_images
 from delving.rectifier import build_relu

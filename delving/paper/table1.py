@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from delving.artefact import Asked, Claim, Run, Shown, mean_and_spread, printed, published
 from delving.config import compose
 from delving.judge import Finding, all_of, judge_better, rank_correlation, unless_stalled
-from delving.net import read_layers
+from delving.notation import read_layers
 from delving.plot import BLUE, GREY, RED, label_line, new_figure
 
 ARMS = {"prelu_shared": "channel-shared", "prelu": "channel-wise"}

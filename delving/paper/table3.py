@@ -14,7 +14,8 @@ from delving.artefact import Asked, Claim, Shown, printed, published
 from delving.build import build_model
 from delving.config import compose
 from delving.judge import Finding, judge_no_larger
-from delving.net import build_net, count_depth, describe, read_layers
+from delving.net import build_net, describe
+from delving.notation import count_depth, read_layers
 from delving.rectifier import build_relu
 from delving.session import plan_recipe
 from delving.train import build_optimizer

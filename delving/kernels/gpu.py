@@ -1,0 +1,80 @@
+"""programs.py on CUDA tensors: sizes of tiles, and the launch."""
+
+import importlib.util
+from functools import cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from delving.kernels.native import TYPES, channels_innermost
+
+TILE = 4096  # numbers a program holds at once: 32 a thread
+COLUMNS = 128  # at most; 256 bytes of bf16 in a row
+WAVES = 4  # programs a multiprocessor, of those that sum
+
+
+@cache
+def _programs() -> ModuleType | None:
+    """Triton takes a second to load, and is not there on every machine."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from delving.kernels import programs
+
+    return programs
+
+
+def knows(x: Tensor) -> bool:
+    """Whether there are programs for a tensor of this type and layout, channels innermost."""
+    return x.dtype in TYPES and channels_innermost(x) and _programs() is not None
+
+
+def rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
+    """rectifier.py's."""
+    out = torch.empty_like(x)
+    rows, channels, tile = _tiles(x)
+    grid = (_shares(rows, tile["ROWS"]), _shares(channels, tile["COLUMNS"]))
+    given = (x, slope if bias is None else bias, slope, out, rows, channels)
+    fixed = _fixed(x, slope, learned) | tile
+    _programs().rectify[grid](*given, BIASED=bias is not None, **fixed)
+    return out
+
+
+def rectify_backward(
+    grad: Tensor, out: Tensor, slope: Tensor, learned: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """rectifier.py's. Sums are made in an order that depends on sizes and device alone."""
+    grad = grad if grad.stride() == out.stride() else torch.empty_like(out).copy_(grad)
+    grad_x = torch.empty_like(out)
+    rows, channels, tile = _tiles(out)
+    across = _shares(channels, tile["COLUMNS"])
+    down = min(_shares(rows, tile["ROWS"]), max(1, WAVES * _multiprocessors(out) // across))
+    sums = slope.new_empty(down, 2, channels)
+    given = (grad, out, slope, grad_x, sums, rows, channels)
+    _programs().rectify_backward[(down, across)](*given, **_fixed(out, slope, learned), **tile)
+    grad_bias, grad_slope = sums.sum(0)
+    return grad_x, grad_bias, grad_slope
+
+
+def _tiles(x: Tensor) -> tuple[int, int, dict[str, int]]:
+    """(rows, channels) of the numbers, and the sides of a tile."""
+    channels = x.shape[1]
+    columns = min(COLUMNS, 1 << (channels - 1).bit_length())
+    return x.numel() // channels, channels, {"ROWS": TILE // columns, "COLUMNS": columns}
+
+
+def _shares(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+def _fixed(x: Tensor, slope: Tensor, learned: bool) -> dict:
+    """What programs are compiled for."""
+    language = _programs().tl
+    bits = language.int32 if x.dtype == torch.float32 else language.int16
+    return {"SHARED": int(slope.numel() == 1), "LEARNED": learned, "BITS": bits}
+
+
+def _multiprocessors(x: Tensor) -> int:
+    if x.device.type != "cuda":  # the interpreter's
+        return 1
+    return torch.cuda.get_device_properties(x.device).multi_processor_count

@@ -1,0 +1,293 @@
+// Vectorised kernels for CPUs: the fused rectifier (Eq. 1 to 3) and SPP of the training map.
+//
+// native.py compiles them for the machine they run on. Sums are made in an order that depends on
+// the sizes alone, never on the number of threads. The functions below return 1 where no memory is
+// left, else 0.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <vector>
+
+namespace {
+
+constexpr int CHUNKS = 32;     // pieces of work, each with sums of its own
+constexpr long BLOCK = 32;     // rows summed in fp32 before they are added up in fp64
+constexpr long SMALL = 16384;  // numbers below which threads cost more than they bring
+constexpr float REACH = 0x1p-60f;  // rectifier.py's
+
+inline uint32_t bits_of(float x) { uint32_t b; std::memcpy(&b, &x, 4); return b; }
+inline float from_bits(uint32_t b) { float x; std::memcpy(&x, &b, 4); return x; }
+
+struct Float {  // fp32 in memory
+    using Stored = float;
+    static float load(float x) { return x; }
+    static uint32_t raw(float x) { return bits_of(x); }
+    static uint32_t bits(float x) { return bits_of(x); }
+    static float store(uint32_t b) { return from_bits(b); }
+};
+
+struct BFloat16 {
+    using Stored = uint16_t;
+    static float load(uint16_t x) { return from_bits(uint32_t(x) << 16); }
+    static uint32_t raw(uint16_t x) { return x; }
+    static uint32_t bits(float x) {  // to the nearest, ties to even; what is no number stays none
+        uint32_t b = bits_of(x), nearest = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
+        return (b & 0x7fffffff) > 0x7f800000 ? (b >> 16) | 0x40 : nearest;
+    }
+    static uint16_t store(uint32_t b) { return uint16_t(b); }
+};
+
+long first(long rows, int chunk) { return rows * chunk / CHUNKS; }
+
+// Values repeated until `period` numbers, so that vectors are full where channels are few.
+std::vector<float> repeat(const float *values, long channels, long period) {
+    std::vector<float> all(period, 0.0f);
+    for (long i = 0; values && i < period; i += channels)
+        std::copy(values, values + channels, all.begin() + i);
+    return all;
+}
+
+// Slopes as they are computed with: a learned one is kept away from 0 (rectifier.py says why).
+std::vector<float> reach(const float *slope, long channels, long period, bool learned) {
+    std::vector<float> all = repeat(slope, channels, period);
+    for (float &a : all)
+        if (learned && std::fabs(a) < REACH) a = std::copysign(REACH, a);
+    return all;
+}
+
+template <class T, class S = typename T::Stored>
+void rectify(const S *x, const float *bias, const float *slope, S *out, long numbers,
+             long channels, long period, bool learned) {
+    const std::vector<float> slopes = reach(slope, channels, period, learned);
+    const std::vector<float> biases = repeat(bias, channels, period);
+    const float *a = slopes.data(), *b = biases.data();
+    const long rows = (numbers + period - 1) / period;
+#pragma omp parallel for schedule(static) if (numbers > SMALL)
+    for (int chunk = 0; chunk < CHUNKS; chunk++)
+        for (long row = first(rows, chunk); row < first(rows, chunk + 1); row++) {
+            const long at = row * period, count = std::min(period, numbers - at);
+#pragma omp simd
+            for (long i = 0; i < count; i++) {
+                const float z = T::load(x[at + i]) + b[i];
+                const uint32_t marked = a[i] < 0, y = T::bits(z > 0 ? z : a[i] * z);
+                out[at + i] = T::store((y & ~marked) | (marked & (z > 0)));
+            }
+        }
+}
+
+// One row's part of the gradients; those of the slopes are still times the slope.
+template <class T, class S>
+inline void backward_row(const S *__restrict grad, const S *__restrict out,
+                         const float *__restrict a, S *__restrict grad_x, long count,
+                         float *__restrict of_bias, float *__restrict of_slope) {
+#pragma omp simd
+    for (long i = 0; i < count; i++) {
+        const float g = T::load(grad[i]), y = T::load(out[i]);
+        const uint32_t positive = a[i] < 0 ? T::raw(out[i]) & 1 : y > 0;
+        const float gx = positive ? g : a[i] * g;
+        grad_x[i] = T::store(T::bits(gx));
+        of_bias[i] += gx;
+        of_slope[i] += positive ? 0 : g * y;
+    }
+}
+
+template <class T, class S = typename T::Stored>
+void rectify_backward(const S *grad, const S *out, const float *slope, S *grad_x, float *grad_bias,
+                      float *grad_slope, long numbers, long channels, long period, bool learned) {
+    const std::vector<float> slopes = reach(slope, channels, period, learned);
+    const float *a = slopes.data();
+    std::vector<float> sums(CHUNKS * 2 * period);
+    std::vector<double> totals(CHUNKS * 2 * channels, 0.0);
+    const long rows = (numbers + period - 1) / period;
+#pragma omp parallel for schedule(static) if (numbers > SMALL)
+    for (int chunk = 0; chunk < CHUNKS; chunk++) {
+        float *own = sums.data() + chunk * 2 * period;
+        double *total = totals.data() + chunk * 2 * channels;
+        const long end = first(rows, chunk + 1);
+        for (long row = first(rows, chunk); row < end;) {
+            std::fill(own, own + 2 * period, 0.0f);
+            for (const long last = std::min(row + BLOCK, end); row < last; row++) {
+                const long at = row * period;
+                backward_row<T>(grad + at, out + at, a, grad_x + at,
+                                std::min(period, numbers - at), own, own + period);
+            }
+            for (long i = 0; i < period; i += channels)
+                for (long c = 0; c < channels; c++) {
+                    total[c] += own[i + c];
+                    total[channels + c] += own[period + i + c];
+                }
+        }
+    }
+    for (long c = 0; c < channels; c++) {
+        double of_bias = 0, of_slope = 0;
+        for (int chunk = 0; chunk < CHUNKS; chunk++) {
+            of_bias += totals[chunk * 2 * channels + c];
+            of_slope += totals[(chunk * 2 + 1) * channels + c];
+        }
+        grad_bias[c] = float(of_bias);
+        grad_slope[c] = float(of_slope / a[c]);
+    }
+}
+
+// SPP. An image's map is (height, width, channels); its features are, level by level, (channels,
+// bins, bins). Bins are spp.py's: floor(i n / b) to ceil((i + 1) n / b).
+long bin_start(long i, long size, long bins) { return i * size / bins; }
+long bin_end(long i, long size, long bins) { return ((i + 1) * size + bins - 1) / bins; }
+
+struct Map {
+    long height, width, channels;
+};
+
+// The maxima of columns left to right within rows top to bottom, and over those columns.
+template <class T, class S>
+void bin_maxima(const S *__restrict x, const Map &m, long top, long bottom, long left, long right,
+                float *__restrict columns, float *__restrict bin) {
+    for (long w = left; w < right; w++) {
+        float *column = columns + (w - left) * m.channels;
+        for (long h = top; h < bottom; h++) {
+            const S *cell = x + (h * m.width + w) * m.channels;
+#pragma omp simd
+            for (long c = 0; c < m.channels; c++) {
+                const float v = T::load(cell[c]);  // what is no number wins
+                column[c] = h == top || v > column[c] || v != v ? v : column[c];
+            }
+        }
+#pragma omp simd
+        for (long c = 0; c < m.channels; c++)
+            bin[c] = w == left || column[c] > bin[c] || column[c] != column[c] ? column[c] : bin[c];
+    }
+}
+
+template <class T, class S = typename T::Stored>
+void spp(const S *x, S *out, long images, const Map &m, const long *levels, long count,
+         long features) {
+#pragma omp parallel for schedule(static) if (images * m.height * m.width * m.channels > SMALL)
+    for (long n = 0; n < images; n++) {
+        std::vector<float> columns(m.width * m.channels), bin(m.channels);
+        const S *map = x + n * m.height * m.width * m.channels;
+        S *to = out + n * features;
+        for (long l = 0; l < count; l++) {
+            const long bins = levels[l];
+            for (long i = 0; i < bins; i++)
+                for (long j = 0; j < bins; j++) {
+                    bin_maxima<T>(map, m, bin_start(i, m.height, bins), bin_end(i, m.height, bins),
+                                  bin_start(j, m.width, bins), bin_end(j, m.width, bins),
+                                  columns.data(), bin.data());
+                    for (long c = 0; c < m.channels; c++)
+                        to[(c * bins + i) * bins + j] = T::store(T::bits(bin[c]));
+                }
+            to += m.channels * bins * bins;
+        }
+    }
+}
+
+// Cells that tie share a bin's gradient: its columns first, then each column's cells.
+template <class T, class S>
+void bin_backward(const S *__restrict x, const float *__restrict grad, const Map &m, long top,
+                  long bottom, long left, long right, float *__restrict columns,
+                  float *__restrict bin, float *__restrict shares, float *__restrict grad_x) {
+    bin_maxima<T>(x, m, top, bottom, left, right, columns, bin);
+    float *tied = shares + m.channels;
+    std::fill(tied, tied + m.channels, 0.0f);
+    for (long w = left; w < right; w++)
+#pragma omp simd
+        for (long c = 0; c < m.channels; c++)
+            tied[c] += columns[(w - left) * m.channels + c] == bin[c] ? 1.0f : 0.0f;
+#pragma omp simd
+    for (long c = 0; c < m.channels; c++) shares[c] = grad[c] / tied[c];
+    for (long w = left; w < right; w++) {
+        const float *column = columns + (w - left) * m.channels;
+        std::fill(tied, tied + m.channels, 0.0f);
+        for (long h = top; h < bottom; h++)
+#pragma omp simd
+            for (long c = 0; c < m.channels; c++)
+                tied[c] += T::load(x[(h * m.width + w) * m.channels + c]) == column[c] ? 1.0f : 0.0f;
+        for (long h = top; h < bottom; h++) {
+            const long at = (h * m.width + w) * m.channels;
+#pragma omp simd
+            for (long c = 0; c < m.channels; c++) {
+                const float v = T::load(x[at + c]);
+                const float share = shares[c] / tied[c];
+                grad_x[at + c] += v == bin[c] && column[c] == bin[c] ? share : 0.0f;
+            }
+        }
+    }
+}
+
+template <class T, class S = typename T::Stored>
+void spp_backward(const S *grad, const S *x, S *grad_x, long images, const Map &m,
+                  const long *levels, long count, long features) {
+    const long size = m.height * m.width * m.channels;
+#pragma omp parallel for schedule(static) if (images * size > SMALL)
+    for (long n = 0; n < images; n++) {
+        std::vector<float> columns(m.width * m.channels), bin(m.channels);
+        std::vector<float> shares(2 * m.channels), of_bin(m.channels), total(size, 0.0f);
+        const S *from = grad + n * features;
+        for (long l = 0; l < count; l++) {
+            const long bins = levels[l];
+            for (long i = 0; i < bins; i++)
+                for (long j = 0; j < bins; j++) {
+                    for (long c = 0; c < m.channels; c++)
+                        of_bin[c] = T::load(from[(c * bins + i) * bins + j]);
+                    bin_backward<T>(x + n * size, of_bin.data(), m, bin_start(i, m.height, bins),
+                                    bin_end(i, m.height, bins), bin_start(j, m.width, bins),
+                                    bin_end(j, m.width, bins), columns.data(), bin.data(),
+                                    shares.data(), total.data());
+                }
+            from += m.channels * bins * bins;
+        }
+        for (long i = 0; i < size; i++) grad_x[n * size + i] = T::store(T::bits(total[i]));
+    }
+}
+
+template <class F>
+int tried(F work) {
+    try {
+        work();
+    } catch (const std::bad_alloc &) {
+        return 1;
+    }
+    return 0;
+}
+
+}  // namespace
+
+#define EXPORT(NAME, T)                                                                            \
+    extern "C" int rectify_##NAME(const T::Stored *x, const float *bias, const float *slope,       \
+                                  T::Stored *out, long numbers, long channels, long period,        \
+                                  int learned) {                                                   \
+        return tried([=] {                                                                         \
+            rectify<T>(x, bias, slope, out, numbers, channels, period, learned);                   \
+        });                                                                                        \
+    }                                                                                              \
+    extern "C" int rectify_backward_##NAME(const T::Stored *grad, const T::Stored *out,            \
+                                           const float *slope, T::Stored *grad_x,                  \
+                                           float *grad_bias, float *grad_slope, long numbers,      \
+                                           long channels, long period, int learned) {              \
+        return tried([=] {                                                                         \
+            rectify_backward<T>(grad, out, slope, grad_x, grad_bias, grad_slope, numbers,          \
+                                channels, period, learned);                                        \
+        });                                                                                        \
+    }                                                                                              \
+    extern "C" int spp_##NAME(const T::Stored *x, T::Stored *out, long images, long height,        \
+                              long width, long channels, const long *levels, long count,           \
+                              long features) {                                                     \
+        return tried([=] {                                                                         \
+            spp<T>(x, out, images, {height, width, channels}, levels, count, features);            \
+        });                                                                                        \
+    }                                                                                              \
+    extern "C" int spp_backward_##NAME(const T::Stored *grad, const T::Stored *x,                  \
+                                       T::Stored *grad_x, long images, long height, long width,    \
+                                       long channels, const long *levels, long count,              \
+                                       long features) {                                            \
+        return tried([=] {                                                                         \
+            spp_backward<T>(grad, x, grad_x, images, {height, width, channels}, levels, count,     \
+                            features);                                                             \
+        });                                                                                        \
+    }
+
+EXPORT(float32, Float)
+EXPORT(bfloat16, BFloat16)

@@ -1,0 +1,186 @@
+"""kernels.cpp: compiled once for each machine by its C++ compiler, then loaded."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).parent / "kernels.cpp"
+# Products are not fused into sums, so that results are those of the plain forms.
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=off")
+# Tried in this order. OpenMP's calls find the library that torch has loaded, and its threads.
+TUNED = (("-march=native", "-fopenmp"), ("-mcpu=native",), ())
+SECONDS = 120
+TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+VECTOR = 64  # numbers in a row of which the kernels make good use
+P, N = ctypes.c_void_p, ctypes.c_long
+SIGNATURES = {
+    "rectify": [P] * 4 + [N] * 3 + [ctypes.c_int],
+    "rectify_backward": [P] * 6 + [N] * 3 + [ctypes.c_int],
+    "spp": [P] * 2 + [N] * 4 + [P, N, N],
+    "spp_backward": [P] * 3 + [N] * 4 + [P, N, N],
+}
+
+
+def knows(x: Tensor) -> bool:
+    """Whether there are kernels for a tensor of this type and layout, channels innermost."""
+    return x.dtype in TYPES and channels_innermost(x) and load() is not None
+
+
+def rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
+    """rectifier.py's."""
+    out, slope = torch.empty_like(x), _each(slope, x)
+    pointers = _pointers(x, bias, slope, out)
+    _call("rectify", x, *pointers, *_sizes(x), int(learned))
+    return out
+
+
+def rectify_backward(
+    grad: Tensor, out: Tensor, slope: Tensor, learned: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """rectifier.py's."""
+    grad_x, slope = torch.empty_like(out), _each(slope, out)
+    grad = grad if grad.stride() == out.stride() else torch.empty_like(out).copy_(grad)
+    grad_bias, grad_slope = torch.empty_like(slope), torch.empty_like(slope)
+    pointers = _pointers(grad, out, slope, grad_x, grad_bias, grad_slope)
+    _call("rectify_backward", out, *pointers, *_sizes(out), int(learned))
+    return grad_x, grad_bias, grad_slope
+
+
+def spp(x: Tensor, levels: Sequence[int]) -> Tensor:
+    """spp.py's pool_levels."""
+    out = x.new_empty(len(x), x.shape[1] * sum(b * b for b in levels))
+    _call("spp", x, *_pointers(x, out), *_shape(x), *_list(levels), out.shape[1])
+    return out
+
+
+def spp_backward(grad: Tensor, x: Tensor, levels: Sequence[int]) -> Tensor:
+    """The gradient of what `spp` was given; `grad` is that of its result."""
+    grad_x, grad = torch.empty_like(x), grad.contiguous()
+    pointers = _pointers(grad, x, grad_x)
+    _call("spp_backward", x, *pointers, *_shape(x), *_list(levels), grad.shape[1])
+    return grad_x
+
+
+def channels_innermost(x: Tensor) -> bool:
+    """Whether x is (N, C), or (N, C, H, W) channels last, without gaps."""
+    layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+    return x.dim() in (2, 4) and x.is_contiguous(memory_format=layout)
+
+
+def _each(slope: Tensor, x: Tensor) -> Tensor:
+    return slope.expand(x.shape[1]).contiguous()
+
+
+def _pointers(*tensors: Tensor | None) -> list[int | None]:
+    """Where tensors lie, who must be held by a name until the call is over."""
+    return [t if t is None else t.data_ptr() for t in tensors]
+
+
+def _sizes(x: Tensor) -> list[int]:
+    channels = x.shape[1]
+    return [x.numel(), channels, channels * max(1, VECTOR // channels)]
+
+
+def _shape(x: Tensor) -> list[int]:
+    images, channels, height, width = x.shape
+    return [images, height, width, channels]
+
+
+def _list(levels: Sequence[int]) -> tuple[ctypes.Array, int]:
+    return (ctypes.c_long * len(levels))(*levels), len(levels)
+
+
+def _call(name: str, x: Tensor, *arguments: object) -> None:
+    if _function(name, x.dtype)(*arguments):
+        raise MemoryError("no memory is left for a kernel")
+
+
+@cache
+def _function(name: str, dtype: torch.dtype) -> ctypes._CFuncPtr:
+    function = getattr(load(), f"{name}_{TYPES[dtype]}")
+    function.argtypes = SIGNATURES[name]
+    return function
+
+
+@cache
+def load() -> ctypes.CDLL | None:
+    """The compiled kernels; None where there is no compiler, or none that compiles them."""
+    for tuning in TUNED:
+        try:
+            return ctypes.CDLL(str(_compiled([*FLAGS, *tuning])))
+        except (OSError, subprocess.SubprocessError):
+            continue
+    return None
+
+
+def _compiled(flags: list[str]) -> Path:
+    """The library's file, made where it is missing.
+
+    Raises:
+        OSError, SubprocessError: there is no compiler, it fails, or nothing can be written.
+    """
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        raise FileNotFoundError("no C++ compiler")
+    known = [SOURCE.read_text(encoding="utf-8"), *flags, compiler, _processor()]
+    library = _folder() / f"{_hash(chr(10).join(known).encode())[:16]}.so"
+    if not _is_whole(library):
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+            _compile(compiler, flags, Path(scratch))
+            for suffix in (".so", ".sha256"):
+                made = (Path(scratch) / "kernels").with_suffix(suffix)
+                os.replace(made, library.with_suffix(suffix))
+    return library
+
+
+def _compile(compiler: str, flags: list[str], scratch: Path) -> None:
+    # Linked without OpenMP's own library: a second one would have threads of its own.
+    for words in ([*flags, "-c", str(SOURCE), "-o", "kernels.o"],
+                  ["-shared", "kernels.o", "-o", "kernels.so"]):  # fmt: skip
+        subprocess.run(
+            [compiler, *words], cwd=scratch, check=True, capture_output=True, timeout=SECONDS
+        )
+    of_library = _hash((scratch / "kernels.so").read_bytes())
+    (scratch / "kernels.sha256").write_text(of_library, encoding="utf-8")
+
+
+def _is_whole(library: Path) -> bool:
+    """To load one that lacks its end would end the program."""
+    try:
+        told = library.with_suffix(".sha256").read_text(encoding="utf-8")
+        return told == _hash(library.read_bytes())
+    except (OSError, ValueError):
+        return False
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _folder() -> Path:
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise FileNotFoundError("no home") from error
+    return base / "delving"
+
+
+def _processor() -> str:
+    """What `native` stands for: a disk may be shared by machines of several kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    told = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
+    return "\n".join([platform.machine(), platform.processor(), *dict.fromkeys(told)])

@@ -1,0 +1,364 @@
+"""The fused kernels compute what the plain forms compute, and those what Eq. 1 to 3 say."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from delving.build import build_model, materialise
+from delving.config import compose
+from delving.kernels import native
+from delving.rectifier import PReLU, rectify, rectify_backward_plain, rectify_plain
+from delving.spp import SPP, pool_levels
+
+TYPES = (torch.float32, torch.bfloat16)
+SHAPES = [(3, 4), (7, 200), (2, 3, 4, 5), (2, 16, 9, 9), (3, 96, 7, 6), (1, 1, 1, 1)]
+# What rounding makes of a number, as a share of it: bf16 has eight bits, of which the responses of
+# a negative slope give up one.
+ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 2.0**-7}
+SIDES = (0.25, -0.5, 0.0, -0.0, 1e-30, -1e-30, 3.0)  # of 0, and what lies close to it
+compiled = pytest.mark.skipif(native.load() is None, reason="no C++ compiler here")
+triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton here")
+few = settings(deadline=None, max_examples=30, derandomize=True)
+
+
+def normal(shape, seed=0):
+    """Numbers in the layout that nets use."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def slopes_for(channels, shared=False):
+    return torch.tensor([SIDES[i % len(SIDES)] for i in range(1 if shared else channels)])
+
+
+def distance(found, wanted):
+    """Of the difference, as a share of what is wanted."""
+    found, wanted = found.double(), wanted.double()
+    return ((found - wanted).norm() / wanted.norm().clamp_min(1e-12)).item()
+
+
+def exactly(x, bias, slope, grad):
+    """f(x + bias) and the gradients of x, bias and slope, in float64 by autograd of Eq. 1 alone."""
+    x, bias, slope = (t.detach().double().requires_grad_() for t in (x, bias, slope))
+    along = [1, -1, *[1] * (x.dim() - 2)]
+    z = x + bias.view(along)
+    out = torch.where(z > 0, z, slope.view(along) * z)
+    return out.detach(), *torch.autograd.grad(out, (x, bias, slope), grad.double())
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous", "gaps"])
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_operator_and_all_its_gradients_are_those_of_the_formula(shape, dtype, layout, shared):
+    x, bias = normal(shape).to(dtype), normal(shape[1:2], 1)
+    grad, slope = normal(shape, 2).to(dtype), slopes_for(shape[1], shared)
+    if layout == "contiguous":
+        x, grad = x.contiguous(), grad.contiguous()
+    if layout == "gaps":
+        x = torch.stack([x, x], -1)[..., 0]
+    wanted = exactly(x, bias, slope, grad)
+    x, bias, slope = (t.requires_grad_() for t in (x, bias, slope))
+    out = rectify(x, bias, slope, True)
+    out.backward(grad)
+    assert out.dtype == x.grad.dtype == dtype
+    assert bias.grad.dtype == slope.grad.dtype == torch.float32
+    rounding = ROUNDING[dtype]
+    assert distance(out, wanted[0]) < rounding
+    assert distance(x.grad, wanted[1]) < rounding
+    assert distance(bias.grad, wanted[2]) < 1e-6
+    # The slope's is the sum of products with rounded responses; here they may cancel each other.
+    others = [d for d in range(x.dim()) if d != 1 or shared]
+    z = x.detach().double() + bias.detach().double().view([1, -1, *[1] * (x.dim() - 2)])
+    products = (z.clamp(max=0) * grad.double()).abs().sum(others)
+    assert ((slope.grad - wanted[3]).abs() <= rounding * products + 1e-12).all()
+
+
+@compiled
+@few
+@given(
+    shape=st.sampled_from(SHAPES),
+    dtype=st.sampled_from(TYPES),
+    shared=st.booleans(),
+    learned=st.booleans(),
+    biased=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_the_compiled_kernels_equal_the_plain_forms_to_the_last_bit(
+    shape, dtype, shared, learned, biased, seed
+):
+    x, grad = (normal(shape, seed + i).to(dtype) for i in (0, 1))
+    bias = normal(shape[1:2], seed + 2) if biased else None
+    slope = slopes_for(shape[1], shared)
+    out, wanted = (f(x, bias, slope, learned) for f in (native.rectify, rectify_plain))
+    torch.testing.assert_close(out, wanted, rtol=0, atol=0)
+    found = native.rectify_backward(grad, out, slope, learned)
+    wanted = rectify_backward_plain(grad, out, slope, learned)
+    torch.testing.assert_close(found[0], wanted[0], rtol=0, atol=0)
+    assert distance(found[1], wanted[1]) < 1e-6
+    if learned:
+        assert distance(found[2], wanted[2]) < 1e-6
+
+
+def test_a_slope_that_was_zero_can_leave_it():
+    """f(y) is 0 there for y < 0, as far as any number shows, and yet tells y."""
+    x, slope = torch.tensor([[-2.0], [-3.0], [5.0]]), torch.zeros(1, requires_grad=True)
+    out = rectify(x, None, slope, True)
+    torch.testing.assert_close(out.detach(), torch.tensor([[0.0], [0.0], [5.0]]))
+    out.backward(torch.ones(3, 1))
+    assert slope.grad.item() == pytest.approx(-5)
+
+
+@compiled
+def test_sums_do_not_depend_on_the_number_of_threads():
+    out, grad, slope = normal((16, 24, 20, 20)), normal((16, 24, 20, 20), 1), slopes_for(24)
+    found, before = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(native.rectify_backward(grad, out, slope, True))
+    finally:
+        torch.set_num_threads(before)
+    for others in found[1:]:
+        torch.testing.assert_close(others, found[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_operator_keeps_the_rules_of_torch(dtype):
+    """Its schema, its fake form (which torch.compile traces) and its autograd registration."""
+    arguments = (normal((2, 8, 3, 3)).to(dtype).requires_grad_(), torch.zeros(8), slopes_for(8))
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(torch.ops.delving.rectify, (*arguments, True), test_utils=checks)
+
+
+def kept_bytes(act):
+    """What a small net keeps for its backward pass, each tensor once."""
+    config = compose(
+        ["scale=smoke", "model=small14", "data.crop=56", "train.dropout=0", f"act={act}"]
+    )
+    net = materialise(build_model(config, 4)[0], config, torch.device("cpu")).train()
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    x = torch.randn(8, 3, 56, 56).contiguous(memory_format=torch.channels_last)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = net(x)
+    assert out.requires_grad
+    return sum(kept.values())
+
+
+def test_a_prelu_net_keeps_no_more_for_its_backward_pass_than_a_relu_net():
+    assert kept_bytes("prelu") <= 1.01 * kept_bytes("relu")
+
+
+def test_the_bias_is_added_by_the_rectifier_unless_somebody_looks():
+    """The same net, with a hook on each layer and without."""
+    config = compose(["scale=smoke"])
+    net = materialise(build_model(config, 4)[0], config, torch.device("cpu"))
+    with torch.no_grad():
+        for p in net.features.parameters():
+            p += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+    x, seen = normal((2, 3, 28, 28)), []
+    alone = net.features(x)
+    hooks = [
+        m.register_forward_hook(lambda m, i, y: seen.append(y)) for m in net.features.children()
+    ]
+    torch.testing.assert_close(net.features(x), alone)
+    assert len(seen) == len(hooks)
+    for hook in hooks:
+        hook.remove()
+    first, act = list(net.features)[:2]
+    torch.testing.assert_close(act(seen[0]), seen[1])
+    torch.testing.assert_close(seen[0], first(x))
+
+
+# SPP
+
+
+@compiled
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("levels", [(6, 3, 2, 1), (7, 3, 2, 1)])
+@pytest.mark.parametrize("sides", [(4, 4), (18, 18), (14, 9), (1, 5)])
+@pytest.mark.parametrize("tied", [False, True])
+def test_compiled_pyramid_pooling_equals_the_plain_one_to_the_last_bit(dtype, levels, sides, tied):
+    x = normal((3, 5, *sides)).to(dtype)
+    x = x.relu() if tied else x
+    apart = [x.clone().requires_grad_() for _ in range(2)]
+    out, wanted = SPP(levels)(apart[0]), pool_levels(apart[1], levels)
+    torch.testing.assert_close(out, wanted, rtol=0, atol=0)
+    grad = normal(out.shape, 1).to(dtype)
+    out.backward(grad)
+    wanted.backward(grad)
+    # A cell that leads several bins sums their gradients: here in fp32, rounded once.
+    rounding = 1e-6 if dtype == torch.float32 else 1e-2  # where bins overlap
+    assert distance(apart[0].grad, apart[1].grad) < rounding
+
+
+@compiled
+def test_pyramid_pooling_hands_on_what_is_no_number():
+    x = normal((1, 2, 6, 6))
+    x[0, 1, 2, 3] = torch.nan
+    out = SPP((2, 1))(x)
+    torch.testing.assert_close(out, pool_levels(x, (2, 1)), equal_nan=True)
+    assert out.isnan().sum() == 2
+
+
+# Without a compiler, or with a bad one
+
+
+@contextmanager
+def loading_anew(monkeypatch, **environment):
+    for key, value in environment.items():
+        monkeypatch.setenv(key, str(value))
+    native.load.cache_clear()
+    native._function.cache_clear()
+    try:
+        yield
+    finally:
+        monkeypatch.undo()
+        native.load.cache_clear()
+        native._function.cache_clear()
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "true"])
+def test_where_nothing_compiles_the_plain_forms_serve(monkeypatch, tmp_path, compiler):
+    """None there, one that fails, and one that says it worked and writes nothing."""
+    x, act = normal((2, 4, 3, 3)), PReLU(4, 0.25)
+    wanted = act(x)
+    with loading_anew(monkeypatch, CXX=compiler, XDG_CACHE_HOME=tmp_path):
+        assert native.load() is None
+        torch.testing.assert_close(act(x), wanted)
+        torch.testing.assert_close(SPP((2, 1))(x), pool_levels(x, (2, 1)))
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+@compiled
+def test_kernels_are_compiled_once_and_a_damaged_file_is_not_fatal(monkeypatch, tmp_path):
+    with loading_anew(monkeypatch, XDG_CACHE_HOME=tmp_path):
+        assert native.load() is not None
+    [made] = tmp_path.rglob("*.so")
+    before = made.stat().st_mtime_ns
+    with loading_anew(monkeypatch, XDG_CACHE_HOME=tmp_path):
+        assert native.load() is not None
+    assert made.stat().st_mtime_ns == before
+    cut = tmp_path / "other" / "delving" / made.name
+    cut.parent.mkdir(parents=True)
+    cut.write_bytes(made.read_bytes()[:1000])
+    shutil.copy(made.with_suffix(".sha256"), cut.with_suffix(".sha256"))
+    with loading_anew(monkeypatch, XDG_CACHE_HOME=tmp_path / "other"):
+        assert native.load() is not None
+    assert cut.read_bytes() == made.read_bytes()
+
+
+@compiled
+def test_a_home_that_cannot_be_written_leaves_the_plain_forms(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    with loading_anew(monkeypatch, XDG_CACHE_HOME=tmp_path / "file"):
+        assert native.load() is None
+
+
+# Triton, which needs a GPU to run, but neither to be interpreted nor to be compiled
+
+INTERPRETED = """
+import torch
+from delving.kernels import gpu
+from delving.rectifier import rectify_backward_plain, rectify_plain
+from test_kernels import TYPES, distance, normal, slopes_for
+
+for shape in [(5, 3), (2, 8, 5, 7), (2, 130, 9, 9)]:
+    for dtype in TYPES:
+        for shared in (False, True):
+            for learned in (False, True):
+                x, grad = (normal(shape, i).to(dtype) for i in (0, 1))
+                slope = slopes_for(shape[1], shared)
+                for bias in (None, normal(shape[1:2], 2)):
+                    out, wanted = (f(x, bias, slope, learned) for f in (gpu.rectify, rectify_plain))
+                    # The interpreter cuts bf16 off where the machine rounds.
+                    rounding = 0 if dtype == torch.float32 else 1e-2
+                    assert distance(out, wanted) <= rounding, (shape, dtype, shared, learned)
+                    found = gpu.rectify_backward(grad, wanted, slope, learned)
+                    plain = rectify_backward_plain(grad, wanted, slope, learned)
+                    assert distance(found[0], plain[0]) <= rounding
+                    assert distance(found[1], plain[1]) < 1e-5
+                    assert not learned or distance(found[2], plain[2]) < 1e-5
+print("all equal")
+"""
+
+FOR_A_GPU = """
+import triton.language as tl
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from delving.kernels import programs
+
+sizes = dict(SHARED=0, LEARNED=True, ROWS=32, COLUMNS=128)
+for kind, bits in (("bf16", tl.int16), ("fp32", tl.int32)):
+    for program, fixed in ((programs.rectify, dict(BIASED=True)), (programs.rectify_backward, {})):
+        fixed = {**fixed, **sizes, "BITS": bits}
+        types = {"bias": "*fp32", "slope": "*fp32", "sums": "*fp32", "rows": "i32",
+                 "channels": "i32"}
+        names = program.arg_names
+        signature = {n: "constexpr" if n in fixed else types.get(n, "*" + kind) for n in names}
+        aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names)
+                   if n not in fixed and n != "rows"}
+        source = ASTSource(program, signature, fixed, aligned)
+        made = compile(source, target=GPUTarget("cuda", 90, 32))
+        loads = [line for line in made.asm["ptx"].splitlines() if "ld.global.v4" in line]
+        assert loads, "no loads of 16 bytes"
+        assert made.asm["cubin"]
+print("all compiled")
+"""
+
+
+def run_apart(program, **environment):
+    """A program in a process of its own: triton decides at its import what it is."""
+    here = os.path.dirname(__file__)
+    path = os.pathsep.join([here, os.path.dirname(here)])
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@triton
+def test_the_triton_programs_compute_what_the_plain_forms_do():
+    done = run_apart(INTERPRETED, TRITON_INTERPRET="1")
+    assert done.stdout == "all equal\n", done.stderr
+
+
+@triton
+def test_the_triton_programs_compile_for_hopper_with_wide_loads(tmp_path):
+    done = run_apart(FOR_A_GPU, TRITON_CACHE_DIR=str(tmp_path))
+    if "ptxas" in done.stderr and "not found" in done.stderr:
+        pytest.skip("triton has no assembler here")
+    assert done.stdout == "all compiled\n", done.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_on_a_gpu_the_operator_and_its_gradients_are_those_of_the_formula(shape, dtype):
+    x, bias, slope = normal(shape).to(dtype), normal(shape[1:2], 1), slopes_for(shape[1])
+    grad = normal(shape, 2).to(dtype)
+    wanted = exactly(x, bias, slope, grad)
+    x, bias, slope = (t.cuda().requires_grad_() for t in (x, bias, slope))
+    out = rectify(x, bias, slope, True)
+    out.backward(grad.cuda())
+    for found, exact in zip((out, x.grad, bias.grad), wanted, strict=False):
+        assert distance(found.cpu(), exact) < ROUNDING[dtype]
+    plain = rectify_backward_plain(grad, out.detach().cpu(), slope.detach().cpu(), True)
+    assert distance(slope.grad.cpu(), plain[2]) < 1e-5
