@@ -67,18 +67,6 @@ def silent_rank(rank):
     return watch
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run that one process has trained."""
-    return train(tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture
-def root(whole, tmp_path):
-    shutil.copytree(whole.parents[2] / "data", tmp_path / "data")
-    return tmp_path
-
-
 # --- speaking with each other ---
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_sum_gather_and_tell(size):

@@ -21,17 +21,12 @@ from delving.data.processes import LoaderError
 from delving.signals import Interrupted
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run that nothing interrupted."""
-    return train(tmp_path_factory.mktemp("whole"))
+def stops_at(step, number):
+    def watch(event):
+        if event["event"] == "tick" and event["step"] == step:
+            os.kill(os.getpid(), number)
 
-
-@pytest.fixture
-def root(whole, tmp_path):
-    """An output root with the generated images alone."""
-    shutil.copytree(whole.parents[2] / "data", tmp_path / "data")
-    return tmp_path
+    return watch
 
 
 # --- kill -9 ---
@@ -180,12 +175,8 @@ def test_the_command_itself_killed_at_any_time_ends_bit_for_bit(whole, root, tal
 # --- damage ---
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(whole, root, file):
-    def watch(event):
-        if event["event"] == "tick" and event["step"] == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with pytest.raises(Interrupted):
-        train(root, watch)
+        train(root, stops_at(4, signal.SIGTERM))
     [folder] = record.list_runs(str(root))
     path = folder / "checkpoint" / file
     path.write_bytes(path.read_bytes()[:-1] + b"!")
@@ -199,12 +190,8 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(whol
 
 
 def test_a_run_without_any_whole_checkpoint_is_refused_and_left_as_it_is(root):
-    def watch(event):
-        if event["event"] == "tick" and event["step"] == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with pytest.raises(Interrupted):
-        train(root, watch)
+        train(root, stops_at(3, signal.SIGTERM))
     [folder] = record.list_runs(str(root))
     for name in ("checkpoint", "checkpoint.previous"):
         (folder / name / "state.json").write_text("{}")
@@ -235,14 +222,6 @@ def test_a_forged_state_is_refused_by_its_key(whole, key, value):
 
 
 # --- signals ---
-def stops_at(step, number):
-    def watch(event):
-        if event["event"] == "tick" and event["step"] == step:
-            os.kill(os.getpid(), number)
-
-    return watch
-
-
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"])
 def test_a_signal_ends_the_step_saves_and_the_same_command_goes_on(whole, root, name):
     number = getattr(signal, name)

@@ -31,13 +31,6 @@ RESULT = [
 VOLATILE = ("seconds", "images_per_second", "wait")
 
 
-@pytest.fixture(autouse=True)
-def keep_denormals():
-    """A training flushes them in the whole process; other tests rely on them."""
-    yield
-    torch.set_flush_denormal(False)
-
-
 def silent(event):
     pass
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import types
+from functools import partial
 from pathlib import Path
 
 import fake_slurm
@@ -15,8 +16,8 @@ import pytest
 from rich.console import Console
 from smoke import WORDS, differences, outcome
 
-from delving import cli, record, slurm_job
 from delving import config as configs
+from delving import record, slurm_job
 from delving.display import Overview
 from delving.launcher import Slurm, read_settings, split_words
 from delving.multirun import plan_sweep
@@ -32,17 +33,9 @@ RUN = "small14-prelu-he-s0"
 
 
 @pytest.fixture
-def train(monkeypatch, capsys):
+def train(delving):
     """`delving train` in this process: (exit code, stdout, stderr)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["delving", "train", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return end.value.code, said.out, said.err
-
-    return call
+    return partial(delving, "train")
 
 
 @pytest.fixture

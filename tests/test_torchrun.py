@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from smoke import WORDS, differences, outcome, train
+from smoke import WORDS, differences, outcome
 from test_ranks import free_port, trained
 
 from delving import record
@@ -17,18 +17,6 @@ from delving.checkpoint import load_checkpoint
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run that one process has trained."""
-    return train(tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture
-def root(whole, tmp_path):
-    shutil.copytree(whole.parents[2] / "data", tmp_path / "data")
-    return tmp_path
 
 
 def start(root, *options, words=(), wrapper=()):
