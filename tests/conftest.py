@@ -1,5 +1,6 @@
 """What all tests share: one thread, for the same sums everywhere and for the other cores."""
 
+import gc
 import shutil
 from pathlib import Path
 
@@ -72,6 +73,12 @@ def _count_marked(request, record_property):
         if mark.args:
             what, tries = (*mark.args, 1)[:2]
             record_property("tally", [what, tries, 0, ""])
+
+
+def pytest_collection_finish():
+    """What is there by now stays: no garbage collection has to look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

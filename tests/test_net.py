@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from composed import mix
 from torch import nn
 
 import delving
@@ -69,8 +70,8 @@ def test_parameters_with_relu_and_1000_classes(model, millions):
 @pytest.mark.parametrize("act", choices("act"))
 @pytest.mark.parametrize("model", choices("model"))
 def test_the_layer_table_leaves_no_parameter_out(model, act):
-    net, _ = build(f"model={model}", f"act={act}")
-    listed = count(f"model={model}", f"act={act}", what="params")
+    net, layers = build_model(mix("scale=paper", model=model, act=act), 1000)
+    listed = sum(row["params"] for row in describe(net, layers, 224))
     assert listed == sum(p.numel() for p in net.parameters())
 
 

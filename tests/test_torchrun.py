@@ -81,6 +81,7 @@ def test_two_processes_train_a_run_and_one_speaks(whole, root):
     ]
 
 
+@pytest.mark.long
 def test_a_slip_is_told_once_and_ends_all(root):
     process = start(root, "--standalone", "--nproc-per-node=2", words=["train.lrr=1"])
     output = finish(process)
