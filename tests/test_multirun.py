@@ -298,7 +298,7 @@ def test_columns_are_as_wide_as_their_widest_cell():
     assert align([["a", "bbb", "c"], ["aa", "b", ""]]) == ["a   bbb  c", "aa  b"]
 
 
-# --- in earnest ---
+# --- in earnest: with the real worker, as in test_reproduce ---
 @pytest.fixture(scope="module")
 def earnest(tmp_path_factory):
     """Two runs trained by the command, with its real workers, and what it said."""
@@ -311,6 +311,7 @@ def earnest(tmp_path_factory):
     return home, said.splitlines()
 
 
+@pytest.mark.long
 def test_a_sweep_trains_what_single_runs_would(earnest, tmp_path, monkeypatch, train):
     home, lines = earnest
     name = "small14-relu-he-epochs1-s1"

@@ -187,7 +187,7 @@ def test_a_depth_below_the_list_is_refused():
 @pytest.mark.parametrize("act", RECTIFIERS)
 @pytest.mark.parametrize("model", choices("model"))
 def test_a_rectifier_follows_every_layer_but_the_classifier(model, act):
-    net, _ = build(f"model={model}", f"act={act}")
+    net, _ = build_model(mix("scale=paper", model=model, act=act), 1000)
     kind = type(RECTIFIERS[act](1, 0.25))
     chain = [*net.features, *net.classifier]
     weighted = [i for i, m in enumerate(chain) if isinstance(m, nn.Conv2d | nn.Linear)]

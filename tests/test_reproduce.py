@@ -86,6 +86,17 @@ def test_it_trains_every_run_and_says_so(home, scale):
     assert said.splitlines()[-1] == "outputs/smoke/report.html"
 
 
+def test_a_worker_trains_its_second_run_as_the_command_does_its_only_one(
+    scale, tmp_path, monkeypatch, delving
+):
+    monkeypatch.chdir(tmp_path)
+    assert delving("train", "scale=smoke", "seed=1")[0] == 0
+    ours, alone = (root / "runs" / RUNS[1] for root in (scale, tmp_path / "outputs" / "smoke"))
+    for file in ("checkpoint/model.safetensors", "config.yaml"):
+        assert (ours / file).read_bytes() == (alone / file).read_bytes()
+    assert record.read_result(ours)["eval"] == record.read_result(alone)["eval"]
+
+
 @pytest.mark.parametrize("artefact", FILES)
 def test_an_artefacts_folder_holds_exactly_the_files_of_the_contract(scale, artefact):
     assert {p.name for p in (scale / artefact).iterdir()} == FILES[artefact]
