@@ -278,15 +278,35 @@ def test_ranks_that_see_other_images_are_refused(root, tmp_path_factory):
     assert in_ranks(2, act) == [2, 4]
 
 
-def test_a_slip_is_told_once(tmp_path):
+# --- the command, as torchrun starts it ---
+def called(tmp_path, *words):
+    """Two ranks' exit codes, and all that they said."""
+
     def act(rank):
-        code, _, err = call("train", *WORDS, "train.lrr=1")
-        (tmp_path / str(rank)).write_text(err)
+        code, out, err = call("train", *WORDS, *words)
+        (tmp_path / f"said{rank}").write_text(out + err)
         return code
 
-    assert 0 not in in_ranks(2, act)
-    told = (tmp_path / "0").read_text() + (tmp_path / "1").read_text()
-    assert told.count("delving: there is no 'train.lrr'") == 1
+    codes = in_ranks(2, act)
+    return codes, "".join((tmp_path / f"said{rank}").read_text() for rank in range(2))
+
+
+def test_two_processes_train_a_run_and_one_speaks(whole, root):
+    codes, said = called(root, f"output_root={root}")
+    assert codes == [0, 0]
+    assert said.count("generated images (scale smoke)") == 1
+    assert said.count("deviations from the paper's recipe, see") == 1
+    [folder] = record.list_runs(str(root))
+    assert record.read_result(folder)["device"].startswith("2 x cpu")
+    assert [e["event"] for e in outcome(folder)["log"]] == [
+        e["event"] for e in outcome(whole)["log"]
+    ]
+
+
+def test_a_slip_is_told_once(tmp_path):
+    codes, said = called(tmp_path, "train.lrr=1")
+    assert 0 not in codes
+    assert said.count("delving: there is no 'train.lrr'") == 1
 
 
 # --- going on ---

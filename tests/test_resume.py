@@ -173,10 +173,21 @@ def test_the_command_itself_killed_at_any_time_ends_bit_for_bit(whole, root, tal
 
 
 # --- damage ---
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(whole, root, file):
+@pytest.fixture(scope="module")
+def stopped(whole, tmp_path_factory):
+    """An output root with a run that was stopped after its fourth step."""
+    root = tmp_path_factory.mktemp("stopped")
+    shutil.copytree(whole.parents[2] / "data", root / "data")
     with pytest.raises(Interrupted):
         train(root, stops_at(4, signal.SIGTERM))
+    return root
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(
+    whole, stopped, root, file
+):
+    shutil.copytree(stopped / "smoke", root / "smoke")
     [folder] = record.list_runs(str(root))
     path = folder / "checkpoint" / file
     path.write_bytes(path.read_bytes()[:-1] + b"!")
@@ -189,9 +200,8 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(whol
     assert differences(folder, whole) == []
 
 
-def test_a_run_without_any_whole_checkpoint_is_refused_and_left_as_it_is(root):
-    with pytest.raises(Interrupted):
-        train(root, stops_at(3, signal.SIGTERM))
+def test_a_run_without_any_whole_checkpoint_is_refused_and_left_as_it_is(stopped, root):
+    shutil.copytree(stopped / "smoke", root / "smoke")
     [folder] = record.list_runs(str(root))
     for name in ("checkpoint", "checkpoint.previous"):
         (folder / name / "state.json").write_text("{}")

@@ -1,4 +1,7 @@
-"""torchrun starts the ranks, ends them together, and starts them again where one was lost."""
+"""torchrun starts the ranks, ends them together, and starts them again where one was lost.
+
+It takes seconds to start anything; what the ranks then do is in test_ranks, in forked processes.
+"""
 
 import os
 import shutil
@@ -67,6 +70,7 @@ def wait_for_step(root, step, seconds=60):
     raise TimeoutError
 
 
+@pytest.mark.long
 def test_two_processes_train_a_run_and_one_speaks(whole, root):
     process = start(root, "--standalone", "--nproc-per-node=2")
     output = finish(process)
