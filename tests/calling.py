@@ -14,6 +14,7 @@ def exit_code(*words):
     """What a command ends with."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.setattr(sys, "argv", ["delving", *map(str, words)])
+        patch.setattr(warnings, "formatwarning", warnings.formatwarning)  # which it changes
         with pytest.raises(SystemExit) as end:
             cli.main()
     return end.value.code

@@ -14,7 +14,7 @@ from delving.config import KEYS, amend, compose, from_yaml, load, to_yaml
 from delving.foreign import BYTES, DEPTH, EVENTS, check_yaml
 from delving.schema import NEUTRAL
 
-some = settings(deadline=None, derandomize=True, max_examples=100)
+some = settings(deadline=None, derandomize=True, max_examples=40)
 GOOD = to_yaml(compose(["scale=smoke"]))
 LAUGHS = "".join(f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}]\n" for a, b in pairwise("abcdefghi"))
 SPAN = "seed: 0\n"
@@ -279,7 +279,7 @@ def test_any_path_is_saved_and_read_again_as_it_was(root, output):
 
 
 @pytest.mark.long
-@settings(deadline=None, derandomize=True, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=100)
 @given(paths, paths)
 def test_any_of_many_paths_is_saved_and_read_again_as_it_was(root, output):
     check_paths(root, output)

@@ -201,7 +201,7 @@ def compare_logs(ours, theirs):
             assert (a["err"], a["lr"], a["step"]) == (b["err"], b["lr"], b["step"])
 
 
-@pytest.mark.parametrize("size", [2, 3, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.parametrize("size", [3, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 4))])
 def test_the_record_of_several_ranks_is_that_of_one_but_for_rounding(whole, root, size):
     """Micro-batches of uneven shares, dropout and augmentation: all are as in one process."""
     folder = trained(root, size, "train.micro_batch=5")
