@@ -44,6 +44,7 @@ def build_model(config: Config, classes: int) -> tuple[Net, list[Layer]]:
         check_size(net, times=SPARE)
     except ValueError as error:
         of = f"model.layers of model={model.name} at model.width={model.width:g}"
+        of += f", model.stem_stride={model.stem_stride}" if model.stem_stride else ""
         size = f"data.crop={config.data.crop}, data.classes={classes}"
         raise ValueError(f"{of}, {size}: {error}") from error
     return net, layers

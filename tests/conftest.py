@@ -1,11 +1,58 @@
 """What all tests share: one thread, for the same sums everywhere and for the other cores."""
 
+import gc
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from calling import exit_code
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _keep_denormals():
+    """A training flushes them in the whole process; other tests rely on them."""
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """A run of smoke.py's that nothing interrupted; no test may change it."""
+    import smoke  # what most tests need none of
+
+    return smoke.train(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def root(whole, tmp_path):
+    """An output root with the generated images alone."""
+    shutil.copytree(whole.parents[2] / "data", tmp_path / "data")
+    return tmp_path
+
+
+@pytest.fixture
+def delving(capsys):
+    """Calls `delving` in this process: (exit code, stdout, stderr)."""
+
+    def call(*words):
+        code = exit_code(*words)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+@pytest.fixture
+def no_workers(monkeypatch):
+    """Nothing may be trained."""
+
+    def fail(self):
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr("delving.workers.Worker._start", fail)
 
 
 @pytest.fixture
@@ -26,6 +73,12 @@ def _count_marked(request, record_property):
         if mark.args:
             what, tries = (*mark.args, 1)[:2]
             record_property("tally", [what, tries, 0, ""])
+
+
+def pytest_collection_finish():
+    """What is there by now stays: no garbage collection has to look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

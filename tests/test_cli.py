@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-import torch
+from calling import call
 from PIL import Image
 
 from delving import cli, record
@@ -17,37 +17,11 @@ from delving.signals import Interrupted
 SMOKE = ["scale=smoke", "device=cpu", "precision=fp32", "data.workers=0"]
 
 
-@pytest.fixture(autouse=True)
-def keep_denormals():
-    """A training flushes them in the whole process; other tests rely on them."""
-    yield
-    torch.set_flush_denormal(False)
-
-
-@pytest.fixture
-def delving(monkeypatch, capsys):
-    """Runs the console script's function in this process: (exit code, stdout, stderr)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["delving", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return end.value.code, said.out, said.err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """An output root with one finished run, made by the command."""
     root = tmp_path_factory.mktemp("outputs")
-    with pytest.MonkeyPatch.context() as patch:
-        words = ["train", *SMOKE, "train.epochs=1", f"output_root={root}"]
-        patch.setattr(sys, "argv", ["delving", *words])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    assert end.value.code == 0
+    assert call("train", *SMOKE, "train.epochs=1", f"output_root={root}")[0] == 0
     return root
 
 

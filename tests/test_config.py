@@ -435,15 +435,13 @@ def test_the_last_parts_of_meaningful_knobs_are_unique():
 
 
 # --- deviations ---
-@pytest.mark.parametrize("model", choices("model"))
-def test_nothing_deviates_at_the_papers_scale(model):
-    for act in ("relu", "prelu"):
-        assert (
-            deviations(
-                compose(["scale=paper", f"model={model}", f"act={act}", "seed=4", "train.lr=0.01"])
-            )
-            == []
-        )
+PAPERS = [("prelu", model) for model in choices("model")] + [("relu", "small14"), ("relu", "c")]
+
+
+@pytest.mark.parametrize(("act", "model"), PAPERS)
+def test_nothing_deviates_at_the_papers_scale(act, model):
+    words = ["scale=paper", f"model={model}", f"act={act}", "seed=4", "train.lr=0.01"]
+    assert deviations(compose(words)) == []
 
 
 @pytest.mark.parametrize(

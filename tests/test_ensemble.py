@@ -1,6 +1,5 @@
 """Probabilities averaged image by image; never of other images."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ from fabricate import make_run, save_scores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from delving import cli, record
+from delving import record
 from delving.ensemble import average, name_ensemble, pick_protocol, save_ensemble, summarise
 from delving.evaluate import error_rates
 
@@ -114,18 +113,9 @@ def test_the_saved_probabilities_give_the_errors_told(runs, tmp_path):
 
 # --- the command ---
 @pytest.fixture
-def ensemble(monkeypatch, capsys, tmp_path):
+def ensemble(delving, tmp_path):
     """`delving ensemble` in this process: (exit code, stdout, stderr)."""
-
-    def call(*words):
-        words = ["delving", "ensemble", *map(str, words), "--output-root", str(tmp_path)]
-        monkeypatch.setattr(sys, "argv", words)
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return end.value.code, said.out, said.err
-
-    return call
+    return lambda *words: delving("ensemble", *words, "--output-root", tmp_path)
 
 
 def test_the_command_takes_names_and_prints_every_members_errors(ensemble, runs, tmp_path):

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from delving import cli, disk, exits, record, terminal
+from delving import disk, exits, record, terminal
 from delving.display import Display, Overview
 from delving.plot import draw_sheet, new_figure, save_figure
 
@@ -33,20 +33,6 @@ RESULT = {
     "status": "converged", "seconds": 1.0, "images_per_second": 96.0, "device": "cpu",
     "eval": {"center": {"top1_err": 12.5, "top5_err": 0.0, "images": 24}}, "deviations": [],
 }  # fmt: skip
-
-
-@pytest.fixture
-def delving(monkeypatch, capsys):
-    """Runs the console script's function in this process: (exit code, stdout, stderr)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["delving", *map(str, words)])
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return end.value.code, said.out, said.err
-
-    return call
 
 
 def run(*words, code=ENTRY, shell="", cwd=None, **settings):

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -52,10 +53,21 @@ FLOORS = [
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
 
+@lru_cache
+def text_of(path):
+    return path.read_text(encoding="utf-8")
+
+
+@lru_cache
+def tree_of(path):
+    return ast.parse(text_of(path))
+
+
+@lru_cache
 def imports_of(path):
     """The dotted modules that a file imports anywhere, also inside functions."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -76,19 +88,19 @@ def top_name(path):
 
 @every_file
 def test_no_file_is_too_long_to_read(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+    assert len(text_of(path).splitlines()) <= 300
 
 
 @every_file
 def test_every_file_opens_with_what_it_is_for(path):
-    text = path.read_text(encoding="utf-8")
+    text = text_of(path)
     if len(text.splitlines()) > 5:
-        assert ast.get_docstring(ast.parse(text))
+        assert ast.get_docstring(tree_of(path))
 
 
 @every_file
 def test_nothing_is_left_to_be_done(path):
-    text = path.read_text(encoding="utf-8")
+    text = text_of(path)
     for leftover in ("TODO", "FIXME", "XXX", "breakpoint(", "/home/", "/Users/"):
         assert leftover not in text
 
@@ -102,7 +114,7 @@ def test_hydra_stays_inside_config(path):
 @every_file
 def test_nothing_is_pickled(path):
     assert not {"pickle", "torch.save", "torch.load", "joblib"} & set(imports_of(path))
-    tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    tree = ast.walk(tree_of(path))
     used = [n for n in tree if isinstance(n, ast.Attribute) and n.attr in ("save", "load")]
     owners = {n.value.id for n in used if isinstance(n.value, ast.Name)}
     assert "torch" not in owners
@@ -125,7 +137,7 @@ def test_records_are_a_leaf():
 
 @pytest.mark.parametrize("name", ["cli.py", "cli_data.py", "cli_paper.py", "cli_train.py"])
 def test_the_command_line_imports_nothing_heavy_at_its_top(name):
-    tree = ast.parse((PACKAGE / name).read_text(encoding="utf-8"))
+    tree = tree_of(PACKAGE / name)
     body = [n for top in tree.body for n in (top.body if isinstance(top, ast.Try) else [top])]
     tops = [n for n in body if isinstance(n, ast.Import | ast.ImportFrom)]
     modules = {n.names[0].name if isinstance(n, ast.Import) else n.module for n in tops}

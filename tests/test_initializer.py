@@ -1,6 +1,7 @@
 """Section 2.2: the stds of Eq. 10, 14 and 15, and what they are for: the signal keeps its size."""
 
 import math
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from composed import mix
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import gain
@@ -182,8 +184,8 @@ def assert_drawn_by_the_rule(net, config):
 @pytest.mark.parametrize("act", choices("act"))
 def test_no_parameter_of_any_net_is_left_as_it_was_found(model, act):
     """Storage full of NaN: what is not drawn stays NaN. Nothing is left at PyTorch's default."""
-    config = read_config(f"model={model}", f"act={act}")
-    net = build(f"model={model}", f"act={act}").to_empty(device=CPU)
+    config = mix("scale=smoke", "data.crop=56", model=model, act=act)
+    net = build_model(config, 10)[0].to_empty(device=CPU)
     for p in net.parameters():
         p.data.fill_(math.nan)
     by_the_rule = partial(
@@ -199,10 +201,9 @@ def test_no_parameter_of_any_net_is_left_as_it_was_found(model, act):
 @pytest.mark.parametrize("init", choices("init"))
 @pytest.mark.parametrize("model", ["small14", "a", "vgg_b"])
 def test_materialise_draws_by_the_initialiser_and_range_of_the_configuration(model, init, range):
-    words = (f"model={model}", f"init={init}", f"init.range={range}", "seed=3")
-    assert_drawn_by_the_rule(
-        materialise(build(*words), read_config(*words), CPU), read_config(*words)
-    )
+    config = mix("scale=smoke", "data.crop=56", "seed=3", model=model, init=init)
+    config = replace(config, init=replace(config.init, range=range))
+    assert_drawn_by_the_rule(materialise(build_model(config, 10)[0], config, CPU), config)
 
 
 def test_every_initialiser_of_the_dict_has_its_file_in_conf():

@@ -116,23 +116,23 @@ def test_a_sure_effect_below_delta_is_reproduced_and_called_small():
     assert finding.evidence.endswith("above 0, an effect smaller than 1 bits")
 
 
-def test_better_is_not_reproduced_where_the_interval_lies_below_delta():
-    finding = judge_better([-0.1, 0.0, 0.1], delta=1)
-    assert finding.verdict == NOT_REPRODUCED
-    assert finding.evidence.endswith("interval -0.248 to 0.248, n = 3: below 1 points")
-
-
-def test_better_is_inconclusive_where_neither_0_nor_delta_is_ruled_out():
-    finding = judge_better([1, 2, 3], delta=1)
-    assert finding.verdict == INCONCLUSIVE
-    assert finding.evidence.endswith("-0.484 to 4.48, n = 3: rules out neither 0 nor 1 points")
-
-
-def test_alike_is_reproduced_by_the_90_percent_interval_within_delta():
-    # 90 %: +-1.69, 95 %: +-2.48
-    finding = judge_alike([-1, 0, 1], delta=2)
-    assert finding.verdict == REPRODUCED
-    assert finding.evidence.endswith("90 % interval -1.69 to 1.69, n = 3: within ±2 points")
+@pytest.mark.parametrize(
+    ("judge", "differences", "delta", "expected", "evidence"),
+    [
+        (judge_better, [-0.1, 0.0, 0.1], 1, NOT_REPRODUCED,
+         "interval -0.248 to 0.248, n = 3: below 1 points"),
+        (judge_better, [1, 2, 3], 1, INCONCLUSIVE,
+         "-0.484 to 4.48, n = 3: rules out neither 0 nor 1 points"),
+        (judge_alike, [-1, 0, 1], 2, REPRODUCED,  # by the 90 %: +-1.69, not the 95 %: +-2.48
+         "90 % interval -1.69 to 1.69, n = 3: within ±2 points"),
+    ],
+)  # fmt: skip
+def test_the_interval_decides_by_where_it_lies_about_delta(
+    judge, differences, delta, expected, evidence
+):
+    finding = judge(differences, delta=delta)
+    assert finding.verdict == expected
+    assert finding.evidence.endswith(evidence)
 
 
 def test_alike_is_not_reproduced_by_the_95_percent_interval_outside_of_delta():

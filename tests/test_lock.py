@@ -1,5 +1,6 @@
 """One process at a time on a run folder; a dead one's lock holds nobody up."""
 
+import contextlib
 import json
 import os
 import signal
@@ -118,18 +119,28 @@ def test_a_lock_file_of_nobody_is_taken(tmp_path, content):
 
 
 # --- where the system's lock says nothing of other machines ---
-def test_another_machines_process_that_shows_life_keeps_the_folder(tmp_path):
-    sign(tmp_path, host="elsewhere", pid=7)
+@contextlib.contextmanager
+def showing_life(folder):
+    """While its lock is touched, as its holder does."""
     over = threading.Event()
-    alive = threading.Thread(target=lock._show_life, args=(tmp_path / "lock", over, 0.05))
+    alive = threading.Thread(target=lock._show_life, args=(folder / "lock", over, 0.05))
     alive.start()
     try:
-        with pytest.raises(ValueError, match=r"process 7 on 'elsewhere'"), \
-                holding(tmp_path, beat=0.2):  # fmt: skip
-            pass
+        yield
     finally:
         over.set()
         alive.join()
+
+
+def refused(folder, said):
+    with pytest.raises(ValueError, match=said), holding(folder, beat=0.2):
+        pass
+
+
+def test_another_machines_process_that_shows_life_keeps_the_folder(tmp_path):
+    sign(tmp_path, host="elsewhere", pid=7)
+    with showing_life(tmp_path):
+        refused(tmp_path, r"process 7 on 'elsewhere'")
 
 
 def test_another_machines_process_that_shows_none_is_forgotten(tmp_path):
@@ -154,16 +165,8 @@ def test_without_locks_a_living_process_of_this_machine_keeps_it_while_it_shows_
     tmp_path, no_locks
 ):
     sign(tmp_path, pid=os.getppid())
-    over = threading.Event()
-    alive = threading.Thread(target=lock._show_life, args=(tmp_path / "lock", over, 0.05))
-    alive.start()
-    try:
-        with pytest.raises(ValueError, match=f"process {os.getppid()}"), \
-                holding(tmp_path, beat=0.2):  # fmt: skip
-            pass
-    finally:
-        over.set()
-        alive.join()
+    with showing_life(tmp_path):
+        refused(tmp_path, f"process {os.getppid()}")
 
 
 def test_without_locks_a_dead_process_of_this_machine_is_forgotten_at_once(tmp_path, no_locks):

@@ -1,20 +1,18 @@
 """`delving train -m`: planned, each run once; a failure stops no other, what was cut goes on."""
 
-import contextlib
-import io
 import json
 import os
 import signal
-import sys
 import threading
 
 import pytest
+from calling import call
 from fabricate import snapshot
 from smoke import WORDS, differences
 from smoke import train as train_one
 
-from delving import cli, record
 from delving import config as configs
+from delving import record
 from delving.multirun import _add, align, plan_sweep, state_of
 from delving.naming import name_run
 
@@ -77,25 +75,14 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def train(monkeypatch, capsys):
+def train(delving):
     """`delving train` in this process: (exit code, lines of stdout, stderr)."""
 
     def call(*words):
-        monkeypatch.setattr(sys, "argv", ["delving", "train", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return end.value.code, said.out.splitlines(), said.err
+        code, out, err = delving("train", *words)
+        return code, out.splitlines(), err
 
     return call
-
-
-@pytest.fixture
-def no_workers(monkeypatch):
-    def fail(self):
-        raise AssertionError("a worker was started")
-
-    monkeypatch.setattr("delving.workers.Worker._start", fail)
 
 
 def runs(home):
@@ -311,23 +298,22 @@ def test_columns_are_as_wide_as_their_widest_cell():
     assert align([["a", "bbb", "c"], ["aa", "b", ""]]) == ["a   bbb  c", "aa  b"]
 
 
-# --- in earnest ---
+# --- in earnest: with the real worker, as in test_reproduce ---
 @pytest.fixture(scope="module")
 def earnest(tmp_path_factory):
     """Two runs trained by the command, with its real workers, and what it said."""
-    home, said = tmp_path_factory.mktemp("home"), io.StringIO()
+    home = tmp_path_factory.mktemp("home")
     words = ["-m", *SMOKE, "act=relu", "seed=0..1", "train.epochs=1", "--jobs", "1"]
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        patch.setattr(sys, "argv", ["delving", "train", *words])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    assert end.value.code == 0, said.getvalue()
-    return home, words, said.getvalue().splitlines()
+        code, said, _ = call("train", *words)
+    assert code == 0, said
+    return home, said.splitlines()
 
 
+@pytest.mark.long
 def test_a_sweep_trains_what_single_runs_would(earnest, tmp_path, monkeypatch, train):
-    home, _, lines = earnest
+    home, lines = earnest
     name = "small14-relu-he-epochs1-s1"
     monkeypatch.chdir(tmp_path)
     assert train(*SMOKE, "act=relu", "seed=1", "train.epochs=1")[0] == 0

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from composed import mix
 from torch import nn
 
 import delving
@@ -70,8 +71,8 @@ def test_parameters_with_relu_and_1000_classes(model, millions):
 @pytest.mark.parametrize("act", choices("act"))
 @pytest.mark.parametrize("model", choices("model"))
 def test_the_layer_table_leaves_no_parameter_out(model, act):
-    net, _ = build(f"model={model}", f"act={act}")
-    listed = count(f"model={model}", f"act={act}", what="params")
+    net, layers = build_model(mix("scale=paper", model=model, act=act), 1000)
+    listed = sum(row["params"] for row in describe(net, layers, 224))
     assert listed == sum(p.numel() for p in net.parameters())
 
 
@@ -187,7 +188,7 @@ def test_a_depth_below_the_list_is_refused():
 @pytest.mark.parametrize("act", RECTIFIERS)
 @pytest.mark.parametrize("model", choices("model"))
 def test_a_rectifier_follows_every_layer_but_the_classifier(model, act):
-    net, _ = build(f"model={model}", f"act={act}")
+    net, _ = build_model(mix("scale=paper", model=model, act=act), 1000)
     kind = type(RECTIFIERS[act](1, 0.25))
     chain = [*net.features, *net.classifier]
     weighted = [i for i, m in enumerate(chain) if isinstance(m, nn.Conv2d | nn.Linear)]

@@ -177,7 +177,7 @@ def test_under_bf16_autocast_slope_and_its_gradient_stay_fp32(name):
     assert act.slope.dtype == act.slope.grad.dtype == torch.float32
     y, grad = (t.detach().double().numpy() for t in (y, grad))
     _, expected = oracles.rectify_gradients(y, act.slope.tolist(), grad)
-    # y is read from a response of eight bits: each product is off by 1 in 256 at most, and to either
+    # y is read from a response of eight bits: each product is off by 1 in 256 at most, to either
     # side. Summed in bf16, too, they would miss by several percent.
     products = np.abs(np.minimum(y, 0) * grad)
     products = products.sum() if act.slope.numel() == 1 else products.sum((0, 2, 3))

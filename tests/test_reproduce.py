@@ -1,7 +1,6 @@
 """`delving reproduce`: what is missing is trained, once; all is drawn, also from the records alone;
 what fails is named and stops nothing."""
 
-import contextlib
 import io
 import json
 import os
@@ -12,11 +11,12 @@ import sys
 import types
 
 import pytest
+from calling import call
 from fabricate import make_planned, snapshot
 
 import delving.run
-from delving import cli, record, work
 from delving import config as configs
+from delving import record, work
 from delving.plan import load_measured, make_plan
 from delving.reference import copy_records
 from delving.reproduce import Ledger, _count, count_jobs
@@ -35,14 +35,12 @@ FILES = {
 def home(tmp_path_factory):
     """A working directory in which two artefacts were reproduced by the command, in earnest; no
     test may change it."""
-    home, said = tmp_path_factory.mktemp("home"), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        patch.setattr(sys, "argv", ["delving", "reproduce", *WORDS, "--jobs", "1"])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    assert end.value.code == 0
-    (home / "said").write_text(said.getvalue())
+        code, said, _ = call("reproduce", *WORDS, "--jobs", "1")
+    assert code == 0
+    (home / "said").write_text(said)
     return home
 
 
@@ -59,28 +57,14 @@ def copied(home, tmp_path):
 
 
 @pytest.fixture
-def reproduce(monkeypatch, capsys):
+def reproduce(monkeypatch, delving):
     """`delving reproduce` in this process, at home in a folder: (exit code, stdout, stderr)."""
 
     def call(folder, *words):
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["delving", "reproduce", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return end.value.code, said.out, said.err
+        return delving("reproduce", *words)
 
     return call
-
-
-@pytest.fixture
-def no_workers(monkeypatch):
-    """Nothing may be trained."""
-
-    def fail(self):
-        raise AssertionError("a worker was started")
-
-    monkeypatch.setattr("delving.workers.Worker._start", fail)
 
 
 @pytest.fixture
@@ -101,6 +85,17 @@ def test_it_trains_every_run_and_says_so(home, scale):
     assert said.splitlines()[0].startswith("Trained on 96 generated drawings")
     assert "conv1's slope stands out" in said
     assert said.splitlines()[-1] == "outputs/smoke/report.html"
+
+
+def test_a_worker_trains_its_second_run_as_the_command_does_its_only_one(
+    scale, tmp_path, monkeypatch, delving
+):
+    monkeypatch.chdir(tmp_path)
+    assert delving("train", "scale=smoke", "seed=1")[0] == 0
+    ours, alone = (root / "runs" / RUNS[1] for root in (scale, tmp_path / "outputs" / "smoke"))
+    for file in ("checkpoint/model.safetensors", "config.yaml"):
+        assert (ours / file).read_bytes() == (alone / file).read_bytes()
+    assert record.read_result(ours)["eval"] == record.read_result(alone)["eval"]
 
 
 @pytest.mark.parametrize("artefact", FILES)
@@ -329,13 +324,11 @@ def test_as_many_runs_side_by_side_as_wanted_or_as_there_are_cores_but_one():
     assert 1 <= count_jobs("cpu", None) <= os.cpu_count()
 
 
-def test_slopes_of_reproduced_runs_are_drawn(home, monkeypatch, capsys):
+def test_slopes_of_reproduced_runs_are_drawn(home, monkeypatch, delving):
     monkeypatch.chdir(home)
-    monkeypatch.setattr(sys, "argv", ["delving", "plot-slopes", *RUNS[:2]])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert end.value.code == 0
-    figure = home / capsys.readouterr().out.strip()
+    code, out, _ = delving("plot-slopes", *RUNS[:2])
+    assert code == 0
+    figure = home / out.strip()
     assert figure.exists()
     assert (figure.parent / "data.csv").read_text().startswith("run,layer,slopes,mean,low,high")
     shutil.rmtree(figure.parent)

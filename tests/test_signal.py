@@ -12,14 +12,7 @@ from oracles import gain
 from torch import nn
 
 from delving.config import compose
-from delving.initializer import (
-    gaussian,
-    he,
-    he_backward,
-    initialize,
-    layer_stds,
-    xavier,
-)  # fmt: skip
+from delving.initializer import gaussian, he, he_backward, initialize, layer_stds, xavier
 from delving.net import build_net
 from delving.notation import read_layers
 from delving.rectifier import RECTIFIERS
@@ -283,20 +276,13 @@ def test_the_std_of_xaviers_responses_is_exactly_2_to_the_minus_l_half_of_hes(
 DRAWS, OFF = range(12), 0.1
 
 
+@pytest.mark.parametrize(("rule", "moment"), [(he, "y2"), (he_backward, "dx2")])
 @pytest.mark.parametrize(("act", "slope"), [("relu", 0.0), ("prelu", 0.25), ("lrelu", 1.0)])
-def test_wide_nets_keep_the_second_moment_of_responses_under_he(act, slope):
-    draws, rows = moments_of(WIDE, he, seeds=DRAWS, act=act, slope=slope, crop=7)
+def test_wide_nets_keep_the_second_moment_of_responses_or_of_gradients(rule, moment, act, slope):
+    draws, rows = moments_of(WIDE, rule, seeds=DRAWS, act=act, slope=slope, crop=7)
     found = summarise(draws, rows)[:5]
-    assert [row["y2_theory"] for row in found] == pytest.approx([0] * 5)
-    assert [row["y2_ratio"] for row in found] == pytest.approx([1] * 5, rel=OFF)
-
-
-@pytest.mark.parametrize(("act", "slope"), [("relu", 0.0), ("prelu", 0.25), ("lrelu", 1.0)])
-def test_wide_nets_keep_the_second_moment_of_gradients_under_he_backward(act, slope):
-    draws, rows = moments_of(WIDE, he_backward, seeds=DRAWS, act=act, slope=slope, crop=7)
-    found = summarise(draws, rows)[:5]
-    assert [row["dx2_theory"] for row in found] == pytest.approx([0] * 5)
-    assert [row["dx2_ratio"] for row in found] == pytest.approx([1] * 5, rel=OFF)
+    assert [row[f"{moment}_theory"] for row in found] == pytest.approx([0] * 5)
+    assert [row[f"{moment}_ratio"] for row in found] == pytest.approx([1] * 5, rel=OFF)
 
 
 @pytest.mark.parametrize(("act", "slope"), [("relu", 0.0), ("prelu", 0.25)])

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import types
+from functools import partial
 from pathlib import Path
 
 import fake_slurm
@@ -15,8 +16,8 @@ import pytest
 from rich.console import Console
 from smoke import WORDS, differences, outcome
 
-from delving import cli, record, slurm_job
 from delving import config as configs
+from delving import record, slurm_job
 from delving.display import Overview
 from delving.launcher import Slurm, read_settings, split_words
 from delving.multirun import plan_sweep
@@ -32,17 +33,9 @@ RUN = "small14-prelu-he-s0"
 
 
 @pytest.fixture
-def train(monkeypatch, capsys):
+def train(delving):
     """`delving train` in this process: (exit code, stdout, stderr)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["delving", "train", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return end.value.code, said.out, said.err
-
-    return call
+    return partial(delving, "train")
 
 
 @pytest.fixture
@@ -472,10 +465,25 @@ def test_the_signal_that_follows_term_ends_the_waiting(environment, handlers, mo
     assert end.value.code == -1
 
 
-def in_job(monkeypatch, tmp_path, error):
-    """What calling a job of one task comes to where train_run raises."""
+def as_in_job(monkeypatch, tmp_path):
+    """The variables that submitit gives to a job of one task."""
     for name, value in {"FOLDER": tmp_path, "LOCAL_JOB_ID": "5", "EXECUTOR": "local"}.items():
         monkeypatch.setenv(f"SUBMITIT_{name}", str(value))
+
+
+def test_a_job_trains_its_run_and_leaves_plain_lines(monkeypatch, tmp_path, handlers, capsys):
+    as_in_job(monkeypatch, tmp_path)
+    [(name, config)] = the_plan(smoke_sweep(tmp_path / "out", "seed=5")).runs.items()
+    slurm_job.TrainingJob(name, configs.to_yaml(config))()
+    said = capsys.readouterr().out
+    assert record.read_result(tmp_path / "out" / "smoke" / "runs" / name)["seed"] == 5
+    assert "small14 at width 1/16 on 96 generated images" in said
+    assert "\x1b" not in said
+
+
+def in_job(monkeypatch, tmp_path, error):
+    """What calling a job comes to where train_run raises."""
+    as_in_job(monkeypatch, tmp_path)
 
     def fail(config, watch):
         raise error
@@ -530,6 +538,7 @@ def children(pid):
     return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.long
 def test_a_job_trains_a_run_to_its_end_and_leaves_plain_lines(home, capsys):
     sweep = smoke_sweep(home / "out", "seed=5")
     failed = train_there(sweep, Slurm(gpus=0), wait=True, say=Overview(Console()),

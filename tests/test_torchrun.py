@@ -1,4 +1,7 @@
-"""torchrun starts the ranks, ends them together, and starts them again where one was lost."""
+"""torchrun starts the ranks, ends them together, and starts them again where one was lost.
+
+It takes seconds to start anything; what the ranks then do is in test_ranks, in forked processes.
+"""
 
 import os
 import shutil
@@ -9,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from smoke import WORDS, differences, outcome, train
+from smoke import WORDS, differences, outcome
 from test_ranks import free_port, trained
 
 from delving import record
@@ -17,18 +20,6 @@ from delving.checkpoint import load_checkpoint
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run that one process has trained."""
-    return train(tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture
-def root(whole, tmp_path):
-    shutil.copytree(whole.parents[2] / "data", tmp_path / "data")
-    return tmp_path
 
 
 def start(root, *options, words=(), wrapper=()):
@@ -79,6 +70,7 @@ def wait_for_step(root, step, seconds=60):
     raise TimeoutError
 
 
+@pytest.mark.long
 def test_two_processes_train_a_run_and_one_speaks(whole, root):
     process = start(root, "--standalone", "--nproc-per-node=2")
     output = finish(process)
@@ -93,6 +85,7 @@ def test_two_processes_train_a_run_and_one_speaks(whole, root):
     ]
 
 
+@pytest.mark.long
 def test_a_slip_is_told_once_and_ends_all(root):
     process = start(root, "--standalone", "--nproc-per-node=2", words=["train.lrr=1"])
     output = finish(process)

@@ -3,14 +3,12 @@
 import json
 import os
 import re
-import sys
 import zipfile
 
 import numpy as np
 import pytest
 from helpers import write_file, write_folder
 
-from delving import cli
 from delving.data.images import Images
 from delving.data.sources import find_folder
 from delving.data.verify import verify_data
@@ -29,13 +27,12 @@ def spoil(root):
     write_file(root / "val" / "dog" / "copy.JPEG", (root / "train" / "dog" / "2.JPEG").read_bytes())
 
 
-def verify_by_command(monkeypatch, capsys, root, *more):
-    words = ["data", "verify", "scale=smoke", "data=folder", f"data.root={root}", *more,
-             "data.classes=2", "data.train_images=null", "data.val_images=null"]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["delving", *words])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    return end.value.code, capsys.readouterr()
+@pytest.fixture
+def verify(delving):
+    """`delving data verify` of a folder: (exit code, stdout, stderr)."""
+    words = ["scale=smoke", "data=folder", "data.classes=2", "data.train_images=null",
+             "data.val_images=null"]  # fmt: skip
+    return lambda root, *more: delving("data", "verify", *words, f"data.root={root}", *more)
 
 
 def test_sound_data_is_counted_by_split_and_class(root):
@@ -75,27 +72,27 @@ def test_equal_images_within_one_split_are_no_duplicates(root):
     assert verify_data(*find_folder(root)).sound
 
 
-def test_the_command_says_sound_and_ends_with_zero(root, monkeypatch, capsys):
-    code, said = verify_by_command(monkeypatch, capsys, root)
+def test_the_command_says_sound_and_ends_with_zero(root, verify):
+    code, out, _ = verify(root)
     assert code == 0
-    assert re.search(r"train: 6 images, 6 of them sound, 2 classes: cat 3, dog 3", said.out)
-    assert said.out.splitlines()[-1] == "sound"
+    assert re.search(r"train: 6 images, 6 of them sound, 2 classes: cat 3, dog 3", out)
+    assert out.splitlines()[-1] == "sound"
 
 
-def test_the_command_names_what_is_wrong_and_ends_with_one(root, monkeypatch, capsys):
+def test_the_command_names_what_is_wrong_and_ends_with_one(root, verify):
     spoil(root)
-    code, said = verify_by_command(monkeypatch, capsys, root)
+    code, out, _ = verify(root)
     assert code == 1
-    assert "bad: train/cat/1.JPEG" in said.out
-    assert "duplicate: train/dog/2.JPEG = val/dog/copy.JPEG" in said.out
-    assert said.out.splitlines()[-1] == "1 undecodable, 1 duplicates"
+    assert "bad: train/cat/1.JPEG" in out
+    assert "duplicate: train/dog/2.JPEG = val/dog/copy.JPEG" in out
+    assert out.splitlines()[-1] == "1 undecodable, 1 duplicates"
 
 
-def test_the_command_refuses_missing_data_with_two(tmp_path, monkeypatch, capsys):
-    code, said = verify_by_command(monkeypatch, capsys, tmp_path / "nowhere")
+def test_the_command_refuses_missing_data_with_two(tmp_path, verify):
+    code, _, err = verify(tmp_path / "nowhere")
     assert code == 2
-    assert "nowhere" in said.err
-    assert "Traceback" not in said.err
+    assert "nowhere" in err
+    assert "Traceback" not in err
 
 
 def test_every_fault_is_told_in_the_datas_order_in_one_pass(root):
@@ -130,11 +127,11 @@ def test_a_broken_member_of_a_zip_is_told_among_the_others(root, tmp_path):
     assert report.decoded == {"train": 2, "val": 0}
 
 
-def test_for_programs_all_is_told_as_json(root, monkeypatch, capsys):
+def test_for_programs_all_is_told_as_json(root, verify):
     spoil(root)
-    code, said = verify_by_command(monkeypatch, capsys, root, "--json")
+    code, out, _ = verify(root, "--json")
     assert code == 1
-    told = json.loads(said.out)
+    told = json.loads(out)
     assert told["sound"] is False
     assert told["counts"] == {"train": {"cat": 3, "dog": 3}, "val": {"cat": 2, "dog": 3}}
     assert told["decoded"] == {"train": 5, "val": 5}
@@ -144,15 +141,15 @@ def test_for_programs_all_is_told_as_json(root, monkeypatch, capsys):
     assert told["duplicates"] == [{"train": "train/dog/2.JPEG", "val": "val/dog/copy.JPEG"}]
 
 
-def test_names_cannot_speak_to_the_terminal(root, monkeypatch, capsys):
+def test_names_cannot_speak_to_the_terminal(root, verify):
     write_file(root / "train" / "cat" / "\x1b[2J\nsound.jpg", b"")
     write_file(root / "train" / "cat" / os.fsdecode(b"\xff\xfe.jpg"), b"")
-    code, said = verify_by_command(monkeypatch, capsys, root)
+    code, out, _ = verify(root)
     assert code == 1
-    assert r"bad: train/cat/\x1b[2J\nsound.jpg cannot be decoded" in said.out
-    assert r"bad: train/cat/\udcff\udcfe.jpg cannot be decoded" in said.out
-    assert "\x1b" not in said.out
-    assert said.out.splitlines()[-1] == "2 undecodable, 0 duplicates"
-    code, said = verify_by_command(monkeypatch, capsys, root, "--json")
-    names = {bad["name"] for bad in json.loads(said.out)["bad"]}
+    assert r"bad: train/cat/\x1b[2J\nsound.jpg cannot be decoded" in out
+    assert r"bad: train/cat/\udcff\udcfe.jpg cannot be decoded" in out
+    assert "\x1b" not in out
+    assert out.splitlines()[-1] == "2 undecodable, 0 duplicates"
+    code, out, _ = verify(root, "--json")
+    names = {bad["name"] for bad in json.loads(out)["bad"]}
     assert names == {"train/cat/\x1b[2J\nsound.jpg", "train/cat/\udcff\udcfe.jpg"}

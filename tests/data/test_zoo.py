@@ -6,7 +6,6 @@ import re
 import signal
 import socket
 import struct
-import sys
 import time
 import zlib
 from functools import lru_cache, partial
@@ -16,7 +15,6 @@ import pytest
 from helpers import encode, smooth_pixels, write_file
 from PIL import Image
 
-from delving import cli
 from delving.data.augment import center_view, whole_views
 from delving.data.images import ASPECT, BYTES, FolderReader, Images, UndecodableImageError
 from delving.data.loader import Cache, TrainingBatches, Views
@@ -245,21 +243,20 @@ def test_a_long_image_resized_as_a_whole_stays_small(tmp_path):
 
 
 # --- data verify ---
-def verify(monkeypatch, capsys, root):
-    words = ["data", "verify", "scale=smoke", "data=folder", f"data.root={root}",
-             "data.classes=null", "data.train_images=null", "data.val_images=null"]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["delving", *words])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    return end.value.code, capsys.readouterr().out
+@pytest.fixture
+def verify(delving):
+    """`delving data verify` of a folder of any classes: (exit code, stdout)."""
+    words = ["scale=smoke", "data=folder", "data.classes=null", "data.train_images=null",
+             "data.val_images=null"]  # fmt: skip
+    return lambda root: delving("data", "verify", *words, f"data.root={root}")[:2]
 
 
-def test_verify_finds_nothing_wrong_with_odd_images(tmp_path, monkeypatch, capsys):
+def test_verify_finds_nothing_wrong_with_odd_images(tmp_path, verify):
     for name in SOUND:
         put(tmp_path / "train" / "zoo", name)
     put(tmp_path / "val" / "zoo", "one_pixel.png")
     (tmp_path / "train" / "zoo" / "one_pixel.png").unlink()
-    code, said = verify(monkeypatch, capsys, tmp_path)
+    code, said = verify(tmp_path)
     count = len(SOUND) - 1
     assert said.splitlines() == [
         f"train: {count} images, {count} of them sound, 1 classes: zoo {count}",
@@ -269,12 +266,12 @@ def test_verify_finds_nothing_wrong_with_odd_images(tmp_path, monkeypatch, capsy
     assert code == 0
 
 
-def test_verify_lists_all_that_is_wrong_in_order_and_in_one_pass(tmp_path, monkeypatch, capsys):
+def test_verify_lists_all_that_is_wrong_in_order_and_in_one_pass(tmp_path, verify):
     names = [name for name in BROKEN if name != "unreadable.jpg"]
     for name in names:
         put(tmp_path / "train" / "zoo", name)
     put(tmp_path / "val" / "zoo", "one_pixel.png")
-    code, said = verify(monkeypatch, capsys, tmp_path)
+    code, said = verify(tmp_path)
     lines = said.splitlines()
     assert lines[0] == f"train: {len(names)} images, 0 of them sound, 1 classes: zoo {len(names)}"
     assert lines[-1] == f"{len(names)} undecodable, 0 duplicates"
