@@ -229,14 +229,10 @@ def test_a_damaged_record_is_refused_by_file_and_key_before_anything_is_drawn(
 
 
 @pytest.mark.parametrize("value", [[1], {"conv1": ["x"]}])
-def test_damaged_slopes_are_not_plotted_but_named(copied, monkeypatch, capsys, value):
+def test_damaged_slopes_are_not_plotted_but_named(copied, value):
     record.write_json(copied / "runs" / RUNS[0] / "slopes.json", value)
-    words = ["plot-slopes", RUNS[0], "--output-root", str(copied.parent)]
-    monkeypatch.setattr(sys, "argv", ["delving", *words])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    err = capsys.readouterr().err
-    assert (end.value.code, len(err.splitlines())) == (2, 1)
+    code, _, err = call("plot-slopes", RUNS[0], "--output-root", copied.parent)
+    assert (code, len(err.splitlines())) == (2, 1)
     assert f"{RUNS[0]}/slopes.json is damaged" in err
 
 
