@@ -8,7 +8,7 @@ try:
 
     import typer
 
-    from delving import cli_paper, cli_train, disk, exits, terminal
+    from delving import cli_bench, cli_paper, cli_train, disk, exits, terminal
     from delving.cli_data import Overrides, data_app, speaks
 except KeyboardInterrupt:  # before main() can hear it
     raise SystemExit(130) from None
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 cli_train.register(app)
 cli_paper.register(app)
+cli_bench.register(app)
 
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 

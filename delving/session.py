@@ -16,6 +16,7 @@ from delving.data.images import Images
 from delving.data.input import Input, blank_input, measure_input
 from delving.data.loader import Cache, cached, count_workers
 from delving.evaluate import Tester
+from delving.momentum import Momentum
 from delving.net import Net
 from delving.notation import Layer
 from delving.ranks import ALONE, Ranks
@@ -41,7 +42,7 @@ class Session:
     watch: Watch
     input: Input | None = None
     recipe: Recipe | None = None
-    optimizer: torch.optim.SGD | None = None
+    optimizer: Momentum | None = None
     progress: Progress = field(default_factory=Progress)
     seconds: float = 0.0  # of training, over all sittings
     shelf: dict = field(default_factory=dict)  # what other runs of this process can use too

@@ -137,8 +137,7 @@ def restore(session: Session, tensors: dict, state: dict) -> None:
                 raise ValueError(
                     f"{folder}: its checkpoint is of another model (momentum of {name})"
                 )
-            momentum = torch.empty_like(p).copy_(saved)
-            session.optimizer.state[p]["momentum_buffer"] = momentum
+            session.optimizer.velocity[p] = torch.empty_like(p).copy_(saved)
     record.truncate_log(folder / "log.jsonl", state["log_bytes"])
     session.log(
         event="resume",
@@ -151,7 +150,7 @@ def restore(session: Session, tensors: dict, state: dict) -> None:
 def _spread_momentum(session: Session, names: list[str]) -> None:
     for name, p in session.net.named_parameters():
         if name in names:
-            kept = session.optimizer.state[p].setdefault("momentum_buffer", torch.empty_like(p))
+            kept = session.optimizer.velocity.setdefault(p, torch.empty_like(p))
             session.ranks.spread([kept])
 
 
@@ -161,11 +160,12 @@ def save(session: Session) -> None:
         return
     net = {f"net.{k}": v.contiguous() for k, v in session.net.state_dict().items()}
     net |= {f"input.{k}": v.contiguous() for k, v in session.input.state_dict().items()}
-    buffers = {
-        name: session.optimizer.state[p].get("momentum_buffer")
+    velocity = session.optimizer.velocity
+    momentum = {
+        name: velocity[p].contiguous()
         for name, p in session.net.named_parameters()
+        if p in velocity
     }
-    momentum = {name: v.contiguous() for name, v in buffers.items() if v is not None}
     log = session.folder / "log.jsonl"
     record.sync_log(log)
     state = {

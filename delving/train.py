@@ -14,6 +14,7 @@ from delving.data.augment import rows_of
 from delving.data.input import Input
 from delving.data.loader import Batch
 from delving.device import wide
+from delving.momentum import Momentum
 from delving.net import Dropout, Net
 from delving.ranks import ALONE, Ranks
 from delving.rectifier import PReLU
@@ -97,11 +98,10 @@ def group_parameters(net: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def build_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+def build_optimizer(net: nn.Module, recipe: Recipe) -> Momentum:
     """assumed: momentum is PyTorch's, the learning rate outside of the velocity (Caffe: inside)."""
     groups = group_parameters(net, recipe.weight_decay)
-    fused = next(net.parameters()).device.type in ("cpu", "cuda")
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=fused)
+    return Momentum(groups, lr=recipe.lr, momentum=recipe.momentum)
 
 
 def learning_rate(recipe: Recipe, step: int, drops: int) -> float:
@@ -115,7 +115,7 @@ def learning_rate(recipe: Recipe, step: int, drops: int) -> float:
 def train(
     net: Net,
     input: Input,
-    optimizer: torch.optim.SGD,
+    optimizer: Momentum,
     *,
     batches: Iterable[Batch],
     recipe: Recipe,
@@ -139,7 +139,7 @@ def train(
         for _ in range(1 if rehearsed else 2):
             # DDP puts its sums in order after the first backward of a sitting, and a run that was
             # taken up is to sum every step's gradients in the order of one that was not.
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             shown = accumulate_gradients(
                 net, input, batch, recipe=recipe, step=progress.step, autocast=autocast, ranks=ranks
             )

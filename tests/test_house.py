@@ -21,6 +21,7 @@ FLOORS = [
     [
         "launcher",
         "notation",
+        "momentum",
         "groups",
         "signals",
         "meter",
@@ -45,9 +46,9 @@ FLOORS = [
     ["paper"],
     ["draw", "work", "reference", "tasks", "slurm_job", "slurm_queue"],
     ["reproduce", "multirun"],
-    ["compare", "slurm"],
+    ["compare", "slurm", "bench"],
     ["cli_data"],
-    ["cli_paper", "cli_train"],
+    ["cli_paper", "cli_train", "cli_bench"],
     ["cli", "__main__"],
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
@@ -135,7 +136,9 @@ def test_records_are_a_leaf():
     assert own_imports(PACKAGE / "record.py") == set()
 
 
-@pytest.mark.parametrize("name", ["cli.py", "cli_data.py", "cli_paper.py", "cli_train.py"])
+@pytest.mark.parametrize(
+    "name", ["cli.py", "cli_data.py", "cli_paper.py", "cli_train.py", "cli_bench.py"]
+)
 def test_the_command_line_imports_nothing_heavy_at_its_top(name):
     tree = tree_of(PACKAGE / name)
     body = [n for top in tree.body for n in (top.body if isinstance(top, ast.Try) else [top])]

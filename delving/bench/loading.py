@@ -1,0 +1,137 @@
+"""Training images from JPEG files, against torchvision's ImageFolder and v2 transforms."""
+
+import io
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from PIL import Image
+
+from delving.bench.rounds import ROUNDS, Row, compare, in_turns
+from delving.config import compose
+from delving.data.images import SUFFIXES, FolderReader, Images
+from delving.data.loader import TrainingBatches, cached, count_cores, count_workers, iterate
+
+COUNT, CLASSES = 100, 10  # images, repeated for as long as it takes
+SIZE, QUALITY = (500, 375), 90  # as ImageNet's are on average
+CROP, SIDES, BATCH = 224, (256, 512), 16
+SECONDS = 3.0  # of a round
+
+
+def bench_loader(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
+    """Images a second at s in [256, 512] and crop 224, by as many loader processes; of the JPEG
+    files of data.root, a folder or zip, where it is given, else of generated ones."""
+    config = compose([*words, "scale=paper"])
+    workers, root = count_workers(config.data.workers), config.data.root
+    with tempfile.TemporaryDirectory() as scratch:
+        images = write_folder(Path(scratch), _given(Path(root)) if root else _generated())
+        ways = {
+            "ours": lambda: _rate(_ours(images, workers)),
+            "torchvision": lambda: _rate(_torchvision(Path(scratch), workers)),
+            "decoding": lambda: _decode_rate(images),
+        }
+        found = in_turns(ways, rounds)
+    limit = median(found["decoding"]) * max(1, min(workers, count_cores()))
+    kind = "real" if root else "generated"
+    name = f"loader, {kind} JPEG files, s in [256, 512], crop 224, {workers} processes"
+    return [compare(f"{name}: against torchvision's", found["ours"], found["torchvision"],
+                    limit=limit, unit="images/s", device=f"{count_cores()} cores")]  # fmt: skip
+
+
+def write_folder(root: Path, files: Iterator[bytes]) -> Images:
+    """The first COUNT files, in class folders below root."""
+    names = []
+    for number, data in enumerate(islice(files, COUNT)):
+        names.append(f"class{number % CLASSES}/{number}.JPEG")
+        (root / names[-1]).parent.mkdir(exist_ok=True)
+        (root / names[-1]).write_bytes(data)
+    classes = [f"class{i}" for i in range(CLASSES)]
+    labels = np.arange(len(names)) % CLASSES
+    return Images(names, labels, classes, classes, FolderReader(root))
+
+
+def _given(root: Path) -> Iterator[bytes]:
+    """The files of a folder or a zip.
+
+    Raises:
+        ValueError: there are fewer than classes.
+    """
+    if root.is_file():
+        with zipfile.ZipFile(root) as whole:
+            names = [n for n in whole.namelist() if n.lower().endswith(SUFFIXES[:2])]
+            found = [whole.read(name) for name in names[:COUNT]]
+    else:
+        paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES[:2])
+        found = [path.read_bytes() for path in paths[:COUNT]]
+    if len(found) < CLASSES:
+        raise ValueError(f"data.root={root}: {len(found)} JPEG files, at least {CLASSES} needed")
+    yield from found
+
+
+def _generated() -> Iterator[bytes]:
+    """Noise with the falling spectrum of photographs, whose files are as large as theirs."""
+    rng = np.random.Generator(np.random.Philox(0))
+    for _ in range(COUNT):
+        layers = [
+            np.asarray(Image.fromarray(rng.integers(0, 256, (SIZE[1] // n, SIZE[0] // n, 3),
+                                                    dtype=np.uint8)).resize(SIZE), np.float32) * n
+            for n in (2, 4, 8, 16, 32)
+        ]  # fmt: skip
+        file = io.BytesIO()
+        mixed = sum(layers) / (2 + 4 + 8 + 16 + 32)
+        Image.fromarray(mixed.astype(np.uint8)).save(file, "JPEG", quality=QUALITY)
+        yield file.getvalue()
+
+
+def _rate(batches: Iterator[int]) -> float:
+    """Images a second; the first batch, with which processes start, is not counted."""
+    next(batches)
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < SECONDS:
+        count += next(batches)
+    return count / (time.perf_counter() - start)
+
+
+def _ours(images: Images, workers: int) -> Iterator[int]:
+    source = cached(images, gigabytes=0, workers=workers)
+    batches = TrainingBatches(source, batch=BATCH, crop=CROP, sides=SIDES, flip=True, seed=0)
+    for batch in iterate(batches, range(1_000_000), workers=workers, pin=False):
+        yield len(batch.labels)
+
+
+def _torchvision(root: Path, workers: int) -> Iterator[int]:
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
+    resized = [v2.Resize(s, antialias=True) for s in range(SIDES[0], SIDES[1] + 1)]
+    change = v2.Compose([
+        v2.PILToTensor(),
+        v2.RandomChoice(resized),
+        v2.RandomCrop(CROP),
+        v2.RandomHorizontalFlip(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize([0.5] * 3, [0.25] * 3),
+    ])  # fmt: skip
+    data = ImageFolder(root, change)
+    loader = DataLoader(data, BATCH, shuffle=True, num_workers=workers,
+                        sampler=None, persistent_workers=workers > 0)  # fmt: skip
+    while True:
+        for _, labels in loader:
+            yield len(labels)
+
+
+def _decode_rate(images: Images) -> float:
+    """Images a second that one core decodes, and does nothing else with."""
+    files = [images.bytes_of(index) for index in range(len(images))]
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < SECONDS / 2:
+        Image.open(io.BytesIO(files[count % len(files)])).convert("RGB")
+        count += 1
+    return count / (time.perf_counter() - start)

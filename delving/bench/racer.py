@@ -1,0 +1,40 @@
+"""A process of racing.py: for each number of steps that it reads it writes images a second."""
+
+import json
+import os
+import sys
+import time
+
+import torch
+
+from delving.bench.rounds import settle
+from delving.bench.training import build
+from delving.ranks import joined
+from delving.train import Progress, build_optimizer, train
+
+
+def main() -> None:
+    plain, words = json.loads(sys.argv[1])
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    with joined() as ranks:
+        bench = build(words, ranks)
+        net = ranks.share(bench.net, bench.device)
+        optimizer = build_optimizer(bench.net, bench.recipe)
+        steps = bench.plain() if plain else None
+
+        def ours(count: int) -> None:
+            batches = (bench.share(ranks) for _ in range(count))
+            for _ in train(net, bench.input, optimizer, batches=batches, recipe=bench.recipe,
+                           progress=Progress(), autocast=bench.autocast, ranks=ranks):  # fmt: skip
+                pass
+
+        for line in sys.stdin:
+            count, start = int(line), time.perf_counter()
+            (steps or ours)(count)
+            settle(bench.device)
+            images = count * len(bench.batch.labels) / ranks.size
+            print(images / (time.perf_counter() - start), flush=True)
+
+
+if __name__ == "__main__":
+    main()

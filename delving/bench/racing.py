@@ -1,0 +1,107 @@
+"""Nets that train side by side in processes of their own, and in ranks that share their batches."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from delving.bench.rounds import ROUNDS, Row, compare, in_turns
+
+STEPS = 40  # of a round
+
+
+class Racer:
+    """A process that trains a net on noise, and waits between rounds."""
+
+    def __init__(self, words: Sequence[str], *, plain: bool, threads: int, **environment: str):
+        own = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "delving.bench.racer", json.dumps([plain, list(words)])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            env=os.environ | own | environment,
+        )
+
+    def start(self, steps: int) -> None:
+        print(steps, file=self.process.stdin, flush=True)
+
+    def rate(self) -> float:
+        """Images a second of the steps that were started.
+
+        Raises:
+            RuntimeError: the process has ended.
+        """
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a process of the race ended, exit code {self.process.wait()}")
+        return float(line)
+
+    def __enter__(self) -> "Racer":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def race(racers: Sequence[Racer], steps: int = STEPS) -> float:
+    """Images a second of all together."""
+    for racer in racers:
+        racer.start(steps)
+    return sum(racer.rate() for racer in racers)
+
+
+def bench_side_by_side(words: Sequence[str], cores: int, rounds: int = ROUNDS) -> list[Row]:
+    """All cores: as many of our nets as cores, a thread each, which is how `reproduce` trains,
+    against one plain net with all threads; and one of ours with all threads against it."""
+    with ExitStack() as stack:
+
+        def racer(*, plain: bool, threads: int) -> Racer:
+            return stack.enter_context(Racer(words, plain=plain, threads=threads))
+
+        ways = {
+            "ours": [racer(plain=False, threads=1) for _ in range(cores)],
+            "alone": [racer(plain=False, threads=cores)],
+            "plain": [racer(plain=True, threads=cores)],
+        }
+        found = in_turns({name: lambda r=racers: race(r) for name, racers in ways.items()}, rounds)
+    about = {"unit": "images/s", "device": f"cpu, {cores} cores"}
+    name = f"train {' '.join(words)}"
+    return [
+        compare(f"{name}, {cores} nets side by side: against a plain net with {cores} threads",
+                found["ours"], found["plain"], **about),
+        compare(f"{name}, {cores} threads: against a plain net with as many", found["alone"],
+                found["plain"], **about),
+    ]  # fmt: skip
+
+
+def bench_ranks(words: Sequence[str], counts: Sequence[int], rounds: int = ROUNDS) -> list[Row]:
+    """One run by n ranks, a GPU or else a thread each, against one rank, as the paper's "speedup"
+    has it: the same batch, shared."""
+    rows = []
+    for count in counts:
+        with ExitStack() as stack:
+            alone = [stack.enter_context(Racer(words, plain=False, threads=1))]
+            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()),
+                      "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}  # fmt: skip
+            ranks = [
+                stack.enter_context(Racer(words, plain=False, threads=1, RANK=str(rank),
+                                          LOCAL_RANK=str(rank), **shared))
+                for rank in range(count)
+            ]  # fmt: skip
+            found = in_turns({"ranks": lambda r=ranks: race(r), "alone": lambda a=alone: race(a)},
+                             rounds)  # fmt: skip
+        rows.append(compare(f"train {' '.join(words)}, {count} ranks: against one", found["ranks"],
+                            found["alone"], limit=None, unit="images/s",
+                            device=f"{count} devices"))  # fmt: skip
+    return rows
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]

@@ -1,0 +1,66 @@
+"""How long commands take to begin."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from delving.bench.rounds import ROUNDS, Row, compare, in_turns
+
+POLL = 0.005  # seconds between two looks
+
+
+def bench_start(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
+    """Seconds of `delving --help`; and from the command to the first step of a training, of which
+    loading torch is the least there can be."""
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        found = in_turns(
+            {
+                "help": lambda: _seconds([sys.executable, "-m", "delving", "--help"]),
+                "torch": lambda: _seconds([sys.executable, "-c", "import torch"]),
+                "step": lambda: _first_step(scratch, words),
+            },
+            rounds,
+        )
+    beyond = [step - torch for step, torch in zip(found["step"], found["torch"], strict=True)]
+    about = {"unit": "s", "device": "cpu"}
+    return [
+        compare("start: delving --help", found["help"], **about),
+        compare("start: to the first step of train scale=smoke, beyond import torch", beyond,
+                **about),
+    ]  # fmt: skip
+
+
+def _seconds(command: Sequence[str]) -> float:
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def _first_step(scratch: Path, words: Sequence[str]) -> float:
+    """Seconds from the command to its log's first step; it is ended there."""
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    (scratch / "data").mkdir(exist_ok=True)
+    (folder / "data").symlink_to(scratch / "data")  # the images are generated once
+    command = [sys.executable, "-m", "delving", "train", "scale=smoke", "train.log_every=1",
+               *words, f"output_root={folder}"]  # fmt: skip
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        while process.poll() is None and not _has_stepped(folder):
+            time.sleep(POLL)
+        took = time.perf_counter() - start
+    finally:
+        process.kill()
+        process.wait()
+    if not _has_stepped(folder):
+        raise RuntimeError(f"{' '.join(command)} ended without a step")
+    return took
+
+
+def _has_stepped(folder: Path) -> bool:
+    logs = folder.glob("smoke/runs/*/log.jsonl")
+    return any('"event": "step"' in log.read_text(encoding="utf-8") for log in logs)

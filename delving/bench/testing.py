@@ -1,0 +1,68 @@
+"""Dense testing: all windows of an image at once, against one forward pass for each window."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from delving import device as devices
+from delving.bench.rounds import ROUNDS, Row, compare, in_turns, seconds_each
+from delving.bench.training import Bench, build
+from delving.evaluate import score_windows
+
+S = 15  # sevenths of the crop: 480 pixels at the paper's 224
+CROPS = 8  # windows of which a forward pass is timed, in place of hundreds
+
+
+def bench_dense(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
+    """Images a second at s = 480 (or its like at other scales), a view each."""
+    bench = build(words)
+    net, side = bench.net.eval(), S * bench.config.data.crop // 7
+    draws = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (1, side, side, 3), generator=draws, dtype=torch.uint8)
+    x = bench.input(pixels.to(bench.device))
+    windows = count_windows(bench, x)
+    crops = x[:, :, : bench.config.data.crop, : bench.config.data.crop].expand(
+        min(CROPS, windows), -1, -1, -1
+    )
+    ways = {
+        "ours": lambda: score_windows(net, x, bench.autocast),
+        "crops": lambda: net(crops.contiguous(memory_format=torch.channels_last)),
+        "loop": lambda: loop_over_windows(bench, x),
+    }
+    shares = {"crops": len(crops) / windows}
+
+    @torch.no_grad()
+    def rate(name: str) -> float:
+        with bench.autocast():
+            return shares.get(name, 1) / seconds_each(ways[name], bench.device)
+
+    found = in_turns({name: lambda name=name: rate(name) for name in ways}, rounds)
+    name = f"dense {bench.name.split(',')[0]}, {windows} windows at {side}"
+    about = {"unit": "images/s", "device": devices.name_device(bench.device)}
+    return [
+        compare(f"{name}: against a forward pass per window", found["ours"], found["crops"],
+                **about),
+        compare(f"{name}: against a loop over windows of the map", found["ours"], found["loop"],
+                **about),
+    ]  # fmt: skip
+
+
+@torch.no_grad()
+def count_windows(bench: Bench, x: Tensor) -> int:
+    rows, columns = bench.net.features(x).shape[2:]
+    return (rows - bench.net.map_size + 1) * (columns - bench.net.map_size + 1)
+
+
+def loop_over_windows(bench: Bench, x: Tensor) -> Tensor:
+    """The conv layers once, then SPP and fc layers window by window."""
+    net, size = bench.net, bench.net.map_size
+    maps = net.features(x)
+    rows, columns = (side - size + 1 for side in maps.shape[2:])
+    scores = [
+        net.classifier(net.spp(maps[:, :, top : top + size, left : left + size].contiguous(
+            memory_format=torch.channels_last)))
+        for top in range(rows)
+        for left in range(columns)
+    ]  # fmt: skip
+    return torch.stack(scores).float().softmax(2).mean(0)

@@ -1,0 +1,207 @@
+"""Training steps and forward passes on a batch in memory: ours against plain PyTorch."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from delving import device as devices
+from delving.bench.limits import matmul_rate
+from delving.bench.plain import make_plain, plain_steps
+from delving.bench.rounds import ROUNDS, Row, compare, in_turns, seconds_each
+from delving.build import build_model, materialise
+from delving.config import compose
+from delving.data.augment import rows_of
+from delving.data.input import Input, blank_input
+from delving.data.loader import Batch
+from delving.net import Net, describe
+from delving.ranks import ALONE, Ranks
+from delving.schema import Config
+from delving.session import plan_recipe
+from delving.train import Progress, Recipe, build_optimizer, train
+
+CLASSES = {"paper": 1000, "quarter": 200}
+LARGE = 1e9  # mult-adds an image
+ON_A_CPU = 2  # images a step of such nets, which take a second each there
+FORWARDS = 3  # a step's work in forward passes
+STD = 60.0  # grey levels, of noise
+
+
+@dataclass
+class Bench:
+    """A net, ours and plain, with a batch of noise on the device."""
+
+    config: Config
+    net: Net
+    input: Input
+    batch: Batch
+    recipe: Recipe
+    precision: str
+    multiply_adds: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.batch.pixels.device
+
+    @property
+    def autocast(self) -> Callable:
+        return partial(devices.autocast, self.device, self.precision)
+
+    @property
+    def name(self) -> str:
+        config = self.config
+        width = "" if config.model.width == 1 else f" at width {config.model.width:g}"
+        crop, images = config.data.crop, len(self.batch.labels)
+        return (f"{config.model.name} {config.act.name}{width}, {images} images of {crop}, "
+                f"{self.precision}")  # fmt: skip
+
+    def prepare(self, batch: Batch) -> Tensor:
+        """The net's input, with the colours altered."""
+        return self.input(batch.pixels, self.input.color_shift(batch.color, self.recipe.color))
+
+    def share(self, ranks: Ranks) -> Batch:
+        """The batch's rows that are a rank's."""
+        rows = rows_of(len(self.batch.labels), ranks.rank, ranks.size)
+        return Batch(*(x[rows] for x in self.batch[:3]), [])
+
+    def ours(self, count: int) -> None:
+        """So many steps of `delving train`, but for the loading."""
+        optimizer = build_optimizer(self.net, self.recipe)
+        batches = (self.batch for _ in range(count))
+        for _ in train(self.net, self.input, optimizer, batches=batches, recipe=self.recipe,
+                       progress=Progress(), autocast=self.autocast):  # fmt: skip
+            pass
+
+    def plain(self) -> Callable[[int], None]:
+        """The same of plain PyTorch, with a net of its own."""
+        net = make_plain(copy.deepcopy(self.net))
+        return plain_steps(net, self.batch, self.recipe, self.prepare, self.autocast)
+
+    def limit(self, forwards: float = FORWARDS) -> float:
+        """Images a second at the matmul rate of this run."""
+        rate = matmul_rate(self.device, self.precision)
+        return rate / (2 * forwards * self.multiply_adds)
+
+
+def build(words: Sequence[str], ranks: Ranks = ALONE) -> Bench:
+    """A net by overrides; noise as its images."""
+    config = compose(list(words))
+    device = devices.pick_device(
+        config.device, local_rank=ranks.local_rank, local_size=ranks.local_size
+    )
+    devices.prepare_backend(device)
+    classes = config.data.classes or CLASSES.get(config.scale, 12)
+    net, layers = build_model(config, classes)
+    cost = sum(row["multiply_adds"] for row in describe(net, layers, config.data.crop))
+    net = materialise(net, config, device)
+    images = ON_A_CPU if device.type == "cpu" and cost > LARGE else config.train.batch
+    recipe = plan_recipe(config, images * 1000)
+    # A rate that leaves the net as it is: a batch of noise learned by heart would not be finite.
+    recipe = replace(recipe, batch=images, micro_batch=images, lr=1e-9)
+    precision = devices.pick_precision(config.precision, device)
+    return Bench(config, net, noise_input(config, device), noise(config, images, classes, device),
+                 recipe, precision, cost)  # fmt: skip
+
+
+def noise_input(config: Config, device: torch.device) -> Input:
+    found = blank_input(config.data.crop)
+    found.mean.fill_(127.5)
+    found.std.fill_(STD)
+    return found.to(device)
+
+
+def noise(config: Config, images: int, classes: int, device: torch.device) -> Batch:
+    draws, crop = torch.Generator().manual_seed(0), config.data.crop
+    pixels = torch.randint(0, 256, (images, crop, crop, 3), generator=draws, dtype=torch.uint8)
+    labels = torch.randint(0, classes, (images,), generator=draws)
+    color = torch.randn(images, 3, generator=draws)
+    return Batch(*(x.to(device) for x in (pixels, labels, color)), [])
+
+
+def rate_of(steps: Callable[[int], None], bench: Bench) -> float:
+    """Images a second of a way to make steps."""
+    return len(bench.batch.labels) / seconds_each(lambda: steps(1), bench.device)
+
+
+def bench_train(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
+    """Steps a second against plain PyTorch, PReLU against ReLU, and the memory of both."""
+    bench = build([*words, "act=prelu"])
+    relu, plain = build([*words, "act=relu"]), bench.plain()
+    found = in_turns(
+        {
+            "ours": lambda: rate_of(bench.ours, bench),
+            "plain": lambda: rate_of(plain, bench),
+            "relu": lambda: rate_of(relu.ours, relu),
+        },
+        rounds,
+    )
+    about = {"unit": "images/s", "device": devices.name_device(bench.device)}
+    return [
+        compare(f"train {bench.name}: against plain PyTorch", found["ours"], found["plain"],
+                limit=bench.limit(), **about),
+        compare(f"train {bench.name}: against the same net with ReLU", found["ours"],
+                found["relu"], **about),
+        *_memory(bench, relu),
+    ]  # fmt: skip
+
+
+def _memory(bench: Bench, relu: Bench) -> list[Row]:
+    ways = {"prelu": bench, "relu": relu}
+    found = {name: [memory_of(way) / 1e9] for name, way in ways.items()}
+    what = "peak memory" if bench.device.type == "cuda" else "kept for the backward pass"
+    about = {"unit": "GB", "device": devices.name_device(bench.device)}
+    name = f"train {bench.name}: {what}, against ReLU"
+    return [compare(name, found["prelu"], found["relu"], **about)]
+
+
+def memory_of(bench: Bench) -> int:
+    """Bytes: on a GPU the peak of a step; elsewhere what a forward pass keeps, each tensor once,
+    and the weights with their gradients and momentum."""
+    if bench.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(bench.device)
+        bench.ours(2)
+        return torch.cuda.max_memory_allocated(bench.device)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    for module in bench.net.modules():
+        if hasattr(module, "seed"):
+            images = len(bench.batch.labels)
+            module.seed(0, images, slice(0, images))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), bench.autocast():
+        out = bench.net(bench.prepare(bench.batch))
+    del out
+    weights = {p.untyped_storage().data_ptr(): p.nbytes for p in bench.net.parameters()}
+    return sum((kept | weights).values()) + 2 * sum(weights.values())
+
+
+def bench_eval(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
+    """Forward passes of crops, as ten_view makes them, against plain PyTorch's."""
+    bench = build(words)
+    ours, plain = bench.net.eval(), make_plain(copy.deepcopy(bench.net)).eval()
+    found = in_turns(
+        {name: partial(_forward_rate, net, bench, name == "ours")
+         for name, net in {"ours": ours, "plain": plain}.items()},
+        rounds,
+    )  # fmt: skip
+    return [
+        compare(f"eval {bench.name}: crops, against plain PyTorch", found["ours"], found["plain"],
+                limit=bench.limit(1), unit="images/s", device=devices.name_device(bench.device))
+    ]  # fmt: skip
+
+
+@torch.no_grad()
+def _forward_rate(net: nn.Module, bench: Bench, channels_last: bool) -> float:
+    def forward() -> None:
+        x = bench.input(bench.batch.pixels)
+        with bench.autocast():
+            net(x if channels_last else x.contiguous())
+
+    return len(bench.batch.labels) / seconds_each(forward, bench.device)
