@@ -17,6 +17,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # help by rich takes a tenth of a second
     help="Reproduces 'Delving Deep into Rectifiers' (He, Zhang, Ren, Sun 2015).",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -53,7 +54,7 @@ def evaluate(
         terminal.say(f"saved in {folder / 'eval'}")
 
 
-@app.command()
+@app.command(short_help="Layers, parameters, cost, deviations of a net.")
 def show(overrides: Overrides = None, as_json: AsJson = False) -> None:
     """The layers of a net, its parameters and cost, and what deviates from the paper's recipe."""
     from delving.config import compose
@@ -96,7 +97,7 @@ def list_(
             terminal.say(f"  {name:14} {groups.describe(group, name)}")
 
 
-@app.command("plot-curves")
+@app.command("plot-curves", short_help="Draw the training curves of runs.")
 def plot_curves(
     runs: Annotated[list[str], typer.Argument(help="Folders or names of runs.")],
     to: Annotated[Path, typer.Option(help="The picture; its data.csv lies beside it.")] = Path(

@@ -38,4 +38,4 @@ def bench(
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to the application."""
-    app.command()(bench)
+    app.command(short_help="Speed here, beside plain PyTorch's.")(bench)

@@ -97,7 +97,7 @@ def _overview():
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to the application."""
-    app.command()(reproduce)
-    app.command("compare-init")(compare_init)
-    app.command("plot-slopes")(plot_slopes)
-    app.command()(ensemble)
+    app.command(short_help="Train what is missing; draw tables and figures.")(reproduce)
+    app.command("compare-init", short_help="He against Xavier at any depth.")(compare_init)
+    app.command("plot-slopes", short_help="Draw learned slopes beside Table 1.")(plot_slopes)
+    app.command(short_help="Average the saved scores of runs.")(ensemble)

@@ -133,4 +133,4 @@ def _overview():
 
 def register(app: typer.Typer) -> None:
     """Adds the command to the application."""
-    app.command()(train)
+    app.command(short_help="Train a run and score it, or many with -m.")(train)

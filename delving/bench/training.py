@@ -24,8 +24,7 @@ from delving.session import plan_recipe
 from delving.train import Progress, Recipe, build_optimizer, train
 
 CLASSES = {"paper": 1000, "quarter": 200}
-LARGE = 1e9  # mult-adds an image
-ON_A_CPU = 2  # images a step of such nets, which take a second each there
+ON_A_CPU = 4e9  # mult-adds of a forward pass at most: of a large net fewer images than a batch
 FORWARDS = 3  # a step's work in forward passes
 STD = 60.0  # grey levels, of noise
 
@@ -97,7 +96,9 @@ def build(words: Sequence[str], ranks: Ranks = ALONE) -> Bench:
     net, layers = build_model(config, classes)
     cost = sum(row["multiply_adds"] for row in describe(net, layers, config.data.crop))
     net = materialise(net, config, device)
-    images = ON_A_CPU if device.type == "cpu" and cost > LARGE else config.train.batch
+    images = config.train.batch
+    if device.type == "cpu":
+        images = max(2, min(images, int(ON_A_CPU / cost)))
     recipe = plan_recipe(config, images * 1000)
     # A rate that leaves the net as it is: a batch of noise learned by heart would not be finite.
     recipe = replace(recipe, batch=images, micro_batch=images, lr=1e-9)
