@@ -86,11 +86,14 @@ inline void backward_row(const S *__restrict grad, const S *__restrict out,
 #pragma omp simd
     for (long i = 0; i < count; i++) {
         const float g = T::load(grad[i]), y = T::load(out[i]);
-        const uint32_t positive = a[i] < 0 ? T::raw(out[i]) & 1 : y > 0;
-        const float gx = positive ? g : a[i] * g;
+        // All ones where y > 0: by masks, of which compilers make vectors of the full width.
+        const int32_t odd = -int32_t(T::raw(out[i]) & 1), above = -int32_t(y > 0);
+        const int32_t marked = -int32_t(a[i] < 0);
+        const uint32_t positive = (odd & marked) | (above & ~marked);
+        const float gx = from_bits((bits_of(g) & positive) | (bits_of(a[i] * g) & ~positive));
         grad_x[i] = T::store(T::bits(gx));
         of_bias[i] += gx;
-        of_slope[i] += positive ? 0 : g * y;
+        of_slope[i] += from_bits(bits_of(g * y) & ~positive);
     }
 }
 

@@ -18,7 +18,12 @@ SOURCE = Path(__file__).parent / "kernels.cpp"
 # Products are not fused into sums, so that results are those of the plain forms.
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=off")
 # Tried in this order. OpenMP's calls find the library that torch has loaded, and its threads.
-TUNED = (("-march=native", "-fopenmp"), ("-mcpu=native",), ())
+TUNED = (
+    ("-march=native", "-mprefer-vector-width=512", "-fopenmp"),
+    ("-march=native", "-fopenmp"),
+    ("-mcpu=native",),
+    (),
+)
 SECONDS = 120
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 VECTOR = 64  # numbers in a row of which the kernels make good use
