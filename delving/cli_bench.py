@@ -36,6 +36,61 @@ def bench(
         terminal.say(f"  {', '.join(told)} ({row['unit']})")
 
 
+def estimate(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Artefacts, or all; and key=value such as scale=paper.", show_default=False
+        ),
+    ] = None,
+    rate: Annotated[
+        list[str] | None,
+        typer.Option(help="A model's images a second in training, if known: a=4400."),
+    ] = None,
+    tflops: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6, help="Operations a second in training, 10^12, if no probe is to be made here."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hours, GB of memory and GB of disk of artefacts, before anything is started.
+
+    From steps of each net here, or from rates that are stated. An artefact's row is what it takes
+    alone; the last row is all of them, which share runs. Hours are those of one device.
+    """
+    refuse_ranks("estimate")
+    artefacts = [word for word in words or [] if "=" not in word]
+    overrides = [word for word in words or [] if "=" in word]
+    stated = dict(map(_read_rate, rate or []))
+    from delving.estimate import estimate as reckon
+
+    say = (lambda line: None) if as_json else terminal.say
+    rows = reckon(artefacts, overrides, stated=stated, tflops=tflops, say=say)
+    if as_json:
+        terminal.write(json.dumps(rows, indent=2))
+        return
+    terminal.say(f"{'artefact':12} {'runs':>5} {'hours':>9} {'scoring':>9} {'memory':>10} disk")
+    for row in rows:
+        terminal.say(
+            f"{row['artefact']:12} {row['runs']:5} {row['hours']:9,.4g} {row['scoring']:9,.4g} "
+            f"{row['memory']:7,.3g} GB {row['disk']:,.3g} GB"
+        )
+
+
+def _read_rate(text: str) -> tuple[str, float]:
+    model, _, value = text.partition("=")
+    try:
+        images = float(value)
+    except ValueError:
+        images = 0.0
+    if not model or not 0 < images < 1e12:
+        raise ValueError(f"--rate {text}: must be a model and its images a second, such as a=4400")
+    return model, images
+
+
 def register(app: typer.Typer) -> None:
     """Adds the commands to the application."""
     app.command(short_help="Speed here, beside plain PyTorch's.")(bench)
+    app.command(short_help="Hours, memory and disk before starting.")(estimate)

@@ -132,21 +132,23 @@ def _padding(kernel: int, even: int) -> tuple[int, int]:
     return kernel // 2 - 1 + even % 2, even + 1
 
 
-def _map_of(features: nn.Module, crop: int) -> tuple[int, int]:
+def _map_of(features: nn.Sequential, crop: int) -> tuple[int, int]:
     """(channels, side) of the last feature map; ValueError names the smallest crop that has one."""
-    windows = [m for m in features if isinstance(m, nn.Conv2d | nn.MaxPool2d)]
-    side = _side_of(windows, crop)
+    side = map_side(features, crop)
     if not side:
-        larger = (c for c in range(crop - crop % 7 + 7, 512, 7) if _side_of(windows, c))
+        larger = (c for c in range(crop - crop % 7 + 7, 512, 7) if map_side(features, c))
         raise ValueError(
             f"data.crop={crop} is too small for these layers: at least {next(larger, 'more')}"
         )
-    return next(m for m in reversed(windows) if isinstance(m, nn.Conv2d)).out_channels, side
+    return next(m for m in reversed(features) if isinstance(m, nn.Conv2d)).out_channels, side
 
 
-def _side_of(windows: Sequence[nn.Module], size: int) -> int:
-    """The side of the last feature map; 0 where a filter or a window is larger than its map."""
-    for m in windows:
+def map_side(features: nn.Sequential, size: int) -> int:
+    """The side of the last feature map of an image; 0 where a filter or a window is larger than
+    its map."""
+    for m in features:
+        if not isinstance(m, nn.Conv2d | nn.MaxPool2d):
+            continue
         kernel, stride, padding = (
             n if isinstance(n, int) else n[0] for n in (m.kernel_size, m.stride, m.padding)
         )

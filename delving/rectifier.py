@@ -166,22 +166,17 @@ class Rectifier(nn.Module):
     Shape: (N, C) or (N, C, H, W) to the same. `bias` (C,) is added first.
     """
 
-    learned = False
-
     def __init__(self, slope: float):
         super().__init__()
         self.initial = slope
-        self.register_buffer("slope", torch.empty(1), persistent=False)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.constant_(self.slope, self.initial)
 
     def forward(self, y: Tensor, bias: Tensor | None = None) -> Tensor:
-        return rectify(y, bias, self.slope, self.learned)
+        # No buffer, since those have to be filled again wherever a net gets its storage.
+        kind = torch.promote_types(y.dtype, torch.float32)
+        return rectify(y, bias, y.new_full((1,), self.initial, dtype=kind), learned=False)
 
     def extra_repr(self) -> str:
-        return f"{self.slope.numel()}, slope={self.initial}"
+        return f"slope={self.initial}"
 
 
 class PReLU(Rectifier):
@@ -193,13 +188,19 @@ class PReLU(Rectifier):
         initial: their value at the start; the paper's is 0.25.
     """
 
-    learned = True
-
     def __init__(self, slopes: int, initial: float):
-        nn.Module.__init__(self)
-        self.initial = initial
+        super().__init__(initial)
         self.slope = nn.Parameter(torch.empty(slopes))
         self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.slope, self.initial)
+
+    def forward(self, y: Tensor, bias: Tensor | None = None) -> Tensor:
+        return rectify(y, bias, self.slope, learned=True)
+
+    def extra_repr(self) -> str:
+        return f"{self.slope.numel()}, initial={self.initial}"
 
 
 def build_relu(channels: int, slope: float) -> nn.Module:

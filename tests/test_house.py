@@ -47,6 +47,7 @@ FLOORS = [
     ["draw", "work", "reference", "tasks", "slurm_job", "slurm_queue"],
     ["reproduce", "multirun"],
     ["compare", "slurm", "bench"],
+    ["estimate"],
     ["cli_data"],
     ["cli_paper", "cli_train", "cli_bench"],
     ["cli", "__main__"],

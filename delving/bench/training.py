@@ -87,7 +87,11 @@ class Bench:
 
 def build(words: Sequence[str], ranks: Ranks = ALONE) -> Bench:
     """A net by overrides; noise as its images."""
-    config = compose(list(words))
+    return build_for(compose(list(words)), ranks)
+
+
+def build_for(config: Config, ranks: Ranks = ALONE) -> Bench:
+    """The same by a whole configuration."""
     device = devices.pick_device(
         config.device, local_rank=ranks.local_rank, local_size=ranks.local_size
     )

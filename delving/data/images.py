@@ -92,10 +92,13 @@ def decode(data: bytes, name: str) -> Image.Image:
     """
     with _opened(data, name) as image:
         # assumed: an image is turned upright by its EXIF rotation.
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # convert() would clip 16 bits at 255, not scale them
             image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-        return image.convert("RGB")
+        image.load()
+        # Both of Pillow's functions copy an image that they have nothing to do with.
+        return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @contextmanager

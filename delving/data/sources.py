@@ -83,6 +83,15 @@ SOURCES: dict[str, Callable[[Path], tuple[Images, Images]]] = {
     "shapes": find_folder,
 }
 
+# Training and validation images of each, where a run does not limit them.
+SIZES = {
+    "imagenet": (1_281_167, 50_000),
+    "tiny_imagenet": (100_000, 10_000),
+    "imagenette": (9_469, 3_925),
+    "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000),
+}
+
 
 def _class_folders(root: Path, split: str) -> Listing:
     folder = root / split

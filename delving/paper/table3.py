@@ -90,7 +90,7 @@ def _build_step(name: str, device: torch.device, precision: str) -> Callable[[in
         for layer in net.modules():
             if hasattr(layer, "seed"):
                 layer.seed(0, batch, slice(0, batch))
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         with devices.autocast(device, precision):
             logits = net(x.contiguous(memory_format=torch.channels_last))
         F.cross_entropy(logits.float(), labels).backward()

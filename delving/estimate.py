@@ -1,0 +1,160 @@
+"""`delving estimate`: hours, memory and disk of artefacts before anything is started."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from delving.bench.rounds import round_off, seconds_each
+from delving.bench.training import FORWARDS, Bench, build_for, memory_of
+from delving.build import CLASSES, build_model
+from delving.data.sources import SIZES
+from delving.evaluate import name_protocols
+from delving.net import Net, describe, map_side
+from delving.plan import Plan, make_plan
+from delving.schema import Config
+
+STEPS, SECONDS = 20, 30.0  # of a probe: so many steps, or as many as fit
+FP32, HALF = 4, 2  # bytes
+COPIES = 2 * 2  # weights and momentum; a checkpoint and the one before it
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a net, or of many: hours of one device, of which `scoring`; GB of its memory at most; GB
+    of disk for checkpoints and scores."""
+
+    hours: float
+    scoring: float
+    memory: float
+    disk: float
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Images a second of a net in training, GB of memory, and where both are from."""
+
+    images: float
+    memory: float
+    source: str
+
+
+def estimate(
+    artefacts: Sequence[str],
+    words: Sequence[str],
+    *,
+    stated: Mapping[str, float] | None = None,
+    tflops: float | None = None,
+    say: Callable[[str], None],
+) -> list[dict]:
+    """A row for each artefact, alone, and one for all of them, which share runs.
+
+    Args:
+        stated: images a second by model, where known; the others' follow from `tflops`, so many
+            10^12 operations a second, or else from a probe of each net here.
+
+    Raises:
+        ValueError: as make_plan; a model that no artefact trains.
+    """
+    plan = make_plan(artefacts, words)
+    stated = dict(stated or {})
+    models = {config.model.name for config in plan.runs.values()}
+    if strange := sorted(set(stated) - models):
+        raise ValueError(f"--rate {strange[0]}=...: choose from {', '.join(sorted(models))}")
+    rates: dict[str, Rate] = {}
+    costs = {}
+    for run, config in plan.runs.items():
+        key = repr((config.model, config.data.crop, config.data.classes))
+        if key not in rates:
+            rates[key] = find_rate(config, stated, tflops)
+            say(f"{config.model.name}: {rates[key].images:,.1f} images/s, {rates[key].source}")
+        costs[run] = cost_of(config, rates[key])
+    return [_row(name, set(_runs_of(plan, name)), costs) for name in plan.requests] + [
+        _row("all of them", costs, costs)
+    ]
+
+
+def _runs_of(plan: Plan, artefact: str) -> Iterable[str]:
+    """Its own and, where it shows what another has measured, that one's."""
+    shown = [artefact, *plan.requests[artefact].needs]
+    return (run for name in shown for arm in plan.arms[name].values() for run in arm)
+
+
+def _row(name: str, runs: Iterable[str], costs: dict[str, Cost]) -> dict:
+    found = [costs[run] for run in runs]
+    total = Cost(
+        sum(c.hours for c in found),
+        sum(c.scoring for c in found),
+        max((c.memory for c in found), default=0.0),
+        sum(c.disk for c in found),
+    )
+    numbers = {key: round_off(value) for key, value in asdict(total).items()}
+    return {"artefact": name, "runs": len(found)} | numbers
+
+
+def find_rate(config: Config, stated: Mapping[str, float], tflops: float | None) -> Rate:
+    """What a net does a second: as stated, reckoned, or measured here."""
+    net, cost = _measure_net(config)
+    if config.model.name in stated:
+        return Rate(stated[config.model.name], reckon_memory(net, config), "as stated")
+    if tflops:
+        images = tflops * 1e12 / (2 * FORWARDS * cost)
+        return Rate(images, reckon_memory(net, config), f"at {tflops:g} TFLOP/s")
+    return probe(build_for(config))
+
+
+def probe(bench: Bench) -> Rate:
+    """STEPS steps on noise, here."""
+    images, batch = len(bench.batch.labels), bench.config.train.batch
+    first = seconds_each(lambda: bench.ours(1), bench.device, least=0)
+    count = max(1, min(STEPS, int(SECONDS / first)))
+    seconds = seconds_each(lambda: bench.ours(count), bench.device, least=0) / count
+    weights = sum(p.nbytes for p in bench.net.parameters())
+    # Here it may have been fewer images than the batch.
+    memory = 3 * weights + (memory_of(bench) - 3 * weights) * batch / images
+    return Rate(images / seconds, memory / 1e9, f"{count} steps of {images} here")
+
+
+def reckon_memory(net: Net, config: Config) -> float:
+    """GB: weights, gradients and momentum in fp32, and each layer's responses in half precision."""
+    _, layers = build_model(config, net.classifier[-1].out_features)
+    shapes = [row["output"].split("x") for row in describe(net, layers, config.data.crop)]
+    responses = sum(math.prod(map(int, shape)) for shape in shapes) * config.train.batch
+    weights = sum(p.numel() for p in net.parameters())
+    return (3 * FP32 * weights + HALF * responses) / 1e9
+
+
+def cost_of(config: Config, rate: Rate) -> Cost:
+    """Of one run."""
+    net, multiply_adds = _measure_net(config)
+    train_images, val_images = _images(config)
+    training = config.train.epochs * train_images / rate.images
+    looks = config.train.epochs / config.eval.every * min(config.eval.images, val_images)
+    views = looks + val_images * sum(_forwards(net, config, multiply_adds).values())
+    scoring = views / (FORWARDS * rate.images)
+    classes = net.classifier[-1].out_features
+    names = name_protocols(config.eval.protocols, config.eval.dense_s)
+    disk = COPIES * FP32 * sum(p.numel() for p in net.parameters())
+    disk += len(names) * val_images * classes * HALF
+    return Cost((training + scoring) / 3600, scoring / 3600, rate.memory, disk / 1e9)
+
+
+def _forwards(net: Net, config: Config, multiply_adds: int) -> dict[str, float]:
+    """Forward passes of a crop that an image costs, by protocol."""
+    fc = sum(p.numel() for p in net.classifier.parameters() if p.dim() == 2)
+    crop, found = config.data.crop, {"center": 1.0, "ten_view": 10.0, "dense": 0.0}
+    for s in config.eval.dense_s:
+        side = s * crop // 7
+        windows = (map_side(net.features, side) - net.map_size + 1) ** 2
+        whole = (multiply_adds - fc) * (side / crop) ** 2 + windows * fc
+        found["dense"] += 2 * whole / multiply_adds  # and flipped
+    return {name: found[name] for name in config.eval.protocols}
+
+
+def _images(config: Config) -> tuple[int, int]:
+    known = SIZES.get(config.data.name, (0, 0))
+    return config.data.train_images or known[0], config.data.val_images or known[1]
+
+
+def _measure_net(config: Config) -> tuple[Net, int]:
+    net, layers = build_model(config, config.data.classes or CLASSES.get(config.data.name, 1000))
+    return net, sum(row["multiply_adds"] for row in describe(net, layers, config.data.crop))

@@ -1,0 +1,148 @@
+"""What `delving bench` compares computes the same, and its figures are reckoned rightly. How fast
+anything is, no test asks."""
+
+import json
+
+import pytest
+import torch
+from calling import call
+from hypothesis import given
+from hypothesis import strategies as st
+
+from delving.bench import loading, racing, rounds, table, testing, training
+from delving.bench.plain import make_plain
+from delving.evaluate import score_windows
+
+WORDS = ["scale=smoke", "train.dropout=0", "device=cpu"]
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """Rounds that take no time."""
+    monkeypatch.setattr(rounds, "SECONDS", 0.0)
+    monkeypatch.setattr(loading, "SECONDS", 0.01)
+    monkeypatch.setattr(racing, "STEPS", 1)
+
+
+@pytest.mark.parametrize("act", ["relu", "lrelu", "prelu", "prelu_shared"])
+@pytest.mark.parametrize("model", ["small14", "a"])
+def test_the_plain_net_computes_what_ours_does(model, act):
+    """The same scores and the same gradients, in float64, so that only speed is compared."""
+    bench = training.build([*WORDS, f"model={model}", f"act={act}"])
+    ours = bench.net.double()
+    plain = make_plain(training.copy.deepcopy(ours)).double()
+    x = bench.prepare(bench.batch).double()
+    out, wanted = ours(x), plain(x.contiguous())
+    torch.testing.assert_close(out, wanted)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).double()
+    out.backward(grad)
+    wanted.backward(grad)
+    for mine, theirs in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad.view_as(mine), rtol=1e-9, atol=1e-12)
+
+
+def test_dense_testing_scores_as_the_loop_over_windows_does():
+    bench = training.build(WORDS)
+    bench.net.eval()
+    x = bench.input(torch.randint(0, 256, (2, 40, 44, 3), dtype=torch.uint8))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            score_windows(bench.net, x, bench.autocast), testing.loop_over_windows(bench, x)
+        )
+
+
+def test_windows_are_counted_as_dense_testing_has_them():
+    bench = training.build(WORDS)
+    maps = bench.net.features(torch.zeros(1, 3, 60, 60)).shape[2]
+    x = torch.zeros(1, 3, 60, 60)
+    assert testing.count_windows(bench, x) == (maps - bench.net.map_size + 1) ** 2 > 1
+
+
+@given(
+    pairs=st.lists(st.tuples(st.floats(0.01, 100), st.floats(0.01, 100)), min_size=1, max_size=7),
+    unit=st.sampled_from(["images/s", "ms"]),
+)
+def test_a_ratio_says_how_many_times_better_ours_is(pairs, unit):
+    mine, theirs = map(list, zip(*pairs, strict=True))
+    row = rounds.compare("x", mine, theirs, unit=unit, device="cpu", limit=1000.0)
+    each = sorted((b / a if unit == "ms" else a / b) for a, b in pairs)
+    assert (row.low, row.high) == (each[0], each[-1])
+    assert row.low <= row.ratio <= row.high
+    assert row.fraction == (1000 / row.ours if unit == "ms" else row.ours / 1000)
+
+
+def test_two_ways_take_turns_and_the_first_round_does_not_count():
+    calls = []
+
+    def way(name):
+        calls.append(name)
+        return len(calls)
+
+    found = rounds.in_turns({n: lambda n=n: way(n) for n in "ab"}, rounds=3)
+    assert calls == list("abababab")
+    assert found == {"a": [3, 5, 7], "b": [4, 6, 8]}
+
+
+@pytest.mark.usefixtures("brief")
+def test_every_row_has_the_keys_of_the_contract(monkeypatch):
+    monkeypatch.setattr(rounds, "ROUNDS", 1)
+    code, out, err = call("bench", "eval", "scale=smoke", "--json")
+    assert (code, err) == (0, "")
+    for row in json.loads(out):
+        assert list(row) == ["row", "ours", "baseline", "ratio", "low", "high", "limit",
+                             "fraction", "unit", "device"]  # fmt: skip
+        assert row["ours"] > 0
+        assert row["unit"] == "images/s"
+
+
+def test_an_unknown_row_is_refused_with_the_choices():
+    code, out, err = call("bench", "rectifer")
+    assert (code, out) == (2, "")
+    assert "did you mean rectifier" in err
+
+
+def test_words_that_name_a_net_are_measured_alone():
+    assert table._nets(["model=c", "device=cpu"], "abc") == [["model=c", "device=cpu"]]
+    nets = table._nets(["device=cpu"], "abc")
+    assert ["device=cpu", "scale=cpu"] in nets
+    assert len(nets) == 3
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize("kind", ["zip", "folder", "generated"])
+def test_the_loader_is_measured_on_the_files_that_are_given(kind, tmp_path, monkeypatch):
+    import zipfile
+
+    monkeypatch.setattr(loading, "COUNT", 12)
+    words = ["data.workers=0"]
+    files = list(loading._generated())[:12]
+    if kind == "zip":
+        with zipfile.ZipFile(tmp_path / "some.zip", "w") as some:
+            for number, data in enumerate(files):
+                some.writestr(f"val/n{number}/{number}.JPEG", data)
+        words.append(f"data.root={tmp_path / 'some.zip'}")
+    if kind == "folder":
+        (tmp_path / "val").mkdir()
+        for number, data in enumerate(files):
+            (tmp_path / "val" / f"{number}.jpg").write_bytes(data)
+        words.append(f"data.root={tmp_path}")
+    [row] = loading.bench_loader(words, rounds=1)
+    assert ("generated" in row.row) == (kind == "generated")
+    assert row.ours > 0
+    assert row.baseline > 0
+
+
+def test_too_few_files_are_refused(tmp_path):
+    (tmp_path / "one.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"1 JPEG files, at least 10 needed"):
+        loading.bench_loader([f"data.root={tmp_path}"], rounds=1)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("brief")
+def test_nets_that_race_all_train():
+    side, alone = racing.bench_side_by_side(WORDS, 2, rounds=1)
+    assert side.ours > 0
+    assert alone.baseline == side.baseline
+    [ranks] = racing.bench_ranks(WORDS, [2], rounds=1)
+    assert ranks.ours > 0
