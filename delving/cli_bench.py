@@ -17,6 +17,7 @@ def bench(
         str, typer.Argument(help="rectifier, train, eval, dense, loader, scaling, start, or all.")
     ],
     overrides: Overrides = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns that the ways take.")] = 7,
     as_json: AsJson = False,
 ) -> None:
     """Speed here, beside plain PyTorch's in the same rounds and this machine's own limits.
@@ -26,7 +27,7 @@ def bench(
     refuse_ranks("bench")
     from delving.bench.table import measure
 
-    rows = [row.as_record() for row in measure(what, overrides or [])]
+    rows = [row.as_record() for row in measure(what, overrides or [], rounds)]
     if as_json:
         terminal.write(json.dumps(rows, indent=2))
         return

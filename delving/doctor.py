@@ -63,6 +63,19 @@ def _devices() -> Iterator[tuple[str, str]]:
     precision = devices.pick_precision("auto", device)
     scale = "cpu" if device.type == "cpu" else "quarter or paper"
     yield "device", f"{devices.name_device(device)}, precision {precision}; fitting scale: {scale}"
+    yield "kernels", _kernels(device.type)
+
+
+def _kernels(kind: str) -> str:
+    from delving.kernels import gpu, native
+
+    if kind == "cpu":
+        compiled = native.load() is not None
+        return "compiled for this CPU" if compiled else "none: a C++ compiler makes training faster"
+    if kind == "cuda":
+        there = gpu.programs() is not None
+        return "Triton's" if there else "none: `pip install triton` makes training faster"
+    return "none for this device"
 
 
 def _shapes(output_root: Path) -> str:

@@ -126,12 +126,25 @@ def robustness() -> list[str]:
     return [line for line in text.splitlines() if line.startswith("|")]
 
 
+SPEED = ("ours", "baseline", "ratio", "low", "high", "limit")
+
+
+def speed() -> list[str]:
+    """The rows of `delving bench all --json`, as committed."""
+    lines = ["| what | " + " | ".join(SPEED) + " | |", "|---" * (len(SPEED) + 2) + "|"]
+    for row in read_json(REFERENCE / "bench" / "cpu.json"):
+        numbers = ["" if row[key] is None else f"{row[key]:,.4g}" for key in SPEED]
+        lines.append(f"| {row['row']} | " + " | ".join(numbers) + f" | {row['unit']} |")
+    return lines
+
+
 BLOCKS: dict[str, Callable[[], list[str]]] = {
     "assumptions": partial(collect, "assumed"),
     "deviations": partial(collect, "ours"),
     "real": partial(results, "first-tiny-imagenet"),
     "ledger": ledger,
     "robustness": robustness,
+    "speed": speed,
     "table2": partial(table, "table2"),
     "table1": partial(table, "table1"),
 }

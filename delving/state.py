@@ -14,6 +14,7 @@ from delving import device as devices
 from delving import record
 from delving.build import load_weights, materialise
 from delving.checkpoint import WEIGHTS, check_room, load_checkpoint, save_checkpoint, settle
+from delving.kernels import gpu, native
 from delving.session import Session, check_same_data, measure_for, plan_recipe
 from delving.train import Progress, build_optimizer
 
@@ -189,10 +190,17 @@ def environment(session: Session) -> dict:
         "platform": platform.platform(),
         "device": devices.name_device(session.device),
         "precision": session.precision,
+        "kernels": _kernels(session.device),
         "cores": os.cpu_count(),
         "ranks": session.ranks.size,
         "data": session.data,
     }
+
+
+def _kernels(device: torch.device) -> str:
+    """Which computes rectifiers: sums may differ in their last digits."""
+    found = {"cpu": native.load, "cuda": gpu.programs}.get(device.type, lambda: None)()
+    return "plain" if found is None else "fused"
 
 
 def git_revision() -> str | None:

@@ -84,9 +84,8 @@ def test_two_ways_take_turns_and_the_first_round_does_not_count():
 
 
 @pytest.mark.usefixtures("brief")
-def test_every_row_has_the_keys_of_the_contract(monkeypatch):
-    monkeypatch.setattr(rounds, "ROUNDS", 1)
-    code, out, err = call("bench", "eval", "scale=smoke", "--json")
+def test_every_row_has_the_keys_of_the_contract():
+    code, out, err = call("bench", "eval", "scale=smoke", "--rounds", "1", "--json")
     assert (code, err) == (0, "")
     for row in json.loads(out):
         assert list(row) == ["row", "ours", "baseline", "ratio", "low", "high", "limit",

@@ -6,17 +6,20 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from delving.bench.training import build
 from delving.build import build_model, materialise
 from delving.config import compose
 from delving.kernels import native
 from delving.rectifier import PReLU, rectify, rectify_backward_plain, rectify_plain
 from delving.spp import SPP, pool_levels
+from delving.train import Progress, build_optimizer, train
 
 TYPES = (torch.float32, torch.bfloat16)
 SHAPES = [(3, 4), (7, 200), (2, 3, 4, 5), (2, 16, 9, 9), (3, 96, 7, 6), (1, 1, 1, 1)]
@@ -266,6 +269,31 @@ def test_a_home_that_cannot_be_written_leaves_the_plain_forms(monkeypatch, tmp_p
     (tmp_path / "file").write_text("")
     with loading_anew(monkeypatch, XDG_CACHE_HOME=tmp_path / "file"):
         assert native.load() is None
+
+
+def losses_of(seed, steps=40):
+    """The training losses of a small net on drawings that stay the same."""
+    bench = build(["scale=smoke", f"seed={seed}", "device=cpu"])
+    recipe = replace(bench.recipe, lr=0.005)
+    batches = (bench.batch for _ in range(steps))
+    return [
+        step.loss
+        for step in train(
+            bench.net, bench.input, build_optimizer(bench.net, recipe), batches=batches,
+            recipe=recipe, progress=Progress(), autocast=bench.autocast,
+        )
+    ]  # fmt: skip
+
+
+@compiled
+def test_a_runs_losses_with_the_kernels_are_those_without_but_for_rounding(monkeypatch):
+    """A hundredth of what another seed changes would already be seen."""
+    fast, other = losses_of(0), losses_of(1)
+    monkeypatch.setattr(native, "load", lambda: None)
+    plain = losses_of(0)
+    noise = max(abs(a - b) for a, b in zip(plain, other, strict=True))
+    assert max(abs(a - b) for a, b in zip(plain, fast, strict=True)) < 0.01 * noise
+    assert fast[-1] < fast[0]
 
 
 # Triton, which needs a GPU to run, but neither to be interpreted nor to be compiled

@@ -44,8 +44,12 @@ def round_off(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def seconds_each(work: Callable[[], None], device: torch.device, least: float = SECONDS) -> float:
-    """Seconds of one call, from as many calls as fill `least` seconds; one is made before."""
+def seconds_each(
+    work: Callable[[], None], device: torch.device, least: float | None = None
+) -> float:
+    """Seconds of one call, from as many calls as fill `least` seconds, by default SECONDS; one is
+    made before."""
+    least = SECONDS if least is None else least
     work()
     settle(device)
     count, start = 0, time.perf_counter()

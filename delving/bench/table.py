@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from delving.bench.loading import bench_loader
 from delving.bench.racing import bench_ranks, bench_side_by_side
 from delving.bench.rectifiers import bench_rectifier
-from delving.bench.rounds import Row
+from delving.bench.rounds import ROUNDS, Row
 from delving.bench.starting import bench_start
 from delving.bench.testing import bench_dense
 from delving.bench.training import bench_eval, bench_train
@@ -18,10 +18,11 @@ from delving.words import nearest
 LARGE = ("a", "b", "c", "small14")
 
 
-def measure(what: str, words: Sequence[str]) -> list[Row]:
+def measure(what: str, words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
     """The rows of one name, or of `all`.
 
     Args:
+        rounds: how often the ways take turns, after one turn to warm up.
         words: overrides. Where they name neither a model nor a scale, a GPU measures the paper's
             nets and a CPU those of scale cpu, and a narrow one of the paper's size.
 
@@ -29,11 +30,11 @@ def measure(what: str, words: Sequence[str]) -> list[Row]:
         ValueError: no such name.
     """
     if what == "all":
-        return [row for name in WHAT for row in WHAT[name](words)]
+        return [row for name in WHAT for row in WHAT[name](words, rounds)]
     if what not in WHAT:
         choices = ", ".join([*WHAT, "all"])
         raise ValueError(f"bench {what}: choose from {choices}{nearest(what, [*WHAT, 'all'])}")
-    return WHAT[what](words)
+    return WHAT[what](words, rounds)
 
 
 def _nets(words: Sequence[str], large: Sequence[str]) -> list[list[str]]:
@@ -46,33 +47,33 @@ def _nets(words: Sequence[str], large: Sequence[str]) -> list[list[str]]:
     return [[*words, "scale=paper", f"model={model}"] for model in large]
 
 
-def _train(words: Sequence[str]) -> list[Row]:
-    rows = [row for net in _nets(words, LARGE) for row in bench_train(net)]
+def _train(words: Sequence[str], rounds: int) -> list[Row]:
+    rows = [row for net in _nets(words, LARGE) for row in bench_train(net, rounds)]
     config = compose(list(words))
     if pick_device(config.device).type == "cpu" and config.scale == "cpu":
         cores = min(2, count_cores())
         for net in _nets(words, LARGE)[:2]:
-            rows += bench_side_by_side([*net, "device=cpu"], cores)
+            rows += bench_side_by_side([*net, "device=cpu"], cores, rounds)
     return rows
 
 
-def _eval(words: Sequence[str]) -> list[Row]:
-    return [row for net in _nets(words, LARGE[:1]) for row in bench_eval(net)]
+def _eval(words: Sequence[str], rounds: int) -> list[Row]:
+    return [row for net in _nets(words, LARGE[:1]) for row in bench_eval(net, rounds)]
 
 
-def _dense(words: Sequence[str]) -> list[Row]:
-    return [row for net in _nets(words, ("a", "c")) for row in bench_dense(net)]
+def _dense(words: Sequence[str], rounds: int) -> list[Row]:
+    return [row for net in _nets(words, ("a", "c")) for row in bench_dense(net, rounds)]
 
 
-def _scaling(words: Sequence[str]) -> list[Row]:
+def _scaling(words: Sequence[str], rounds: int) -> list[Row]:
     import torch
 
     cores = torch.cuda.device_count() or count_cores()
     counts = [2**n for n in range(1, int(math.log2(max(2, cores))) + 1)]
-    return bench_ranks(_nets(words, ("a",))[0], counts)
+    return bench_ranks(_nets(words, ("a",))[0], counts, rounds)
 
 
-WHAT: dict[str, Callable[[Sequence[str]], list[Row]]] = {
+WHAT: dict[str, Callable[[Sequence[str], int], list[Row]]] = {
     "rectifier": bench_rectifier,
     "train": _train,
     "eval": _eval,

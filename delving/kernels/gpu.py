@@ -15,18 +15,18 @@ WAVES = 4  # programs a multiprocessor, of those that sum
 
 
 @cache
-def _programs() -> ModuleType | None:
+def programs() -> ModuleType | None:
     """Triton takes a second to load, and is not there on every machine."""
     if importlib.util.find_spec("triton") is None:
         return None
-    from delving.kernels import programs
+    from delving.kernels import programs as found
 
-    return programs
+    return found
 
 
 def knows(x: Tensor) -> bool:
     """Whether there are programs for a tensor of this type and layout, channels innermost."""
-    return x.dtype in TYPES and channels_innermost(x) and _programs() is not None
+    return x.dtype in TYPES and channels_innermost(x) and programs() is not None
 
 
 def rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
@@ -36,7 +36,7 @@ def rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Ten
     grid = (_shares(rows, tile["ROWS"]), _shares(channels, tile["COLUMNS"]))
     given = (x, slope if bias is None else bias, slope, out, rows, channels)
     fixed = _fixed(x, slope, learned) | tile
-    _programs().rectify[grid](*given, BIASED=bias is not None, **fixed)
+    programs().rectify[grid](*given, BIASED=bias is not None, **fixed)
     return out
 
 
@@ -51,7 +51,7 @@ def rectify_backward(
     down = min(_shares(rows, tile["ROWS"]), max(1, WAVES * _multiprocessors(out) // across))
     sums = slope.new_empty(down, 2, channels)
     given = (grad, out, slope, grad_x, sums, rows, channels)
-    _programs().rectify_backward[(down, across)](*given, **_fixed(out, slope, learned), **tile)
+    programs().rectify_backward[(down, across)](*given, **_fixed(out, slope, learned), **tile)
     grad_bias, grad_slope = sums.sum(0)
     return grad_x, grad_bias, grad_slope
 
@@ -69,7 +69,7 @@ def _shares(count: int, size: int) -> int:
 
 def _fixed(x: Tensor, slope: Tensor, learned: bool) -> dict:
     """What programs are compiled for."""
-    language = _programs().tl
+    language = programs().tl
     bits = language.int32 if x.dtype == torch.float32 else language.int16
     return {"SHARED": int(slope.numel() == 1), "LEARNED": learned, "BITS": bits}
 
