@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from delving import terminal
+from delving import exits, terminal
 from delving.cli_data import Overrides, refuse_ranks
 
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
@@ -27,14 +27,24 @@ def bench(
     refuse_ranks("bench")
     from delving.bench.table import measure
 
-    rows = [row.as_record() for row in measure(what, overrides or [], rounds)]
+    records, failed = [], False
+    for name, rows in measure(what, overrides or [], rounds):
+        if isinstance(rows, Exception):
+            failed = True
+            typer.echo(f"delving: bench {name}: {terminal.plain(exits.describe(rows))}", err=True)
+            continue
+        records += [row.as_record() for row in rows]
+        for row in () if as_json else rows:
+            _say(row.as_record())
     if as_json:
-        terminal.write(json.dumps(rows, indent=2))
-        return
-    for row in rows:
-        terminal.say(f"{row['row']} ({row['device']})")
-        told = [f"{key} {row[key]:g}" for key in COLUMNS if row[key] is not None]
-        terminal.say(f"  {', '.join(told)} ({row['unit']})")
+        terminal.write(json.dumps(records, indent=2))
+    raise typer.Exit(1 if failed else 0)
+
+
+def _say(row: dict) -> None:
+    terminal.say(f"{row['row']} ({row['device']})")
+    told = [f"{key} {row[key]:g}" for key in COLUMNS if row[key] is not None]
+    terminal.say(f"  {', '.join(told)} ({row['unit']})")
 
 
 def estimate(

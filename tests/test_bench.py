@@ -100,6 +100,22 @@ def test_an_unknown_row_is_refused_with_the_choices():
     assert "did you mean rectifier" in err
 
 
+def test_of_all_rows_one_that_fails_costs_no_other(monkeypatch):
+    def fail(words, rounds):
+        raise RuntimeError("nothing to measure with")
+
+    row = rounds.compare("x", [1.0], [2.0], unit="ms", device="cpu")
+    seen = []
+    ways = {"a": fail, "loader": lambda words, rounds: seen.append(words) or [row], "b": fail}
+    monkeypatch.setattr(table, "WHAT", ways)
+    code, out, err = call("bench", "all", "data.root=x", "--json")
+    assert code == 1
+    assert [r["ratio"] for r in json.loads(out)] == [2.0]
+    assert "bench a: nothing to measure with" in err
+    assert len(err.splitlines()) == 2
+    assert seen == [["data.root=x"]]
+
+
 def test_words_that_name_a_net_are_measured_alone():
     assert table._nets(["model=c", "device=cpu"], "abc") == [["model=c", "device=cpu"]]
     nets = table._nets(["device=cpu"], "abc")

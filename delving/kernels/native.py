@@ -21,6 +21,7 @@ FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=off")
 TUNED = (
     ("-march=native", "-mprefer-vector-width=512", "-fopenmp"),
     ("-march=native", "-fopenmp"),
+    ("-march=native",),
     ("-mcpu=native",),
     (),
 )
