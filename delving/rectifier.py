@@ -5,10 +5,12 @@ in conf/act.
 
 One operator adds a layer's bias and rectifies, and its backward gives the gradients of response,
 bias and slope at once. It keeps its output alone, which the next layer keeps anyway, so that a
-PReLU net needs no more memory than a ReLU net. Two things make what is needed readable from it:
-- ours: where a slope is negative, f(y) > 0 on both sides of 0, and the last bit of f(y) tells the
-  side: f(y) may be off by one unit in its last place there.
-- ours: a learned slope nearer to 0 than 2^-60 counts as 2^-60 of its sign, so that f(y) / a is y.
+PReLU net needs no more memory than a ReLU net; what else is needed is read from it.
+
+ours: where a slope is negative, f(y) > 0 on both sides of 0, and the last bit of f(y) tells the
+side, so that f(y) may be off by one unit in its last place there.
+
+ours: a learned slope nearer to 0 than 2^-60 counts as 2^-60 of its sign, so that f(y) / a is y.
 """
 
 from collections.abc import Callable
@@ -53,7 +55,7 @@ def rectify_plain(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) 
 def rectify_backward_plain(
     grad: Tensor, out: Tensor, slope: Tensor, learned: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x (as `out`), and by channel, in fp32, those of bias and slope (C,)."""
+    """The gradients of x (as `out`), and by channel (C,), typed as slopes, of bias and slope."""
     a = by_channel(reach(slope, learned), out)
     positive = torch.where(a < 0, (out.view(INTEGERS[out.dtype]) & 1) > 0, out > 0)
     wide, y = grad.to(slope.dtype), out.to(slope.dtype)

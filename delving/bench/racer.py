@@ -10,7 +10,7 @@ import torch
 from delving.bench.rounds import settle
 from delving.bench.training import build
 from delving.ranks import joined
-from delving.train import Progress, build_optimizer, train
+from delving.train import Progress, train
 
 
 def main() -> None:
@@ -19,12 +19,11 @@ def main() -> None:
     with joined() as ranks:
         bench = build(words, ranks)
         net = ranks.share(bench.net, bench.device)
-        optimizer = build_optimizer(bench.net, bench.recipe)
         steps = bench.plain() if plain else None
 
         def ours(count: int) -> None:
             batches = (bench.share(ranks) for _ in range(count))
-            for _ in train(net, bench.input, optimizer, batches=batches, recipe=bench.recipe,
+            for _ in train(net, bench.input, bench.optimizer, batches=batches, recipe=bench.recipe,
                            progress=Progress(), autocast=bench.autocast, ranks=ranks):  # fmt: skip
                 pass
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from delving.config import compose
 from delving.data.augment import rows_of
 from delving.data.input import Input, blank_input
 from delving.data.loader import Batch
+from delving.momentum import Momentum
 from delving.net import Net, describe
 from delving.ranks import ALONE, Ranks
 from delving.schema import Config
@@ -49,6 +50,10 @@ class Bench:
     def autocast(self) -> Callable:
         return partial(devices.autocast, self.device, self.precision)
 
+    @cached_property
+    def optimizer(self) -> Momentum:
+        return build_optimizer(self.net, self.recipe)
+
     @property
     def name(self) -> str:
         config = self.config
@@ -68,9 +73,8 @@ class Bench:
 
     def ours(self, count: int) -> None:
         """So many steps of `delving train`, but for the loading."""
-        optimizer = build_optimizer(self.net, self.recipe)
         batches = (self.batch for _ in range(count))
-        for _ in train(self.net, self.input, optimizer, batches=batches, recipe=self.recipe,
+        for _ in train(self.net, self.input, self.optimizer, batches=batches, recipe=self.recipe,
                        progress=Progress(), autocast=self.autocast):  # fmt: skip
             pass
 
@@ -133,8 +137,9 @@ def rate_of(steps: Callable[[int], None], bench: Bench) -> float:
 
 def bench_train(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
     """Steps a second against plain PyTorch, PReLU against ReLU, and the memory of both."""
-    bench = build([*words, "act=prelu"])
-    relu, plain = build([*words, "act=relu"]), bench.plain()
+    memory = _memory(words)
+    bench, relu = (build([*words, f"act={act}"]) for act in ("prelu", "relu"))
+    plain = bench.plain()
     found = in_turns(
         {
             "ours": lambda: rate_of(bench.ours, bench),
@@ -149,17 +154,20 @@ def bench_train(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
                 limit=bench.limit(), **about),
         compare(f"train {bench.name}: against the same net with ReLU", found["ours"],
                 found["relu"], **about),
-        *_memory(bench, relu),
+        memory,
     ]  # fmt: skip
 
 
-def _memory(bench: Bench, relu: Bench) -> list[Row]:
-    ways = {"prelu": bench, "relu": relu}
-    found = {name: [memory_of(way) / 1e9] for name, way in ways.items()}
+def _memory(words: Sequence[str]) -> Row:
+    """One net after the other, so that a GPU never holds both."""
+    found = {}
+    for act in ("relu", "prelu"):
+        bench = build([*words, f"act={act}"])
+        found[act] = [memory_of(bench) / 1e9]
     what = "peak memory" if bench.device.type == "cuda" else "kept for the backward pass"
     about = {"unit": "GB", "device": devices.name_device(bench.device)}
     name = f"train {bench.name}: {what}, against ReLU"
-    return [compare(name, found["prelu"], found["relu"], **about)]
+    return compare(name, found["prelu"], found["relu"], **about)
 
 
 def memory_of(bench: Bench) -> int:

@@ -167,9 +167,12 @@ void bin_maxima(const S *__restrict x, const Map &m, long top, long bottom, long
 template <class T, class S = typename T::Stored>
 void spp(const S *x, S *out, long images, const Map &m, const long *levels, long count,
          long features) {
+    // Of every image its own, and before there are threads, from which no error would come back.
+    const long own = (m.width + 1) * m.channels;
+    std::vector<float> scratch(images * own);
 #pragma omp parallel for schedule(static) if (images * m.height * m.width * m.channels > SMALL)
     for (long n = 0; n < images; n++) {
-        std::vector<float> columns(m.width * m.channels), bin(m.channels);
+        float *bin = scratch.data() + n * own, *columns = bin + m.channels;
         const S *map = x + n * m.height * m.width * m.channels;
         S *to = out + n * features;
         for (long l = 0; l < count; l++) {
@@ -178,7 +181,7 @@ void spp(const S *x, S *out, long images, const Map &m, const long *levels, long
                 for (long j = 0; j < bins; j++) {
                     bin_maxima<T>(map, m, bin_start(i, m.height, bins), bin_end(i, m.height, bins),
                                   bin_start(j, m.width, bins), bin_end(j, m.width, bins),
-                                  columns.data(), bin.data());
+                                  columns, bin);
                     for (long c = 0; c < m.channels; c++)
                         to[(c * bins + i) * bins + j] = T::store(T::bits(bin[c]));
                 }
@@ -223,11 +226,12 @@ void bin_backward(const S *__restrict x, const float *__restrict grad, const Map
 template <class T, class S = typename T::Stored>
 void spp_backward(const S *grad, const S *x, S *grad_x, long images, const Map &m,
                   const long *levels, long count, long features) {
-    const long size = m.height * m.width * m.channels;
+    const long size = m.height * m.width * m.channels, own = size + (m.width + 4) * m.channels;
+    std::vector<float> scratch(images * own, 0.0f);
 #pragma omp parallel for schedule(static) if (images * size > SMALL)
     for (long n = 0; n < images; n++) {
-        std::vector<float> columns(m.width * m.channels), bin(m.channels);
-        std::vector<float> shares(2 * m.channels), of_bin(m.channels), total(size, 0.0f);
+        float *total = scratch.data() + n * own, *bin = total + size, *shares = bin + m.channels;
+        float *of_bin = shares + 2 * m.channels, *columns = of_bin + m.channels;
         const S *from = grad + n * features;
         for (long l = 0; l < count; l++) {
             const long bins = levels[l];
@@ -235,10 +239,9 @@ void spp_backward(const S *grad, const S *x, S *grad_x, long images, const Map &
                 for (long j = 0; j < bins; j++) {
                     for (long c = 0; c < m.channels; c++)
                         of_bin[c] = T::load(from[(c * bins + i) * bins + j]);
-                    bin_backward<T>(x + n * size, of_bin.data(), m, bin_start(i, m.height, bins),
+                    bin_backward<T>(x + n * size, of_bin, m, bin_start(i, m.height, bins),
                                     bin_end(i, m.height, bins), bin_start(j, m.width, bins),
-                                    bin_end(j, m.width, bins), columns.data(), bin.data(),
-                                    shares.data(), total.data());
+                                    bin_end(j, m.width, bins), columns, bin, shares, total);
                 }
             from += m.channels * bins * bins;
         }
