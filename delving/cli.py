@@ -200,4 +200,9 @@ def _call(arguments: list[str], debug: bool) -> int:
             command.invoke(context)
     except typer.Exit as end:
         return end.exit_code
+    except Exception as error:
+        if type(error).__name__ != "NoArgsIsHelpError":  # of typer's own copy of click
+            raise
+        terminal.write(error.ctx.get_help())
+        return 2
     return 0

@@ -2,6 +2,7 @@
 
 import gc
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 from calling import exit_code
 
 torch.set_num_threads(1)
+# A shell starts what runs in the background with Ctrl-C ignored, and so would be all we start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
