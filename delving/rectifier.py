@@ -72,19 +72,29 @@ def _dense(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
+def _serve(kernels, x: Tensor, slope: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether kernels do for these: they read parameters in fp32, one bias a channel."""
+    if not kernels or slope.dtype != torch.float32 or not kernels.knows(x):
+        return False
+    return bias is None or (bias.dtype == torch.float32 and len(bias) == x.shape[1])
+
+
 def _rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool, kernels=None) -> Tensor:
     x = _dense(x)
     if x.is_meta:  # shapes without storage: no slope has a sign to look at
         return torch.empty_like(x)
-    does = kernels.rectify if kernels and kernels.knows(x) else rectify_plain
+    does = kernels.rectify if _serve(kernels, x, slope, bias) else rectify_plain
     return does(x, bias, slope, learned)
 
 
 def _rectify_backward(
     grad: Tensor, out: Tensor, slope: Tensor, learned: bool, kernels=None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    does = kernels.rectify_backward if kernels and kernels.knows(out) else rectify_backward_plain
-    return does(grad, out, slope, learned)
+    if not _serve(kernels, out, slope):
+        return rectify_backward_plain(grad, out, slope, learned)
+    if grad.stride() != out.stride():
+        grad = torch.empty_like(out).copy_(grad)
+    return kernels.rectify_backward(grad, out, slope, learned)
 
 
 def _fake(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:

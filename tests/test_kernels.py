@@ -111,6 +111,24 @@ def test_the_compiled_kernels_equal_the_plain_forms_to_the_last_bit(
         assert distance(found[2], wanted[2]) < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_parameters_of_another_type_are_read_as_what_they_are(dtype):
+    """As after net.bfloat16(): kernels read fp32."""
+    x, grad = normal((2, 8, 3, 3)), normal((2, 8, 3, 3), 1)
+    act, bias = PReLU(8, 0.25).to(dtype), normal((8,), 2).to(dtype)
+    out, wanted, *_ = act(x, bias), *exactly(x, bias, act.slope, grad)
+    out.backward(grad)
+    assert distance(out, wanted) < ROUNDING[torch.bfloat16]
+    assert act.slope.grad.dtype == dtype
+
+
+def test_as_many_biases_as_channels_are_asked_for():
+    with pytest.raises(RuntimeError, match="size"):
+        rectify(normal((2, 8, 3, 3)), torch.zeros(3), torch.zeros(1), False)
+    with pytest.raises(RuntimeError, match="size"):
+        rectify(normal((2, 8, 3, 3)), None, torch.zeros(3), False)
+
+
 def test_a_slope_that_was_zero_can_leave_it():
     """f(y) is 0 there for y < 0, as far as any number shows, and yet tells y."""
     x, slope = torch.tensor([[-2.0], [-3.0], [5.0]]), torch.zeros(1, requires_grad=True)

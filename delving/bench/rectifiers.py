@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from delving.bench.limits import copy_rate
+from delving.bench.limits import TYPES, copy_rate
 from delving.bench.rounds import ROUNDS, Row, compare, in_turns, seconds_each
 from delving.config import compose
 from delving.device import name_device, pick_device, pick_precision
@@ -16,7 +16,6 @@ from delving.rectifier import rectify
 # of small14 at scale cpu.
 ON_A_GPU, ON_A_CPU = [(128, 256, 56, 56)], [(8, 256, 56, 56), (32, 16, 9, 9)]
 PASSES = 5  # over the responses at least: read and written, then two read and one written
-BYTES = {"fp32": 4, "bf16": 2, "fp64": 8}
 
 
 def bench_rectifier(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
@@ -28,7 +27,7 @@ def bench_rectifier(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
 
 
 def _rows(shape: tuple[int, ...], device: torch.device, precision: str, rounds: int) -> list[Row]:
-    number = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}[precision]
+    number = TYPES[precision]
     x = torch.randn(shape, device=device, dtype=number)
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
     grad = torch.randn_like(x)
@@ -51,7 +50,7 @@ def _rows(shape: tuple[int, ...], device: torch.device, precision: str, rounds: 
         return lambda: 1e3 * seconds_each(once, device)
 
     found = in_turns({name: timed(way) for name, way in ways.items()}, rounds)
-    limit = 1e3 * PASSES * x.numel() * BYTES[precision] / copy_rate(device)
+    limit = 1e3 * PASSES * x.nbytes / copy_rate(device)
     name = f"bias + PReLU, forward and backward, {precision} {list(shape)}"
     about = {"unit": "ms", "device": name_device(device), "limit": limit}
     return [

@@ -44,7 +44,6 @@ def rectify_backward(
     grad: Tensor, out: Tensor, slope: Tensor, learned: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """rectifier.py's. Sums are made in an order that depends on sizes and device alone."""
-    grad = grad if grad.stride() == out.stride() else torch.empty_like(out).copy_(grad)
     grad_x = torch.empty_like(out)
     rows, channels, tile = _tiles(out)
     across = _shares(channels, tile["COLUMNS"])

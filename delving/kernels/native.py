@@ -55,7 +55,6 @@ def rectify_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """rectifier.py's."""
     grad_x, slope = torch.empty_like(out), _each(slope, out)
-    grad = grad if grad.stride() == out.stride() else torch.empty_like(out).copy_(grad)
     grad_bias, grad_slope = torch.empty_like(slope), torch.empty_like(slope)
     pointers = _pointers(grad, out, slope, grad_x, grad_bias, grad_slope)
     _call("rectify_backward", out, *pointers, *_sizes(out), int(learned))
