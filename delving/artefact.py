@@ -161,6 +161,7 @@ class Asked:
         small: finished runs of small nets at this scale, by arm: what seeds alone change.
         root: outputs/<scale>, or the committed record of it.
         overrides: what else was asked for on the command line, for measurements.
+        detections: folders of finished detections by arm, in the order of their seeds.
     """
 
     artefact: str
@@ -171,6 +172,7 @@ class Asked:
     small: list[list[Run]]
     root: Path
     overrides: list[str] = field(default_factory=list)
+    detections: dict[str, list[Path]] = field(default_factory=dict)
 
     def noise(self, value: Callable[[Run], float]) -> float | None:
         """One net's deviation over seeds of some value, pooled over the small nets that trained;

@@ -8,7 +8,7 @@ try:
 
     import typer
 
-    from delving import cli_bench, cli_paper, cli_train, disk, exits, terminal
+    from delving import cli_bench, cli_detect, cli_paper, cli_train, disk, exits, terminal
     from delving.cli_data import Overrides, data_app, speaks
 except KeyboardInterrupt:  # before main() can hear it
     raise SystemExit(130) from None
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 cli_train.register(app)
 cli_paper.register(app)
+cli_detect.register(app)
 cli_bench.register(app)
 
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
@@ -69,7 +70,8 @@ def show(overrides: Overrides = None, as_json: AsJson = False) -> None:
 @app.command("list")
 def list_(
     what: Annotated[
-        str, typer.Argument(help="models, acts, inits, data, scales, artefacts, runs.")
+        str,
+        typer.Argument(help="models, acts, inits, data, scales, artefacts, runs, detections."),
     ] = "",
     output_root: Annotated[str, typer.Option(help="Where outputs lie.")] = "outputs",
 ) -> None:
@@ -84,11 +86,12 @@ def list_(
         "scales": "scale",
         "artefacts": "paper",
     }
-    if what and what not in [*groups_of, "runs"]:
-        raise ValueError(f"list {what}: choose from {', '.join([*groups_of, 'runs'])}")
+    known = [*groups_of, "runs", "detections"]
+    if what and what not in known:
+        raise ValueError(f"list {what}: choose from {', '.join(known)}")
     for plural in [what] if what else groups_of:
-        if plural == "runs":
-            _print_runs(output_root)
+        if plural in ("runs", "detections"):
+            _print_folders(output_root, plural)
             continue
         group = groups_of[plural]
         how = "delving reproduce ..." if group == "paper" else f"{group}=..."
@@ -158,24 +161,27 @@ def _print_card(card: dict) -> None:
         terminal.say(f"  {line}")
 
 
-def _print_runs(output_root: str) -> None:
-    """Every run, the sound ones and, with what is wrong, the others."""
+def _print_folders(output_root: str, kind: str) -> None:
+    """Every run or detection, the sound ones and, with what is wrong, the others."""
     from delving.record import list_runs
 
-    for folder in list_runs(output_root):
-        terminal.say(f"{folder}  {_state(folder)}")
+    for folder in list_runs(output_root, kind):
+        terminal.say(f"{folder}  {_state(folder, kind)}")
 
 
-def _state(folder: Path) -> str:
+def _state(folder: Path, kind: str) -> str:
+    from delving.detect.record import read_detection
     from delving.record import read_result
 
     if not (folder / "result.json").exists():
         return "unfinished"
     try:
-        result = read_result(folder)
+        result = read_result(folder) if kind == "runs" else read_detection(folder)
         scores = [
-            f"{name} {e['top1_err']:.1f}/{e['top5_err']:.1f}" for name, e in result["eval"].items()
-        ]
+            f"{name} {e['top1_err']:.1f}/{e['top5_err']:.1f}" if kind == "runs"
+            else f"{name} {e['map']}"
+            for name, e in result["eval"].items()
+        ]  # fmt: skip
     except (ArithmeticError, OSError, ValueError) as error:
         return f"BROKEN: {exits.describe(error)}"
     return "  ".join([result["status"], *scores])

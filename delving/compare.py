@@ -15,6 +15,7 @@ from delving.paper.table1 import draw_slopes, list_slopes
 from delving.plan import Plan, add_run
 from delving.plot import save_figure
 from delving.reproduce import count_jobs, work_runs
+from delving.request import load_request
 
 MODELS = {22: "b"}  # by depth; others are the small model lengthened
 INITS = ("he", "xavier")
@@ -55,7 +56,7 @@ def compare_inits(words: Sequence[str], say: Overview) -> Path:
 
 def _write_signal(nets: Sequence[str], words: Sequence[str], to: Path) -> None:
     """Per layer, what each initialiser does to responses and gradients before training."""
-    settings = configs.load_request("signal").settings
+    settings = load_request("signal").settings
     seen = {init: measure_net([*words, f"init={init}"], settings) for init in nets}
     by_net = {words[0].removeprefix("model="): seen}
     save_figure(draw_signal(by_net), to / "signal.png")

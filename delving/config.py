@@ -22,11 +22,10 @@ from delving.foreign import check_nesting, check_yaml, read_text, root_of
 from delving.groups import CONF, GROUPS, choices, choose
 from delving.schema import (
     NEUTRAL,
-    Arm,
     Config,
+    Detect,
     Families,
     Reproduce,
-    Request,
     check_value,
     leaves,
     validate,
@@ -39,13 +38,16 @@ from delving.words import cut, first_line, nearest, quote, shown
 class _Composed(Config):
     family: Families = field(default_factory=Families)
     reproduce: Reproduce = field(default_factory=Reproduce)
+    detect: Detect = field(default_factory=Detect)
 
 
 ConfigStore.instance().store(name="schema", node=_Composed)
-KNOBS = {key: f for key, _, f in leaves(Config())}
-KEYS = {key: f.type for key, f in KNOBS.items()}
-LISTS = tuple(key for key, kind in KEYS.items() if "list[" in str(kind))
-TEXTS = tuple(key for key, kind in KEYS.items() if "str" in str(kind) and key not in LISTS)
+DETECT = {key: f for key, _, f in leaves(Detect(), "detect.")}
+OWN = {key: f for key, _, f in leaves(Config())}
+KNOBS = OWN | DETECT
+KEYS = {key: f.type for key, f in OWN.items()}
+LISTS = tuple(key for key, f in KNOBS.items() if "list[" in str(f.type))
+TEXTS = tuple(key for key, f in KNOBS.items() if "str" in str(f.type) and key not in LISTS)
 UNSWEPT = ("data.root", "output_root", "device")
 # Words that are set afterwards, so that what is composed is found again.
 LATER = (*NEUTRAL, "seed")
@@ -113,25 +115,16 @@ def plan_of(scale: str) -> Reproduce:
     return _compose_all(_check(f"scale={scale}")).reproduce
 
 
-def load_request(name: str) -> Request:
-    """What an artefact asks for, conf/paper/<name>.yaml; ValueError for a typo in it."""
-    path = CONF / "paper" / f"{name}.yaml"
-    if not path.is_file():
-        known = choices("paper")
-        raise ValueError(f"artefact {name!r}: choose from {', '.join(known)}{nearest(name, known)}")
-    try:
-        tree = OmegaConf.merge(OmegaConf.structured(Request), OmegaConf.load(path))
-        return OmegaConf.to_object(tree)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path.name}: {_explain_request(error)}") from error
-
-
-def _explain_request(error: Exception) -> str:
-    key, text = getattr(error, "full_key", None), first_line(error)
-    if key and "not in" in text:
-        known = [f.name for part in (Request, Arm) for f in fields(part)]
-        return f"unknown key {key!r}{nearest(key.split('.')[-1], known)}"
-    return f"{key}: {text}" if key and key not in text else text
+def compose_detect(scale: str, words: Sequence[str]) -> Detect:
+    """A scale's settings of `delving detect` with `detect.key=value` words set; ValueError as of
+    compose."""
+    composed = _compose_all(_check(f"scale={scale}"))
+    checked = [word for text in words for word in _check(text, DETECT)]
+    found = validate(_assign(composed, checked)).detect
+    if found.rois < found.images:
+        raise ValueError(f"detect.rois={found.rois}: one at least of each of the {found.images} "
+                         "images of a batch (detect.images)")  # fmt: skip
+    return found
 
 
 def load(path: Path) -> Config:
@@ -208,17 +201,19 @@ def to_yaml(config: Config) -> str:
 
 
 def _without_family(composed: _Composed) -> Config:
-    names = [name for name in vars(composed) if name not in ("family", "reproduce")]
-    return Config(**{name: getattr(composed, name) for name in names})
+    return Config(**{f.name: getattr(composed, f.name) for f in fields(Config)})
 
 
-def _check(text: str) -> list[str]:
+def _check(text: str, keys: Mapping = KEYS) -> list[str]:
     """Refuses what Hydra would not, and words lists and small-N as Hydra wants them."""
     key, sign, value = text.partition("=")
     if not sign:
         raise ValueError(f"{cut(text)!r} is not key=value; for example model=c train.lr=0.02")
-    if key not in KEYS and key not in GROUPS:
-        raise ValueError(f"there is no {cut(key)!r}{nearest(cut(key), [*GROUPS, *KEYS])}")
+    if key in DETECT and keys is KEYS:
+        raise ValueError(f"{key}: a setting of `delving detect`")
+    groups = GROUPS if keys is KEYS else ()
+    if key not in keys and key not in groups:
+        raise ValueError(f"there is no {cut(key)!r}{nearest(cut(key), [*groups, *keys])}")
     if key.endswith(".name"):
         group = key.removesuffix(".name")
         raise ValueError(f"{key} comes with its group: {group}=... ({', '.join(choices(group))})")

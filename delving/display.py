@@ -163,6 +163,20 @@ class Display:
             f"top-5 {event['top5_err']:.2f} %  ({event['images']} images)"
         )
 
+    def _on_proposals(self, event: dict) -> None:
+        done = event["done"] == event["total"]
+        if done or time.monotonic() - self.spoken >= self.every:
+            self.spoken = time.monotonic()
+            self.say(
+                f"proposals for {event['done']:,} of {event['total']:,} {event['split']} images"
+            )
+
+    def _on_detected(self, event: dict) -> None:
+        self.scored = True
+        for name, value in event["maps"].items():
+            shown = "not defined" if value is None else f"{value:.2f} %"
+            self.say(f"{name:>10}: mAP {shown}  ({event['images']} images)")
+
 
 class Overview:
     """What a person sees of many runs: what is planned, one line per task that has ended, and on a

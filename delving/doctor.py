@@ -29,6 +29,7 @@ def examine(output_root: str) -> Iterator[tuple[str, str]]:
     yield "packages", ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
     yield "operators", _operators()
     yield from _devices()
+    yield "proposals", _proposals()
     yield "shapes", _shapes(Path(output_root))
     yield "disk", _disk(Path(output_root))
 
@@ -76,6 +77,18 @@ def _kernels(kind: str) -> str:
         there = gpu.programs() is not None
         return "Triton's" if there else "none: `pip install triton` makes training faster"
     return "none for this device"
+
+
+def _proposals() -> str:
+    """How `delving detect` finds where objects might be."""
+    try:
+        from delving.detect.proposals import pick_method
+
+        method = pick_method("auto")
+    except (ImportError, OSError):  # torchvision, as a line before says
+        return "none, without torchvision"
+    hint = "; `pip install 'delving[detect]'` adds selective search"
+    return method.replace("_", " ") + (hint if method == "grid" else "")
 
 
 def _shapes(output_root: Path) -> str:

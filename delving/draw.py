@@ -11,6 +11,7 @@ import delving
 from delving import config as configs
 from delving import record
 from delving.artefact import Shown
+from delving.detect.record import read_detection, read_pictures
 from delving.groups import choices
 from delving.plan import Plan, ask, fingerprint, load_measured
 from delving.plot import save_figure
@@ -38,7 +39,8 @@ def draw_artefact(plan: Plan, name: str, to: Path) -> None:
     """
     asked = ask(plan, name)
     lacking = [need for need in plan.requests[name].needs if need not in asked.measured]
-    if lacking or (asked.arms and not any(asked.arms.values())):
+    arms = asked.detections if plan.requests[name].detect else asked.arms
+    if lacking or (arms and not any(arms.values())):
         raise ValueError(f"{name}: nothing to show, {', '.join(lacking) or 'no finished run'}")
     stamp, drawn = _stamp(plan, name), _read_stamps(to)
     if drawn.get(name) == stamp and (to / "verdict.json").exists():
@@ -48,6 +50,7 @@ def draw_artefact(plan: Plan, name: str, to: Path) -> None:
         (to / old).unlink(missing_ok=True)
     _write(shown, to)
     runs = sorted({run.name for arm in asked.arms.values() for run in arm})
+    detections = sorted(folder.name for arm in asked.detections.values() for folder in arm)
     record.write_json(
         to / "verdict.json",  # last: it marks the folder as whole
         {
@@ -56,8 +59,9 @@ def draw_artefact(plan: Plan, name: str, to: Path) -> None:
             "title": shown.title,
             "caption": shown.caption,
             "notes": shown.notes,
-            "command": " ".join(["delving reproduce", name, f"scale={plan.scale}", *plan.telling]),
+            "command": " ".join(["delving reproduce", name, f"scale={plan.scale}", *plan.told]),
             "runs": runs,
+            **({"detections": detections} if detections else {}),
             "claims": [claim.as_json() for claim in shown.claims],
         },
     )
@@ -75,11 +79,14 @@ def _stamp(plan: Plan, name: str) -> dict:
     nets, and the source."""
     measured = [plan.root / n / "measured.json" for n in (name, *plan.requests[name].needs)]
     small = [plan.folder(run) / "result.json" for arm in plan.small for run in arm]
+    found = [plan.detection(run) for run in plan.detectors()] if plan.requests[name].detect else []
+    detections = [folder / file for folder in found for file in ("result.json", "pictures.json")]
     return {
         "asked": fingerprint(plan, name),
-        "overrides": plan.telling,
+        "overrides": plan.told,
         "measured": _digest(measured),
         "small": _digest(small),
+        "detections": _digest(detections),
         "source": _digest(sorted(p for p in SOURCE.rglob("*") if p.suffix in (".py", ".yaml"))),
     }
 
@@ -178,6 +185,9 @@ def check_records(plan: Plan) -> None:
         record.load_slopes(folder)
         load_environment(folder)
         scoring_seconds(folder)
+    for folder in (plan.detection(run) for run in plan.detectors() if plan.detected(run)):
+        read_detection(folder)
+        read_pictures(folder)
 
 
 def headline(plan: Plan) -> str:

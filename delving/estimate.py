@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from delving import config as configs
 from delving.bench.rounds import round_off, seconds_each
 from delving.bench.training import FORWARDS, Bench, build_for, memory_of
 from delving.build import CLASSES, build_model
@@ -11,11 +12,13 @@ from delving.data.sources import SIZES
 from delving.evaluate import name_protocols
 from delving.net import Net, describe, map_side
 from delving.plan import Plan, make_plan
-from delving.schema import Config
+from delving.schema import Config, Detect
 
 STEPS, SECONDS = 20, 30.0  # of a probe: so many steps, or as many as fit
 FP32, HALF = 4, 2  # bytes
 COPIES = 2 * 2  # weights and momentum; a checkpoint and the one before it
+CROP = 224  # pixels, to which detect.side belongs
+VOC_TEST, PROPOSALS = 4952, 2000  # images, and of each as many as selective search finds
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def estimate(
     Raises:
         ValueError: as make_plan; a model that no artefact trains.
     """
-    plan = make_plan(artefacts, words)
+    plan = make_plan(artefacts, words, need_data=False)
     stated = dict(stated or {})
     models = {config.model.name for config in plan.runs.values()}
     if strange := sorted(set(stated) - models):
@@ -68,6 +71,9 @@ def estimate(
             rates[key] = find_rate(config, stated, tflops)
             say(f"{config.model.name}: {rates[key].images:,.1f} images/s, {rates[key].source}")
         costs[run] = cost_of(config, rates[key])
+        if run in plan.detectors():
+            settings = configs.compose_detect(plan.scale, plan.detect)
+            costs[f"{run} detection"] = cost_of_detection(config, settings, rates[key])
     return [_row(name, set(_runs_of(plan, name)), costs) for name in plan.requests] + [
         _row("all of them", costs, costs)
     ]
@@ -76,7 +82,8 @@ def estimate(
 def _runs_of(plan: Plan, artefact: str) -> Iterable[str]:
     """Its own and, where it shows what another has measured, that one's."""
     shown = [artefact, *plan.requests[artefact].needs]
-    return (run for name in shown for arm in plan.arms[name].values() for run in arm)
+    runs = [run for name in shown for arm in plan.arms[name].values() for run in arm]
+    return runs + [f"{run} detection" for run in runs if plan.requests[artefact].detect]
 
 
 def _row(name: str, runs: Iterable[str], costs: dict[str, Cost]) -> dict:
@@ -136,6 +143,23 @@ def cost_of(config: Config, rate: Rate) -> Cost:
     disk = COPIES * FP32 * sum(p.numel() for p in net.parameters())
     disk += len(names) * val_images * classes * HALF
     return Cost((training + scoring) / 3600, scoring / 3600, rate.memory, disk / 1e9)
+
+
+def cost_of_detection(config: Config, settings: Detect, rate: Rate) -> Cost:
+    """Of one detection: its conv layers see whole images, 4 to 3, its fc layers every RoI."""
+    net, multiply_adds = _measure_net(config)
+    fc = sum(p.numel() for p in net.classifier.parameters() if p.dim() == 2)
+    area = settings.side * min(settings.longest, settings.side * 4 / 3) / CROP**2
+    convs = (multiply_adds - fc) * area
+
+    def crops(rois: float) -> float:
+        return (convs + rois * fc) / multiply_adds
+
+    training = settings.steps * settings.images * crops(settings.rois / settings.images)
+    testing = (settings.test_images or VOC_TEST) * crops(PROPOSALS) / FORWARDS
+    hours = [work / rate.images / 3600 for work in (training + testing, testing)]
+    disk = COPIES * FP32 * sum(p.numel() for p in net.parameters()) / 1e9
+    return Cost(*hours, rate.memory, disk)
 
 
 def _forwards(net: Net, config: Config, multiply_adds: int) -> dict[str, float]:

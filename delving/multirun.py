@@ -11,9 +11,10 @@ from delving import config as configs
 from delving import record
 from delving.artefact import Run, mean_and_spread
 from delving.checkpoint import NAMES
+from delving.cost import measure_work
 from delving.display import Overview, clock
 from delving.naming import name_run
-from delving.plan import Plan, add_run, measure_work
+from delving.plan import Plan, add_run
 from delving.schema import Config, differences
 from delving.tasks import count_jobs, estimate_run, make_data_once, train_task, watching
 from delving.workers import work_through

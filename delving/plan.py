@@ -4,7 +4,7 @@ others will take."""
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,20 +15,25 @@ import yaml
 from delving import config as configs
 from delving import record
 from delving.artefact import Asked, Run
-from delving.build import build_model
+from delving.cost import estimate_seconds, measure_work
+from delving.detect.naming import detection_folder, find_other
 from delving.foreign import check_yaml, read_text
 from delving.groups import choices
 from delving.naming import name_run
-from delving.net import describe
-from delving.notation import count_depth
-from delving.schema import NEUTRAL, Arm, Config, Reproduce, Request, differences, leaves
+from delving.request import load_request
+from delving.schema import (
+    DETECT_NEUTRAL,
+    NEUTRAL,
+    Arm,
+    Config,
+    Reproduce,
+    Request,
+    differences,
+    leaves,
+)
 
 SMALL = "table2"
 OWN = ("model", "act", "init", "seed", "scale")  # words that belong to the artefact or the command
-# Seconds of a run before anything was measured here: so many multiplications a second of a small
-# net on one CPU core, and what a layer costs each step besides. Finished runs correct both.
-RATE, LAYER = 4e10, 1.2e-3
-BACKWARD = 3  # forward and backward, in forwards
 
 
 @dataclass
@@ -41,6 +46,8 @@ class Plan:
         runs: {name: configuration} of every run asked for.
         small: names of the small nets' runs by arm, Table 2's: what seeds alone change.
         refused: {name: why} of those whose folder holds another run.
+        detect: settings of `delving detect`, for artefacts whose runs learn to detect objects.
+        left_out: {artefact: why} of those that lack data.
     """
 
     scale: str
@@ -52,17 +59,41 @@ class Plan:
     runs: dict[str, Config] = field(default_factory=dict)
     small: list[list[str]] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    detect: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def telling(self) -> list[str]:
-        """The overrides that change a result."""
+        """The overrides that change a run."""
         return [word for word in self.overrides if word.partition("=")[0] not in NEUTRAL]
+
+    @property
+    def told(self) -> list[str]:
+        """The overrides that change a result."""
+        return self.telling + [w for w in self.detect if w.partition("=")[0] not in DETECT_NEUTRAL]
 
     def folder(self, run: str) -> Path:
         return self.root / "runs" / run
 
     def finished(self, run: str) -> bool:
         return run not in self.refused and (self.folder(run) / "result.json").exists()
+
+    def detection(self, run: str) -> Path:
+        """The folder of the run's detection."""
+        usual = configs.compose_detect(self.scale, [])
+        return detection_folder(self.folder(run), configs.compose_detect(self.scale, self.detect),
+                                usual)  # fmt: skip
+
+    def detected(self, run: str) -> bool:
+        return (
+            f"{run} detection" not in self.refused
+            and (self.detection(run) / "result.json").exists()
+        )
+
+    def detectors(self) -> list[str]:
+        """The runs that are to learn to detect objects, each once."""
+        arms = [self.arms[name] for name, request in self.requests.items() if request.detect]
+        return list(dict.fromkeys(run for one in arms for names in one.values() for run in names))
 
     def missing(self) -> list[str]:
         """The runs to be trained, longest first, so that none is left for the end alone."""
@@ -91,35 +122,65 @@ class Plan:
         return median(ratios) if ratios else 1.0
 
 
-def make_plan(artefacts: Sequence[str], words: Sequence[str], source: Path | None = None) -> Plan:
+def make_plan(
+    artefacts: Sequence[str],
+    words: Sequence[str],
+    source: Path | None = None,
+    *,
+    need_data: bool = True,
+) -> Plan:
     """The plan of some artefacts (`all`, or none named, for all) under overrides.
 
     Args:
         source: where runs are read, in place of <output_root>/<scale>.
+        need_data: whether artefacts are left out that lack theirs.
 
     Raises:
         ValueError: an unknown artefact or key, or one that artefacts set themselves.
     """
-    base = configs.compose(list(words))
+    detect = [word for word in words if word.startswith("detect.")]
+    words = [word for word in words if not word.startswith("detect.")]
+    base = configs.compose(words)
+    configs.compose_detect(base.scale, detect)
     owned = [word for word in words if word.split("=")[0] in OWN[:-1]]
     if owned:
         raise ValueError(f"{owned[0]}: an artefact sets {', '.join(OWN[:-1])} itself")
     everything = choices("paper")
-    named = {name: configs.load_request(name) for name in artefacts if name != "all"}
+    named = {name: load_request(name) for name in artefacts if name != "all"}
     wanted = everything if not artefacts or "all" in artefacts else list(named)
     overrides = [word for word in words if not word.startswith("scale=")]
     root = source or Path(base.output_root) / base.scale
-    plan = Plan(base.scale, overrides, root, configs.plan_of(base.scale))
-    asked = {name: configs.load_request(name) for name in wanted}
-    needed = {need: configs.load_request(need) for one in asked.values() for need in one.needs}
+    plan = Plan(base.scale, overrides, root, configs.plan_of(base.scale), detect=detect)
+    asked = {name: load_request(name) for name in wanted}
+    needed = {need: load_request(need) for one in asked.values() for need in one.needs}
     plan.requests = {name: (asked | needed)[name] for name in everything if name in asked | needed}
     for name, request in plan.requests.items():
         plan.arms[name] = {arm: _plan_arm(plan, one) for arm, one in request.runs.items()}
+    _look_at_detections(plan, named, need_data and source is None)
     aside = dataclasses.replace(
         plan, runs={}, refused={}
     )  # they are looked at where they are there
-    plan.small = [_plan_arm(aside, one) for one in configs.load_request(SMALL).runs.values()]
+    plan.small = [_plan_arm(aside, one) for one in load_request(SMALL).runs.values()]
     return plan
+
+
+def _look_at_detections(plan: Plan, named: Collection[str], need_data: bool) -> None:
+    """Refuses those whose folders hold others, and leaves out artefacts that lack their images.
+
+    Raises:
+        ValueError: for such an artefact that was asked for by name.
+    """
+    settings = configs.compose_detect(plan.scale, plan.detect)
+    for run in plan.detectors():
+        if why := find_other(plan.detection(run), settings):
+            plan.refused[f"{run} detection"] = why
+    lacking = need_data and settings.data == "voc2007" and settings.root is None
+    if lacking and not all(map(plan.detected, plan.detectors())):
+        for name in [name for name, request in plan.requests.items() if request.detect]:
+            plan.left_out[name] = "detect.root=... tells where VOC 2007 lies"
+            if name in named:
+                raise ValueError(f"{name}: {plan.left_out[name]}")
+            del plan.requests[name], plan.arms[name]
 
 
 def _plan_arm(plan: Plan, arm: Arm) -> list[str]:
@@ -192,7 +253,13 @@ def ask(plan: Plan, artefact: str) -> Asked:
         [_finished(plan, names) for names in plan.small],
         plan.root,
         plan.overrides,
+        _detections(plan, artefact) if request.detect else {},
     )
+
+
+def _detections(plan: Plan, artefact: str) -> dict[str, list[Path]]:
+    return {arm: [plan.detection(run) for run in names if plan.detected(run)]
+            for arm, names in plan.arms[artefact].items()}  # fmt: skip
 
 
 def _finished(plan: Plan, names: Sequence[str]) -> list[Run]:
@@ -221,18 +288,3 @@ def load_measured(plan: Plan, artefact: str) -> dict | None:
 def save_measured(plan: Plan, artefact: str, found: dict, seconds: float) -> None:
     saved = {"asked": fingerprint(plan, artefact), "seconds": round(seconds, 2), "found": found}
     record.write_text(plan.root / artefact / "measured.json", json.dumps(saved) + "\n")
-
-
-def estimate_seconds(config: Config, work: tuple[int, int]) -> float:
-    """Of a run's training, on one worker, by its net's (mult-adds, depth)."""
-    multiply_adds, depth = work
-    images = config.train.epochs * (config.data.train_images or 100_000)
-    steps = images / config.train.batch
-    return BACKWARD * (multiply_adds * images / RATE + LAYER * depth * steps / 2)
-
-
-def measure_work(config: Config) -> tuple[int, int]:
-    """A net's mult-adds an image, and its layers."""
-    net, layers = build_model(config, config.data.classes or 1000)
-    rows = describe(net, layers, config.data.crop)
-    return sum(row["multiply_adds"] for row in rows), count_depth(layers)

@@ -110,7 +110,9 @@ def ledger() -> list[str]:
     counts = Counter(row["verdict"] for row in rows)
     told = ", ".join(f"{counts[verdict]} {word}" for verdict, word in words.items())
     trainings = len(list(folder.glob("runs/*/result.json")))
-    summary = f"{len(rows)} claims: {told}. They rest on {trainings} independent trainings."
+    detectors = len(list(folder.glob("detections/*/result.json")))
+    summary = (f"{len(rows)} claims: {told}. They rest on {trainings} independent trainings and "
+               f"{detectors} detectors made of them.")  # fmt: skip
     return [summary, "", *ledger_markdown(folder, order, "cpu")]
 
 
@@ -147,6 +149,7 @@ BLOCKS: dict[str, Callable[[], list[str]]] = {
     "speed": speed,
     "table2": partial(table, "table2"),
     "table1": partial(table, "table1"),
+    "detection": partial(table, "detection"),
 }
 
 

@@ -53,8 +53,8 @@ def find_run(text: str, output_root: str) -> Path:
     raise ValueError(f"there is no run {text!r}; below {output_root} there is {known}")
 
 
-def list_runs(output_root: str) -> list[Path]:
-    return sorted(p.parent for p in Path(output_root).glob("*/runs/*/config.yaml"))
+def list_runs(output_root: str, kind: str = "runs") -> list[Path]:
+    return sorted(p.parent for p in Path(output_root).glob(f"*/{kind}/*/config.yaml"))
 
 
 def shortest_labels(names: list[str]) -> dict[str, str]:

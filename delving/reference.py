@@ -6,15 +6,19 @@ probabilities.
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from delving import config as configs
 from delving import record
+from delving.detect.naming import load_about, save_about
 from delving.groups import choices
 
 OF_RUN = ("env.json", "log.jsonl", "result.json", "slopes.json", "eval/*.json", "eval/*.hits.npz")
 OF_ARTEFACT = ("table.csv", "table.md", "data.csv", "verdict.json", "measured.json")
-PICTURES = ("figure1", "table1", "figure2", "figure3", "signal", "convergence", "fisher")
+OF_DETECTION = ("config.yaml", "env.json", "log.jsonl", "result.json", "pictures.json")
+PICTURES = ("figure1", "table1", "figure2", "figure3", "signal", "convergence", "fisher",
+            "detection")  # fmt: skip
 
 
 def copy_records(source: Path, to: Path) -> None:
@@ -33,6 +37,10 @@ def copy_records(source: Path, to: Path) -> None:
     shutil.rmtree(to, ignore_errors=True)
     for run in sorted({run for verdict in there.values() for run in verdict["runs"]}):
         copy_run(source / "runs" / run, to / "runs" / run)
+    for name in sorted(
+        {one for verdict in there.values() for one in verdict.get("detections", [])}
+    ):
+        copy_detection(source / "detections" / name, to / "detections" / name)
     for name in there:
         pictures = ("figure.png",) if name in PICTURES else ()
         _copy(source / name, to / name, (*OF_ARTEFACT, *pictures))
@@ -45,6 +53,13 @@ def copy_run(source: Path, to: Path) -> None:
     config = configs.load(source / "config.yaml")
     config.data.root, config.output_root = None, "outputs"
     record.write_text(to / "config.yaml", configs.to_yaml(config))
+
+
+def copy_detection(source: Path, to: Path) -> None:
+    """A detection without weights and without the place of its images."""
+    _copy(source, to, OF_DETECTION)
+    about = load_about(source / "config.yaml")
+    save_about(replace(about, detect=replace(about.detect, root=None)), to)
 
 
 def _copy(source: Path, to: Path, patterns: tuple[str, ...]) -> None:

@@ -19,11 +19,18 @@ from delving.draw import (
 )
 from delving.plan import Plan, load_measured, make_plan
 from delving.report import ledger_rows, verdict_heading, verdict_words
-from delving.tasks import count_jobs, estimate_run, make_data_once, train_task, watching
+from delving.tasks import (
+    count_jobs,
+    detect_task,
+    estimate_run,
+    make_data_once,
+    train_task,
+    watching,
+)
 from delving.workers import Outcome, Task, work_through
 
-MEASURING = 20.0  # seconds of a measurement, as they were on two cores
-PURPOSES = ("start", "small", "deep", "scoring", "measuring", "report")
+MEASURING, DETECTING = 20.0, 30.0  # seconds of a measurement, a detection; so on two cores
+PURPOSES = ("start", "small", "deep", "scoring", "measuring", "detection", "report")
 
 
 @dataclass
@@ -46,7 +53,11 @@ def list_tasks(plan: Plan, words: Sequence[str]) -> list[Task]:
         if hasattr(module, "measure") and not ready:
             message = {"kind": "measure", "name": artefact, "words": list(words)}
             tasks.append(Task(artefact, message, frozenset(names & set(missing)), request.alone))
-    return tasks
+    return tasks + [detect_task(plan, run) for run in plan.detectors() if _undetected(plan, run)]
+
+
+def _undetected(plan: Plan, run: str) -> bool:
+    return not (plan.detected(run) or run in plan.refused or f"{run} detection" in plan.refused)
 
 
 def work(plan: Plan, tasks: list[Task], jobs: int, say: Overview) -> Ledger:
@@ -73,8 +84,10 @@ def _count(plan: Plan, ledger: Ledger, outcome: Outcome) -> None:
     name, wall = outcome.task.name, outcome.wall
     if outcome.error:
         ledger.failed[name] = outcome.error
-    if outcome.task.message["kind"] == "measure":
-        ledger.seconds["measuring"] += wall if outcome.task.alone else wall / ledger.jobs
+    kind = outcome.task.message["kind"]
+    if kind != "train":
+        purpose = "measuring" if kind == "measure" else "detection"
+        ledger.seconds[purpose] += wall if outcome.task.alone else wall / ledger.jobs
         return
     try:
         seconds = record.read_result(plan.folder(name))["seconds"] if plan.finished(name) else 0.0
@@ -132,7 +145,7 @@ def reproduce_artefacts(
     plan = make_plan(artefacts, words, source)
     check_records(plan)
     tasks = [] if source else list_tasks(plan, words)
-    config = configs.compose(list(words))
+    config = configs.compose([word for word in words if not word.startswith("detect.")])
     jobs = count_jobs(config.device, jobs)
     weights = {task.name: _estimate(plan, task) for task in tasks}
     tell_plan(plan, tasks, weights, jobs, say)
@@ -163,9 +176,8 @@ def _lacking(plan: Plan) -> dict[str, str]:
 
 
 def _estimate(plan: Plan, task: Task) -> float:
-    if task.message["kind"] == "measure":
-        return MEASURING
-    return estimate_run(plan, task.name)
+    usual = {"measure": MEASURING, "detect": DETECTING}.get(task.message["kind"])
+    return usual or estimate_run(plan, task.name)
 
 
 def tell_plan(
@@ -178,6 +190,8 @@ def tell_plan(
             f"{len(plan.missing())} to train, {len(plan.refused)} refused.")  # fmt: skip
     for why in plan.refused.values():
         say.say(f"  refused: {why}")
+    for name, why in plan.left_out.items():
+        say.say(f"  left out: {name}; {why}")
     for task in tasks:
         say.say(f"  {task.name:44} {task.message['kind']:8} about {weights[task.name]:.0f} s")
     if tasks:

@@ -90,6 +90,7 @@ class Request:
     needs: list[str] = field(default_factory=list)  # artefacts whose measurements it shows
     settings: dict[str, Any] = field(default_factory=dict)  # of its own measurement
     alone: bool = False  # measures times: nothing else may run beside it
+    detect: bool = False  # its runs are fine-tuned to detect objects
 
 
 @dataclass
@@ -164,6 +165,33 @@ class Eval:
 
 
 @dataclass
+class Detect:
+    """What `delving detect` does with a trained run: Fast R-CNN as published for VOC 2007."""
+
+    data: str = knob("voc2007", one_of(("voc2007", "shapes_voc")))
+    root: str | None = knob(None, PATH)  # holds VOCdevkit/ or VOC's tar files; None: generated ones
+    classes: int | None = knob(None, integer(2, 100))  # of generated scenes; None: all
+    train_images: int | None = knob(None, IMAGES)  # the first; None: all
+    test_images: int | None = knob(None, IMAGES)
+    proposals: str = knob("auto", PATH)  # auto, selective_search, grid, or an .npz file
+    # By ratio where the net's crop is another than 224 pixels.
+    side: int = knob(600, integer(32, 10_000))  # the shorter side of an image, pixels at crop 224
+    longest: int = knob(1000, integer(32, 100_000))  # the longer one at most
+    images: int = knob(2, integer(1, 64))  # of a batch
+    rois: int = knob(128, integer(1, 65_536))  # of a batch
+    foreground: float = knob(0.25, SHARE)  # of the RoIs that are of objects, at most
+    steps: int = knob(40_000, integer(1, 100_000_000))
+    lr: float = knob(1e-3, FINITE)
+    switch: list[float] = knob([0.75], FRACTIONS)  # where lr is divided by ten
+    momentum: float = knob(0.9, SHARE)
+    weight_decay: float = knob(5e-4, NOT_NEGATIVE)
+    frozen: int = knob(1, integer(0, DEEPEST))  # first conv layers that keep their weights
+    nms: float = knob(0.3, SHARE)  # overlap above which the worse of two detections goes
+    log_every: int = knob(20, integer(1, 1_000_000))  # steps a line of log.jsonl averages
+    checkpoint_minutes: float = knob(10.0, number(0, 1_000_000, above=True))
+
+
+@dataclass
 class Config:
     scale: str = knob("", NAME)
     seed: int = knob(0, ("an integer from 0 to 2^63 - 1", lambda v: 0 <= v < 2**63))
@@ -194,6 +222,7 @@ NEUTRAL = (
     "eval.every",
     "eval.images",
 )
+DETECT_NEUTRAL = ("detect.root", "detect.log_every", "detect.checkpoint_minutes")
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -212,7 +241,7 @@ def differences(ours: Config, theirs: Config) -> dict[str, tuple]:
     return {
         key: (value, other[key])
         for key, value, _ in leaves(ours)
-        if key not in NEUTRAL and value != other[key]
+        if key not in (*NEUTRAL, *DETECT_NEUTRAL) and value != other[key]
     }
 
 

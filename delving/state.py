@@ -182,18 +182,23 @@ def save(session: Session) -> None:
 
 def environment(session: Session) -> dict:
     """env.json: where, with what and on which data the run was started."""
+    about = environment_of(session.device, session.precision, session.data)
+    return about | {"ranks": session.ranks.size}
+
+
+def environment_of(device: torch.device, precision: str, data: str) -> dict:
+    """The same of any computation."""
     return {
         "delving": delving.__version__,
         "git": git_revision(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": devices.name_device(session.device),
-        "precision": session.precision,
-        "kernels": _kernels(session.device),
+        "device": devices.name_device(device),
+        "precision": precision,
+        "kernels": _kernels(device),
         "cores": os.cpu_count(),
-        "ranks": session.ranks.size,
-        "data": session.data,
+        "data": data,
     }
 
 

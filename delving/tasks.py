@@ -9,7 +9,7 @@ from delving.data.loader import count_cores
 from delving.device import pick_device
 from delving.display import Overview
 from delving.plan import Plan
-from delving.schema import Config
+from delving.schema import NEUTRAL, Config
 from delving.session import load_splits
 from delving.workers import Outcome, Task
 
@@ -32,15 +32,27 @@ def train_task(name: str, config: Config) -> Task:
     return Task(name, {"kind": "train", "name": name, "config": configs.to_yaml(config)})
 
 
+def detect_task(plan: Plan, run: str) -> Task:
+    """A detection, after its trunk."""
+    neutral = [word for word in plan.overrides if word.partition("=")[0] in NEUTRAL]
+    message = {"kind": "detect", "run": str(plan.folder(run)), "words": neutral,
+               "scale": plan.scale, "detect": plan.detect}  # fmt: skip
+    return Task(f"{run} detection", message, frozenset({run}))
+
+
 def estimate_run(plan: Plan, run: str) -> float:
     """Seconds of a run on one worker, with what it takes beside its training."""
     return OVERHEAD + plan.estimate(run)
 
 
 def make_data_once(tasks: Sequence[Task]) -> None:
-    """Generated images are written before workers want them at the same time."""
+    """Generated images, and their proposals, are made before workers want them at the same time."""
     seen = set()
     for task in tasks:
+        if task.message["kind"] == "detect" and "detect" not in seen:
+            seen.add("detect")
+            with contextlib.suppress(ValueError, OSError):  # the detections will name it
+                _prepare_scenes(task.message)
         if task.message["kind"] == "train":
             config = configs.from_yaml(task.message["config"], task.name)
             key = repr((config.data, config.output_root))
@@ -48,6 +60,17 @@ def make_data_once(tasks: Sequence[Task]) -> None:
                 seen.add(key)
                 with contextlib.suppress(ValueError, OSError):  # the runs will name it
                     load_splits(config)
+
+
+def _prepare_scenes(message: dict) -> None:
+    from delving.detect.job import prepare
+
+    settings = configs.compose_detect(message["scale"], message["detect"])
+    if settings.data != "shapes_voc":  # selective search takes hours, of which a task can tell
+        return
+    root = next((word.partition("=")[2] for word in message["words"]
+                 if word.startswith("output_root=")), Config.output_root)  # fmt: skip
+    prepare(settings, root, lambda event: None)
 
 
 def watching(say: Overview, note: Callable[[Outcome], None]) -> Callable[[str, dict], None]:

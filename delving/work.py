@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import TextIO
 
 from delving import config as configs
@@ -47,6 +48,14 @@ def _work(task: dict, out: TextIO, shelf: dict) -> None:
 
         config = configs.from_yaml(task["config"], task["name"])
         train_run(config, lambda event: _tell(out, event), shelf)
+        return
+    if task["kind"] == "detect":
+        from delving.detect.run import detect_run
+
+        run = Path(task["run"])
+        config = configs.amend(run / "config.yaml", task["words"])
+        settings = configs.compose_detect(config.scale, task["detect"])
+        detect_run(run, config, settings, lambda event: _tell(out, event))
         return
     artefact, started = task["name"], time.perf_counter()
     plan = make_plan([artefact], task["words"])

@@ -11,6 +11,7 @@ from delving import config as configs
 from delving import record
 from delving.artefact import Asked, Run
 from delving.plan import make_plan
+from delving.request import load_request
 from delving.schema import Reproduce
 
 CLASSES, IMAGES, EVERY, EPOCH = 4, 1000, 20, 100  # EVERY steps a line, EPOCH steps an epoch
@@ -67,7 +68,7 @@ def _result(name, made):
 def make_asked(folder, artefact, tell, seeds=3):
     """What an artefact is given where every arm has so many runs, as tell(arm, seed) has them; they
     are called <arm>-s<seed>."""
-    request = configs.load_request(artefact)
+    request = load_request(artefact)
     arms = {arm: [Run(make_run(folder / f"{arm}-s{seed}", seed=seed, **tell(arm, seed)))
                   for seed in range(seeds)] for arm in request.runs}  # fmt: skip
     return Asked(artefact, "smoke", arms, request.settings, {}, [], folder)

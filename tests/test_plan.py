@@ -15,11 +15,13 @@ from delving import record
 from delving.groups import CONF, choices
 from delving.plan import SMALL, ask, load_measured, make_plan, save_measured
 from delving.reproduce import list_tasks
+from delving.request import load_request
 
 ARTEFACTS = choices("paper")
 PAPER_ORDER = [
     "figure1", "table1", "table2", "figure2", "figure3", "signal", "table3", "table4", "table5",
     "table6", "table7", "figure4", "figure5", "figure6", "figure7", "convergence", "fisher",
+    "detection",
 ]  # fmt: skip
 
 
@@ -58,7 +60,7 @@ def test_every_artefact_has_a_configuration_and_a_module_of_one_name():
 
 @pytest.mark.parametrize("name", ARTEFACTS)
 def test_every_artefact_loads_and_can_be_shown(name):
-    request = configs.load_request(name)
+    request = load_request(name)
     module = importlib.import_module(f"delving.paper.{name}")
     assert callable(module.show)
     assert request.place > 0
@@ -72,7 +74,7 @@ def test_every_artefact_loads_and_can_be_shown(name):
 def test_every_scale_gives_seeds_to_every_role(scale):
     seeds = configs.plan_of(scale).seeds
     for name in ARTEFACTS:
-        for arm in configs.load_request(name).runs.values():
+        for arm in load_request(name).runs.values():
             assert seeds[arm.seeds] >= 1
 
 
@@ -103,9 +105,9 @@ def test_a_typo_in_an_artefacts_configuration_is_refused_by_its_key(
     tmp_path, monkeypatch, text, named
 ):
     record.write_text(tmp_path / "paper" / "table2.yaml", text)
-    monkeypatch.setattr(configs, "CONF", tmp_path)
+    monkeypatch.setattr("delving.request.CONF", tmp_path)
     with pytest.raises(ValueError, match=named) as refusal:
-        configs.load_request("table2")
+        load_request("table2")
     assert str(refusal.value).startswith("table2.yaml: ")
     assert "\n" not in str(refusal.value)
 

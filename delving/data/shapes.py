@@ -7,9 +7,6 @@ period in pixels when the image is resized to a shorter side of 32.
 # ours: generated images stand in for ImageNet at the smoke and cpu scales; no error on them
 # compares with the paper's.
 
-import json
-import shutil
-import uuid
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -18,11 +15,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from delving.data.images import read_file
-from delving.words import first_line, shown
+from delving.data.written import write_once
 
 VERSION = 2  # raise it whenever a drawn byte changes: folders of another version are refused
-MARKER = "shapes.json"  # written last, so that only a complete folder has it
+MARKER = "shapes.json"
 SPLITS = ("train", "val")
 UNITS = 32  # the shorter side
 TAU = np.float32(2 * np.pi)
@@ -127,27 +123,28 @@ TEXTURES: dict[str, Callable] = {  # the order counts: a set of n classes has th
 # --- one image ---
 def draw_image(texture: str, rng: np.random.Generator) -> np.ndarray:
     """An object with the texture in clutter: (H, W, 3) uint8, shorter side 40 to 72 pixels."""
-    grid = _draw_grid(rng)
+    grid = draw_grid(rng)
     first, second = rng.random((2, 3, 1, 1), np.float32)
-    image = first + (_draw_ramp(grid, rng, slope=1) + 0.5) * (second - first)  # (3, H, W)
-    _draw_clutter(image, grid, rng, shapes=rng.integers(2, 6))
+    image = first + (draw_ramp(grid, rng, slope=1) + 0.5) * (second - first)  # (3, H, W)
+    draw_clutter(image, grid, rng, shapes=rng.integers(2, 6))
     radius = rng.uniform(*RADIUS)
     room = np.maximum(-grid[:, 0, 0] - 0.9 * radius, 0)
     here = grid - (rng.uniform(-1, 1, 2) * room).astype(np.float32)[:, None, None]
-    first, second = _draw_colours(rng)
+    first, second = draw_colours(rng)
     coat = first + TEXTURES[texture](here, rng) * (second - first)
-    image += _draw_outline(here, rng, radius=radius) * (coat - image)
-    _draw_clutter(image, grid, rng, shapes=rng.integers(0, 4))  # now in front of the object
-    return _expose(image, grid, rng)
+    image += draw_outline(here, rng, radius=radius) * (coat - image)
+    draw_clutter(image, grid, rng, shapes=rng.integers(0, 4))  # now in front of the object
+    return expose(image, grid, rng)
 
 
-def _draw_grid(rng):
-    """Coordinates (2, H, W) of the pixels, x then y, the origin at the centre."""
-    short, aspect = int(rng.integers(40, 73)), rng.uniform(1, 4 / 3)
+def draw_grid(rng, *, sides=(40, 73), units=UNITS):
+    """Coordinates (2, H, W) of the pixels, x then y, the origin at the centre; the shorter side
+    has a number of pixels in [sides) and is so many units long."""
+    short, aspect = int(rng.integers(*sides)), rng.uniform(1, 4 / 3)
     sides = (short, int(short * aspect))
     height, width = sides if rng.random() < 0.5 else sides[::-1]
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    return np.stack([x - (width - 1) / 2, y - (height - 1) / 2]) * np.float32(UNITS / short)
+    return np.stack([x - (width - 1) / 2, y - (height - 1) / 2]) * np.float32(units / short)
 
 
 def _direction(angle):
@@ -155,12 +152,12 @@ def _direction(angle):
     return np.stack([np.cos(angle), np.sin(angle)], -1).astype(np.float32)
 
 
-def _draw_ramp(grid, rng, *, slope):
+def draw_ramp(grid, rng, *, slope):
     """A plane (H, W) through 0 that rises by up to slope along the shorter side."""
     return np.tensordot(rng.uniform(-slope, slope, 2).astype(np.float32) / UNITS, grid, axes=1)
 
 
-def _draw_outline(grid, rng, *, radius):
+def draw_outline(grid, rng, *, radius):
     """Coverage (H, W) in [0, 1] of a convex polygon or of a blob around the origin."""
     if rng.random() < 0.5:
         corners = rng.integers(3, 8)
@@ -177,7 +174,7 @@ def _draw_outline(grid, rng, *, radius):
     return np.clip(edge + 0.5 - distance, 0, 1)
 
 
-def _draw_colours(rng):
+def draw_colours(rng):
     """Two colours (3, 1, 1) in [0, 1], apart mostly in brightness: JPEG blurs a mere hue."""
     apart = rng.choice([-1, 1]) + 0.5 * rng.standard_normal(3)
     apart *= rng.uniform(*CONTRAST) * np.sqrt(3) / np.linalg.norm(apart)
@@ -185,21 +182,25 @@ def _draw_colours(rng):
     return np.clip(ends, 0, 1).astype(np.float32)[..., None, None]
 
 
-def _draw_clutter(image, grid, rng, *, shapes):
-    """Paints plain shapes and lines of any colour into image (3, H, W)."""
+def draw_clutter(image, grid, rng, *, shapes, reach=20):
+    """Paints plain shapes and lines of any colour into image (3, H, W), their centres at most
+    `reach` from the origin; returns what each covers, (H, W) in [0, 1]."""
+    masks = []
     for colour in rng.random((shapes, 3, 1, 1), np.float32):
-        there = grid - rng.uniform(-20, 20, (2, 1, 1)).astype(np.float32)
+        there = grid - rng.uniform(-reach, reach, (2, 1, 1)).astype(np.float32)
         if rng.random() < 0.3:
             across = np.tensordot(_direction(rng.uniform(0, np.pi)), there, axes=1)
             mask = np.clip(rng.uniform(0.8, 2) - np.abs(across), 0, 1)
         else:
-            mask = _draw_outline(there, rng, radius=rng.uniform(2, 7))
+            mask = draw_outline(there, rng, radius=rng.uniform(2, 7))
         image += mask * (colour - image)
+        masks.append(mask)
+    return masks
 
 
-def _expose(image, grid, rng):
+def expose(image, grid, rng):
     """(3, H, W) in [0, 1] to (H, W, 3) of 8 bits: light falls off to one side, noise comes in."""
-    image = image * (rng.uniform(0.8, 1.1) + _draw_ramp(grid, rng, slope=0.6))
+    image = image * (rng.uniform(0.8, 1.1) + draw_ramp(grid, rng, slope=0.6))
     image += np.float32(rng.uniform(*NOISE)) * rng.standard_normal(image.shape, np.float32)
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
 
@@ -213,7 +214,6 @@ def write_shapes(
     An image depends on (seed, split, class, n) alone: a larger set contains the smaller. A root
     written before is returned at once; one that holds anything else is refused (ValueError).
     """
-    root = Path(root)
     if not 2 <= classes <= len(TEXTURES):
         raise ValueError(f"classes={classes}: choose 2 to {len(TEXTURES)} ({', '.join(TEXTURES)})")
     asked = {
@@ -223,40 +223,13 @@ def write_shapes(
         "val_images": val_images,
         "seed": seed,
     }
-    if _holds(root, asked):
-        return root
-    scratch = root.with_name(f".{root.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        for split, images in zip(SPLITS, (train_images, val_images), strict=True):
-            _write_split(scratch / split, classes=classes, images=images, seed=seed)
-        (scratch / MARKER).write_text(json.dumps(asked) + "\n", encoding="utf-8")
-        scratch.rename(root)
-    except OSError:
-        if not _holds(root, asked):  # else another process has finished it meanwhile
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return root
+    return write_once(root, MARKER, asked, partial(_write_splits, asked))
 
 
-def _holds(root, asked):
-    """Whether root is the finished set that is asked for; ValueError if it is another thing."""
-    if not root.exists() or not any(root.iterdir()):
-        return False
-    marker = root / MARKER
-    found = _read_marker(marker) if marker.exists() else "no finished shapes set"
-    if found != asked:
-        raise ValueError(
-            f"{root} holds {shown(found, most=200)}, asked for {asked}: remove it or choose another"
-        )
-    return True
-
-
-def _read_marker(marker):
-    try:
-        return json.loads(read_file(marker))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{marker} is damaged: {first_line(error)}") from error
+def _write_splits(asked, scratch):
+    for split in SPLITS:
+        images = asked[f"{split}_images"]
+        _write_split(scratch / split, classes=asked["classes"], images=images, seed=asked["seed"])
 
 
 def _write_split(folder, *, classes, images, seed):

@@ -1,0 +1,89 @@
+"""`delving detect`: a trained run fine-tuned to detect objects."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from delving import disk, terminal
+from delving.cli_data import refuse_ranks
+from delving.cli_paper import asked_root
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="A run's folder or name, or the key=value words it was trained by; detect.key=value.",
+        show_default=False,
+    ),
+]
+
+
+def detect(words: Words = None) -> None:
+    """Fine-tune a run by Fast R-CNN on PASCAL VOC 2007 (or generated scenes), and score its mAP."""
+    refuse_ranks("detect")
+    own = [word for word in words or [] if word.startswith("detect.")]
+    rest = [word for word in words or [] if not word.startswith("detect.")]
+    from delving.config import compose_detect
+
+    folder, config = _find(rest)
+    settings = compose_detect(config.scale, own)
+    disk.check_writable(folder.absolute().parent.parent / "detections")
+    with _display() as display:
+        from delving.detect.run import detect_run
+
+        to = detect_run(folder, config, settings, display)
+    _print(to, scores=not display.scored)
+
+
+def _find(words: list[str]):
+    """A trained run's folder, and its configuration with words on where to compute."""
+    from delving import config as configs
+    from delving import record
+    from delving.naming import name_run
+
+    runs = [word for word in words if "=" not in word]
+    rest = [word for word in words if "=" in word]
+    if len(runs) > 1:
+        raise ValueError(f"one run at a time, not {', '.join(runs)}")
+    if runs:
+        folder = record.find_run(runs[0], asked_root(rest))
+        config = configs.amend(folder / "config.yaml", rest)
+    else:
+        config = configs.compose(rest)
+        folder = record.run_folder(config.output_root, config.scale, name_run(config))
+    if not (folder / "result.json").exists():
+        how = " ".join(["delving train", *rest]) if not runs else "delving train"
+        raise ValueError(f"{folder} is not trained yet: {how} does it")
+    return folder, config
+
+
+def _print(folder: Path, scores: bool) -> None:
+    from delving.detect.record import read_detection
+
+    result = read_detection(folder)
+    for name, found in result["eval"].items() if scores else ():
+        terminal.say(f"{name}: mAP {_percent(found['map'])}")
+    boxes = result["proposals"]
+    terminal.say(
+        f"proposals by {boxes['method']}, {boxes['per_image']:g} an image, reach "
+        f"{_percent(boxes['recall'])} of the objects; at random mAP is {_percent(result['chance'])}"
+    )
+    terminal.say(f"{result['status']} after {result['steps']} steps, {result['seconds']:.0f} s; "
+                 f"see {folder / 'result.json'}")  # fmt: skip
+
+
+def _percent(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.2f} %"
+
+
+def _display():
+    from rich.console import Console
+
+    from delving.display import Display
+
+    return Display(Console())
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to the application."""
+    app.command(short_help="Fine-tune a run on PASCAL VOC, score its mAP.")(detect)

@@ -1,0 +1,26 @@
+"""What a run will take, as reckoned before any was trained here."""
+
+from delving.build import build_model
+from delving.net import describe
+from delving.notation import count_depth
+from delving.schema import Config
+
+# Seconds of a run before anything was measured here: so many multiplications a second of a small
+# net on one CPU core, and what a layer costs each step besides. Finished runs correct both.
+RATE, LAYER = 4e10, 1.2e-3
+BACKWARD = 3  # forward and backward, in forwards
+
+
+def estimate_seconds(config: Config, work: tuple[int, int]) -> float:
+    """Of a run's training, on one worker, by its net's (mult-adds, depth)."""
+    multiply_adds, depth = work
+    images = config.train.epochs * (config.data.train_images or 100_000)
+    steps = images / config.train.batch
+    return BACKWARD * (multiply_adds * images / RATE + LAYER * depth * steps / 2)
+
+
+def measure_work(config: Config) -> tuple[int, int]:
+    """A net's mult-adds an image, and its layers."""
+    net, layers = build_model(config, config.data.classes or 1000)
+    rows = describe(net, layers, config.data.crop)
+    return sum(row["multiply_adds"] for row in rows), count_depth(layers)

@@ -1,0 +1,56 @@
+"""Folders of generated images: written once, whole or not at all."""
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from delving.data.images import read_file
+from delving.words import first_line, shown
+
+
+def write_once(root: Path, marker: str, asked: dict, write: Callable[[Path], None]) -> Path:
+    """The folder `root` as `write` fills it, unless it was filled before by the same request.
+
+    Args:
+        marker: the file that says what was asked for; written last, so that only a complete folder
+            has it.
+
+    Raises:
+        ValueError: the folder holds anything else.
+    """
+    root = Path(root)
+    if _holds(root, marker, asked):
+        return root
+    scratch = root.with_name(f".{root.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        write(scratch)
+        (scratch / marker).write_text(json.dumps(asked) + "\n", encoding="utf-8")
+        scratch.rename(root)
+    except OSError:
+        if not _holds(root, marker, asked):  # else another process has finished it meanwhile
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return root
+
+
+def _holds(root: Path, marker: str, asked: dict) -> bool:
+    """Whether root is what was asked for; ValueError if it is another thing."""
+    if not root.exists() or not any(root.iterdir()):
+        return False
+    there = (root / marker).exists()
+    found = _read(root / marker) if there else f"no finished {Path(marker).stem} set"
+    if found != asked:
+        raise ValueError(
+            f"{root} holds {shown(found, most=200)}, asked for {asked}: remove it or choose another"
+        )
+    return True
+
+
+def _read(marker: Path) -> object:
+    try:
+        return json.loads(read_file(marker))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{marker} is damaged: {first_line(error)}") from error

@@ -1,0 +1,197 @@
+"""A detection in the making: a trained run as trunk, VOC's images, proposals, put together."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from delving import device as devices
+from delving import record
+from delving.build import allocate, build_model, load_weights
+from delving.checkpoint import load_checkpoint
+from delving.data.input import Input, blank_input
+from delving.detect.naming import Detection
+from delving.detect.net import FastRCNN, build_detector
+from delving.detect.proposals import METHODS, load_proposals, pick_method
+from delving.detect.sample import Batches, Sizing, list_candidates, shift_statistics, useful_images
+from delving.detect.scenes import VERSION, write_scenes
+from delving.detect.train import Progress, Trainer
+from delving.detect.voc import CLASSES, Split, find_voc, fingerprint, load_split
+from delving.momentum import Momentum
+from delving.net import Net
+from delving.schema import Config, Detect
+from delving.train import group_parameters
+
+Watch = Callable[[dict], None]
+CROP = 224  # of the paper, which detect.side and detect.longest belong to
+
+
+@dataclass
+class Job:
+    """All that a detection works with."""
+
+    folder: Path
+    config: Config  # the trunk's
+    about: Detection
+    splits: list[Split]  # training, test
+    proposals: list[list[np.ndarray]]  # of both
+    net: FastRCNN
+    input: Input
+    watch: Watch
+    progress: Progress = field(default_factory=Progress)
+    seconds: float = 0.0  # of training, over all sittings
+    heard: list[int] = field(default_factory=list)  # signals
+
+    def __post_init__(self):
+        settings = self.about.detect
+        self.candidates = list_candidates(self.splits[0], self.proposals[0])
+        self.statistics = shift_statistics(self.candidates)
+        ratio = self.config.data.crop / CROP
+        self.sizing = Sizing(round(settings.side * ratio), round(settings.longest * ratio))
+        groups = group_parameters(self.net, settings.weight_decay)
+        self.optimizer = Momentum(groups, lr=settings.lr, momentum=settings.momentum)
+
+    @property
+    def data(self) -> str:
+        """The hash of images' names, annotations and proposals."""
+        digest = hashlib.sha256(fingerprint(self.splits).encode())
+        for boxes in (one for split in self.proposals for one in split):
+            digest.update(boxes.tobytes() + b"|")
+        return digest.hexdigest()[:16]
+
+    @property
+    def autocast(self) -> Callable:
+        return partial(devices.autocast, self.input.mean.device, self.about.precision)
+
+    def log(self, **event) -> None:
+        record.append_event(self.folder / "log.jsonl", event)
+        self.watch(event)
+
+    def batches(self) -> Batches:
+        settings = self.about.detect
+        return Batches(
+            self.splits[0], self.candidates, useful_images(self.candidates), self.sizing,
+            self.statistics, settings.images, settings.rois, settings.foreground, self.about.seed,
+        )  # fmt: skip
+
+    def trainer(self) -> Trainer:
+        return Trainer(self.net, self.input, self.optimizer, self.about.detect, self.about.seed,
+                       self.autocast)  # fmt: skip
+
+
+def describe(run: Path, config: Config, settings: Detect, weights: str) -> Detection:
+    """The detection that is asked for, with what `auto` means here."""
+    method = settings.proposals
+    if method in METHODS:
+        method = pick_method(method)
+    settings = dataclasses.replace(settings, proposals=method)
+    device = devices.pick_device(config.device)
+    precision = devices.pick_precision(config.precision, device)
+    return Detection(run.name, weights, config.scale, config.seed, precision, settings)
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """A trained run's net."""
+
+    net: Net
+    input: Input
+
+
+def open_trunk(run: Path, config: Config) -> tuple[Trunk, str]:
+    """A run's net with its weights, and their hash; its training images need not be there.
+
+    Raises:
+        ValueError: there is no checkpoint, or it is damaged or of another net.
+    """
+    saved = load_checkpoint(run)
+    if not saved:
+        raise ValueError(f"{run} has no checkpoint to start from")
+    tensors, state = saved
+    last = [value for key, value in tensors.get("model", {}).items() if key.endswith(".bias")]
+    if not last:
+        raise ValueError(f"{run}: its checkpoint is of another model (no weights)")
+    device = devices.pick_device(config.device)
+    devices.prepare_backend(device)
+    classes = _count_classes(tensors["model"])
+    net, _ = build_model(config, classes)
+    net = allocate(net, config, device)
+    number = devices.number_type(config.precision)
+    input = blank_input(config.data.crop).to(device, number)
+    load_weights(net, input, tensors["model"], run)
+    return Trunk(net, input), str(state.get("weights"))
+
+
+def _count_classes(tensors: dict) -> int:
+    """The outputs of the last fc layer, the one with the largest number."""
+    found = {key: value for key, value in tensors.items()
+             if key.startswith("net.classifier.fc") and key.endswith(".weight")}  # fmt: skip
+    if not found:
+        raise ValueError("its checkpoint is of another model (no fc layer)")
+    return len(found[max(found, key=lambda key: int(key.split(".")[2].removeprefix("fc") or 0))])
+
+
+def load_splits(settings: Detect, output_root: str) -> list[Split]:
+    """The training and the test images; generated ones are written once below output_root/data.
+
+    Raises:
+        ValueError: there is no data of the kind, or a file of it is not as VOC has it.
+    """
+    if settings.data == "shapes_voc":
+        from delving.data.shapes import TEXTURES
+
+        counts = (settings.classes or len(TEXTURES), settings.train_images or 1000,
+                  settings.test_images or 500)  # fmt: skip
+        where = Path(output_root) / "data" / "shapes_voc-v{}-{}x{}+{}".format(VERSION, *counts)
+        if settings.root is None:
+            where = write_scenes(where, classes=counts[0], train_images=counts[1],
+                                 test_images=counts[2])  # fmt: skip
+        classes = tuple(TEXTURES)[: counts[0]]
+    else:
+        classes = CLASSES
+        if settings.root is None:
+            raise ValueError("detect.data=voc2007 needs detect.root=...: what holds VOCdevkit/, or "
+                             "VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar")  # fmt: skip
+    read = find_voc(Path(settings.root).expanduser() if settings.root else where)
+    splits = [load_split(read, name, classes) for name in ("trainval", "test")]
+    return [split.first(count) for split, count in
+            zip(splits, (settings.train_images, settings.test_images), strict=True)]  # fmt: skip
+
+
+def open_job(folder: Path, config: Config, trunk: Trunk, about: Detection, watch: Watch) -> Job:
+    """The data, with its proposals, and the detector with the trunk's weights."""
+    settings = about.detect
+    splits, proposals = prepare(settings, config.output_root, watch)
+    net = build_detector(trunk.net, classes=len(splits[0].classes), frozen=settings.frozen,
+                         seed=about.seed)  # fmt: skip
+    return Job(folder, config, about, splits, proposals, net, trunk.input, watch)
+
+
+def prepare(
+    settings: Detect, output_root: str, watch: Watch
+) -> tuple[list[Split], list[list[np.ndarray]]]:
+    """Training and test images and their proposals; what is generated of them is kept."""
+    splits = load_splits(settings, output_root)
+    kept, proposals = Path(output_root) / "proposals", []
+    for split, title in zip(splits, ("training", "test"), strict=True):
+        say = partial(_tell, watch, title)
+        proposals.append(load_proposals(split, settings.proposals, kept, say))
+    return splits, proposals
+
+
+def _tell(watch: Watch, title: str, done: int, total: int) -> None:
+    watch({"event": "proposals", "split": title, "done": done, "total": total})
+
+
+def tensors_of(job: Job) -> dict[str, dict]:
+    """{file: {name: tensor}} of a checkpoint."""
+    model = {f"net.{k}": v.contiguous() for k, v in job.net.state_dict().items()}
+    model |= {f"input.{k}": v.contiguous() for k, v in job.input.state_dict().items()}
+    velocity = job.optimizer.velocity
+    momentum = {name: velocity[p].contiguous() for name, p in job.net.named_parameters()
+                if p in velocity}  # fmt: skip
+    return {"model": model, "optimizer": momentum}

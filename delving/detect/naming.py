@@ -1,0 +1,98 @@
+"""Which detection is meant: its folder's name, and the config.yaml in it."""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from delving import record
+from delving.foreign import check_yaml, read_text
+from delving.schema import DETECT_NEUTRAL, Detect, differences, leaves
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What a detection is: config.yaml of its folder."""
+
+    run: str
+    weights: str  # the hash of the trunk's
+    scale: str
+    seed: int
+    precision: str
+    detect: Detect
+
+
+def detection_folder(run: Path, settings: Detect, usual: Detect) -> Path:
+    """outputs/<scale>/detections/<run>-<data>, with what differs from the scale's own settings."""
+    changed = {key: value for key, value, _ in leaves(settings, "detect.")
+               if key not in DETECT_NEUTRAL and value != dict(_values(usual))[key]}  # fmt: skip
+    extra = [_short(key, value) for key, value in sorted(changed.items()) if key != "detect.data"]
+    name = "-".join([run.name, settings.data, *extra])
+    if len(name) > 100:
+        name = f"{run.name}-{settings.data}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return run.absolute().parent.parent / "detections" / name
+
+
+def _short(key: str, value: object) -> str:
+    text = Path(value).stem if key == "detect.proposals" else str(value)
+    return key.split(".")[-1] + "".join(c for c in text if c.isalnum() or c in "_.+")
+
+
+def _values(settings: Detect) -> list[tuple[str, object]]:
+    return [(key, value) for key, value, _ in leaves(settings, "detect.")]
+
+
+def save_about(about: Detection, folder: Path) -> None:
+    """config.yaml, complete."""
+    text = yaml.safe_dump(dataclasses.asdict(about), sort_keys=False)
+    record.write_text(folder / "config.yaml", text)
+
+
+def load_about(path: Path) -> Detection:
+    """What save_about wrote; ValueError names the file where it is none."""
+    text = read_text(path)
+    try:
+        check_yaml(text)
+        tree = yaml.safe_load(text)
+        about = Detection(**tree | {"detect": Detect(**tree["detect"])})
+    except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: no configuration of a detection: {error}") from error
+    kinds = {"run": str, "weights": str, "scale": str, "seed": int, "precision": str}
+    record.expect(tree, kinds, str(path))
+    return about
+
+
+def find_other(folder: Path, settings: Detect) -> str | None:
+    """What a folder holds, where it holds a detection by other settings; None where it does not."""
+    if not (folder / "config.yaml").exists():
+        return None
+    try:
+        there = load_about(folder / "config.yaml").detect
+    except ValueError as error:
+        return f"{error}. Move {folder} away"
+    if settings.proposals == "auto":  # whichever it was here
+        settings = dataclasses.replace(settings, proposals=there.proposals)
+    return _tell_apart(folder, differences(_Only(settings), _Only(there)))
+
+
+@dataclass(frozen=True)
+class _Only:
+    """For keys with their prefix."""
+
+    detect: Detect
+
+
+def check_same(about: Detection, folder: Path) -> None:
+    """ValueError where the folder holds another detection."""
+    if (folder / "config.yaml").exists():
+        found = _tell_apart(folder, differences(about, load_about(folder / "config.yaml")))
+        if found:
+            raise ValueError(found)
+
+
+def _tell_apart(folder: Path, changed: dict[str, tuple]) -> str | None:
+    lines = [f"{key} {ours} asked for, {theirs} there" for key, (ours, theirs) in changed.items()]
+    other = f"{folder} holds another detection: {'; '.join(lines)}. Move it away to train anew"
+    return other if lines else None

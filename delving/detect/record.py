@@ -1,0 +1,48 @@
+"""A detection's folder, read: result.json, pictures.json."""
+
+import base64
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from delving.record import NUMBER, STATUSES, expect, read_json
+
+MAYBE = (int, float, type(None))
+RESULT = {
+    "detection": str, "run": str, "scale": str, "model": str, "act": str, "init": str, "seed": int,
+    "data": str, "train_images": int, "test_images": int, "steps": int, "params": int,
+    "proposals": dict, "chance": MAYBE, "train_loss": MAYBE, "status": str, "seconds": NUMBER,
+    "images_per_second": NUMBER, "testing": NUMBER, "device": str, "eval": dict,
+}  # fmt: skip
+PROPOSALS = {"method": str, "per_image": NUMBER, "recall": MAYBE}
+
+
+def read_detection(folder: Path) -> dict:
+    """result.json of a finished detection; ValueError names the file and the key that is not as it
+    is written."""
+    path = folder / "result.json"
+    result = expect(read_json(path), RESULT, str(path))
+    expect(result["proposals"], PROPOSALS, f"{path}: proposals")
+    for name, scores in result["eval"].items():
+        expect(scores, {"map": MAYBE, "ap": dict}, f"{path}: {name}")
+        expect(scores["ap"], dict.fromkeys(scores["ap"], MAYBE), f"{path}: {name}")
+    if result["status"] not in STATUSES:
+        raise ValueError(f"{path} is damaged: status is {result['status'][:40]!r}")
+    return result
+
+
+def read_pictures(folder: Path) -> list[dict]:
+    """pictures.json: {image, jpeg, size, found: [[class, score, box]], objects: [[class, box,
+    difficult]]} each; ValueError names the file where it is none."""
+    path = folder / "pictures.json"
+    pictures = read_json(path)
+    kinds = {"image": str, "jpeg": str, "size": list, "found": list, "objects": list}
+    if not isinstance(pictures, list):
+        raise ValueError(f"{path} is damaged: it is no list")
+    return [expect(one, kinds, str(path)) for one in pictures]
+
+
+def open_picture(one: dict) -> Image.Image:
+    """The picture's small JPEG."""
+    return Image.open(io.BytesIO(base64.b64decode(one["jpeg"])))

@@ -1,0 +1,265 @@
+"""`delving detect`: a trained run fine-tuned to detect objects, scored and recorded."""
+
+import base64
+import io
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from delving import device as devices
+from delving import record
+from delving.build import load_weights
+from delving.checkpoint import check_room, drop_previous, load_checkpoint, save_checkpoint, settle
+from delving.config import compose_detect
+from delving.detect.job import Job, describe, open_job, open_trunk, tensors_of
+from delving.detect.metric import Detections
+from delving.detect.naming import check_same, detection_folder, save_about
+from delving.detect.score import Judge, chance, joined, recall, score
+from delving.detect.train import Progress
+from delving.lock import holding
+from delving.meter import Meter
+from delving.schema import Config, Detect
+from delving.signals import Interrupted, heeding_signals, leaving_at_once
+from delving.state import environment_of
+
+PICTURES, SHOWN = 8, 0.5  # test images kept for figures, and the score from which a box is drawn
+BESIDE = 64 * 2**20  # bytes of log and detections
+STATE = {"progress": dict, "seconds": record.NUMBER, "data": str, "log_bytes": int}
+PROGRESS = {"step": int, "tail_loss": record.NUMBER, "tail_steps": int, "pending": list,
+            "status": str}  # fmt: skip
+
+
+def detect_run(run: Path, config: Config, settings: Detect, watch: Callable[[dict], None]) -> Path:
+    """Fine-tunes a run on VOC and scores it, or does what is left of that; returns its folder.
+
+    Args:
+        config: the run's own, with other words on where to compute.
+
+    Raises:
+        ValueError: no trained run, bad data, or a folder of that name with another detection.
+        DiskFullError: there is no room for what it would write.
+        Interrupted: TERM, INT, HUP, USR1 or USR2 came; the state is saved.
+    """
+    folder = detection_folder(run, settings, compose_detect(config.scale, []))
+    with leaving_at_once():
+        trunk, weights = open_trunk(run, config)
+        about = describe(run, config, settings, weights)
+        check_same(about, folder)
+        if (folder / "result.json").exists():
+            watch({"event": "finished"})
+            return folder
+        with holding(folder):
+            job = open_job(folder, config, trunk, about, watch)
+            watch({"event": "opening", "line": opening_line(job)})
+            resume_or_start(job)
+            with heeding_signals() as job.heard:
+                train_until_done(job)
+                finish(job)
+    return folder
+
+
+def opening_line(job: Job) -> str:
+    """What this training really is, in a line."""
+    train, test = map(len, job.splits)
+    kind = "generated" if job.about.detect.data == "shapes_voc" else "VOC 2007"
+    boxes = np.mean([len(boxes) for boxes in job.proposals[1]])
+    return (f"Fast R-CNN with {job.about.run} as trunk on {train:,} {kind} images, tested on "
+            f"{test:,}, {boxes:,.0f} proposals each (scale {job.about.scale}).")  # fmt: skip
+
+
+def resume_or_start(job: Job) -> None:
+    """Takes up the checkpoint, or begins.
+
+    Raises:
+        ValueError: a checkpoint of other data or another net, or none that is whole.
+    """
+    folder = job.folder
+    record.remove_leftovers(folder)
+    for fault in settle(folder):
+        job.watch({"event": "damaged", "fault": fault})
+    check_room(folder, 2 * sum(p.nbytes for p in job.net.parameters()), BESIDE)
+    found = load_checkpoint(folder)
+    if found:
+        _restore(job, *found)
+        return
+    save_about(job.about, folder)
+    about = environment_of(job.input.mean.device, job.about.precision, job.data)
+    record.write_json(folder / "env.json", about)
+    (folder / "log.jsonl").unlink(missing_ok=True)
+    job.log(event="start", run=folder.name, steps=job.about.detect.steps,
+            train_images=len(job.splits[0]), test_images=len(job.splits[1]),
+            classes=len(job.splits[0].classes), precision=job.about.precision)  # fmt: skip
+
+
+def _restore(job: Job, tensors: dict, state: dict) -> None:
+    where = f"{job.folder}: its checkpoint's state.json"
+    progress = record.expect(record.expect(state, STATE, where)["progress"], PROGRESS, where)
+    rows = all(isinstance(row, list) and all(map(record.is_number, row)) and len(row) == 4
+               for row in progress["pending"])  # fmt: skip
+    counts = progress["step"], progress["tail_steps"], state["log_bytes"]
+    if set(progress) != set(PROGRESS) or min(counts) < 0 or not rows:
+        raise ValueError(f"{where} is damaged")
+    if state["data"] != job.data:
+        raise ValueError(f"{job.folder} was trained on other images or proposals: give the same "
+                         "detect.root, or move the folder away")  # fmt: skip
+    job.progress, job.seconds = Progress(**progress), state["seconds"]
+    load_weights(job.net, job.input, tensors.get("model", {}), job.folder)
+    for name, p in job.net.named_parameters():
+        saved = tensors.get("optimizer", {}).get(name)
+        if saved is not None:
+            if saved.shape != p.shape:
+                raise ValueError(f"{job.folder}: its checkpoint is of another detector ({name})")
+            job.optimizer.velocity[p] = torch.empty_like(p).copy_(saved)
+    record.truncate_log(job.folder / "log.jsonl", state["log_bytes"])
+    job.log(event="resume", run=job.folder.name, step=job.progress.step,
+            steps=job.about.detect.steps)  # fmt: skip
+
+
+def save(job: Job) -> None:
+    """Writes a checkpoint from which the same steps follow."""
+    log = job.folder / "log.jsonl"
+    record.sync_log(log)
+    state = {"progress": asdict(job.progress), "seconds": job.seconds, "data": job.data,
+             "log_bytes": log.stat().st_size}  # fmt: skip
+    save_checkpoint(job.folder, tensors_of(job), state)
+
+
+def train_until_done(job: Job) -> None:
+    """The steps that are left, with log, checkpoints and signals in between."""
+    progress, settings = job.progress, job.about.detect
+    if progress.step >= settings.steps or progress.status == "diverged":
+        return
+    meter = Meter(job.seconds)
+    with closing(job.trainer().steps(job.batches(), progress)) as steps:
+        for told in steps:
+            meter.images += settings.images
+            job.seconds = meter.seconds
+            _report(job, told, meter)
+            number = max(job.heard, default=0)
+            if number or meter.checkpoint_due(settings.checkpoint_minutes):
+                with meter.paused():
+                    save(job)
+            if number:
+                raise Interrupted(number, job.folder)
+    save(job)
+
+
+def _report(job: Job, told: tuple[float, ...], meter: Meter) -> None:
+    progress, settings = job.progress, job.about.detect
+    job.watch({"event": "tick", "step": progress.step, "loss": told[0], "err": told[3]})
+    if progress.status == "diverged":
+        job.log(event="diverged", step=progress.step, loss=str(told[0]), grad_norm="not looked at")
+    elif progress.step % settings.log_every == 0 or progress.step == settings.steps:
+        loss, of_classes, of_boxes, error = np.mean(progress.pending, axis=0).tolist()
+        progress.pending.clear()
+        epoch = progress.step * settings.images / len(job.splits[0])
+        job.log(event="step", step=progress.step, epoch=round(epoch, 4), loss=loss,
+                class_loss=of_classes, box_loss=of_boxes, err=error,
+                seconds=round(job.seconds, 2), **meter.rates())  # fmt: skip
+
+
+def finish(job: Job) -> None:
+    """Scores the detector and writes result.json, the mark of a finished detection."""
+    status, scores, started = "diverged", {}, time.perf_counter()
+    if job.progress.status != "diverged":
+        try:
+            scores = score_detector(job)
+            status = "converged"
+        except FloatingPointError:  # the last step's weights are finite, but no score is
+            scores = {}
+    result = summarise(job, status, scores) | {"testing": round(time.perf_counter() - started, 2)}
+    job.log(event="end", status=status, seconds=round(job.seconds, 2))
+    drop_previous(job.folder)
+    record.write_json(job.folder / "result.json", result)  # the last, whatever ends us before
+
+
+def score_detector(job: Job) -> dict[str, dict]:
+    """Finds the objects of all test images, and saves what was found.
+
+    Raises:
+        FloatingPointError: a score is not finite.
+        Interrupted: a signal came.
+    """
+    judge = Judge(job.net, job.input, job.sizing, job.statistics, job.about.detect.nms,
+                  job.autocast)  # fmt: skip
+    test, parts = job.splits[1], []
+    for number, boxes in enumerate(job.proposals[1]):
+        parts.append(judge.find(test, number, boxes))
+        if job.heard:
+            raise Interrupted(job.heard[0], job.folder)
+    found = joined(parts)
+    save_detections(job.folder, found)
+    record.write_json(job.folder / "pictures.json", list_pictures(job, parts))
+    scores = score(found, test)
+    maps = {name: one["map"] for name, one in scores.items()}
+    job.watch({"event": "detected", "maps": maps, "images": len(test)})
+    return scores
+
+
+def save_detections(folder: Path, found: Detections) -> None:
+    """detections.npz: image (its place in the split), label, score, boxes to a tenth of a pixel."""
+    file = io.BytesIO()
+    np.savez_compressed(
+        file, image=found.image.astype(np.int32), label=found.label.astype(np.int16),
+        score=found.score.astype(np.float32), boxes=np.round(10 * found.boxes).astype(np.int32),
+    )  # fmt: skip
+    record.write_bytes(folder / "detections.npz", file.getvalue())
+
+
+def list_pictures(job: Job, parts: list[Detections]) -> list[dict]:
+    """The first test images with what there is and what was found, for figures."""
+    test, pictures = job.splits[1], []
+    for number in range(min(PICTURES, len(test))):
+        sure = parts[number].score >= SHOWN
+        found = zip(parts[number].label[sure], parts[number].score[sure],
+                    parts[number].boxes[sure], strict=True)  # fmt: skip
+        objects = test.objects[number]
+        pictures.append({
+            "image": test.ids[number],
+            "jpeg": base64.b64encode(_small_jpeg(test.load(number))).decode(),
+            "size": list(test.sizes[number]),
+            "found": [[test.classes[c], round(float(s), 3), [round(float(v), 1) for v in box]]
+                      for c, s, box in found],
+            "objects": [[test.classes[c], [round(float(v), 1) for v in box], bool(hard)]
+                        for c, box, hard in zip(objects.labels, objects.boxes, objects.difficult,
+                                                strict=True)],
+        })  # fmt: skip
+    return pictures
+
+
+def _small_jpeg(image: Image.Image) -> bytes:
+    small, file = image.copy(), io.BytesIO()
+    small.thumbnail((320, 320))
+    small.save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def summarise(job: Job, status: str, scores: dict[str, dict]) -> dict:
+    """result.json of a detection."""
+    config, settings, progress = job.config, job.about.detect, job.progress
+    steps = record.read_events(job.folder, "step")
+    return {
+        "detection": job.folder.name, "run": job.about.run, "scale": config.scale,
+        "model": config.model.name, "act": config.act.name, "init": config.init.name,
+        "seed": config.seed, "data": settings.data, "train_images": len(job.splits[0]),
+        "test_images": len(job.splits[1]), "steps": progress.step,
+        "params": sum(p.numel() for p in job.net.parameters()),
+        "proposals": {
+            "method": settings.proposals if settings.proposals in ("grid", "selective_search")
+            else "file",
+            "per_image": round(float(np.mean([len(b) for b in job.proposals[1]])), 1),
+            "recall": recall(job.splits[1], job.proposals[1]),
+        },
+        "chance": chance(job.splits[1], job.proposals[1]),
+        "train_loss": steps[-1]["loss"] if steps else None,
+        "status": status, "seconds": round(job.seconds, 2),
+        "images_per_second": round(progress.step * settings.images / max(job.seconds, 1e-9), 1),
+        "device": devices.name_device(job.input.mean.device),
+        "eval": scores,
+    }  # fmt: skip

@@ -1,0 +1,138 @@
+"""The generated data set `shapes_voc`: several textured objects an image, in PASCAL VOC's layout.
+
+Its classes are those of `shapes`, drawn alike. Lengths are in units of 1/75 of the image's shorter
+side: at the shorter side of 75 pixels, which a crop of 28 goes with, a texture has the period in
+pixels that nets trained on `shapes` know.
+"""
+# ours: generated scenes stand in for PASCAL VOC at the smoke and cpu scales.
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import numpy as np
+from PIL import Image
+
+from delving.data.shapes import (
+    TEXTURES,
+    UNITS,
+    draw_clutter,
+    draw_colours,
+    draw_grid,
+    draw_outline,
+    draw_ramp,
+    expose,
+)
+from delving.data.written import write_once
+from delving.detect.voc import SPLITS, YEAR
+
+VERSION = 1  # raise it whenever a drawn byte changes
+MARKER = "shapes_voc.json"
+SHORT = 75  # the shorter side
+RADIUS = (9, 18)  # of an object
+OBJECTS = (1, 5)  # of an image, at most: where there is no room for one it is left out
+TRIES = 20  # places tried for an object
+APART = 0.8  # of the sum of two radii, that centres are apart
+VISIBLE = 0.8  # share of an object; the less visible is marked difficult
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An object: its class, its box (x1, y1, x2, y2) in pixels, half-open, and whether most of it
+    is hidden."""
+
+    name: str
+    box: tuple[int, int, int, int]
+    difficult: bool
+
+
+def draw_scene(names: list[str], rng: np.random.Generator) -> tuple[np.ndarray, list[Drawn]]:
+    """Objects of these classes in clutter: (H, W, 3) uint8, shorter side 75 to 112 pixels."""
+    grid = draw_grid(rng, sides=(75, 113), units=SHORT)
+    first, second = rng.random((2, 3, 1, 1), np.float32)
+    slope = UNITS / SHORT  # across the image as in those of one object
+    image = first + (draw_ramp(grid, rng, slope=slope) + 0.5) * (second - first)  # (3, H, W)
+    draw_clutter(image, grid, rng, shapes=rng.integers(6, 14), reach=SHORT * 0.6)
+    covers: list[tuple[str, np.ndarray]] = []
+    for x, y, radius in _place_objects(grid, rng):
+        here = grid - np.array([x, y], np.float32)[:, None, None]
+        name, (dark, light) = str(rng.choice(names)), draw_colours(rng)
+        mask = draw_outline(here, rng, radius=radius)
+        image += mask * (dark + TEXTURES[name](here, rng) * (light - dark) - image)
+        covers.append((name, mask))
+    front = draw_clutter(image, grid, rng, shapes=rng.integers(0, 6), reach=SHORT * 0.6)
+    return expose(image, grid * np.float32(slope), rng), _outline(covers, front)
+
+
+def _place_objects(grid: np.ndarray, rng: np.random.Generator) -> list[tuple[float, float, float]]:
+    """(x, y, radius) of each, inside the image and hardly over one another."""
+    placed: list[tuple[float, float, float]] = []
+    for _ in range(rng.integers(*OBJECTS)):
+        radius = rng.uniform(*RADIUS)
+        room = np.maximum(-grid[:, 0, 0] - 0.9 * radius, 0)
+        for x, y in rng.uniform(-1, 1, (TRIES, 2)) * room:
+            near = (np.hypot(x - a, y - b) < APART * (radius + r) for a, b, r in placed)
+            if not any(near):
+                placed.append((float(x), float(y), float(radius)))
+                break
+    return placed
+
+
+def _outline(covers: list[tuple[str, np.ndarray]], front: list[np.ndarray]) -> list[Drawn]:
+    """The boxes of what is seen of the objects, of which later ones hide earlier ones."""
+    found = []
+    for number, (name, mask) in enumerate(covers):
+        whole = mask > 0.5
+        seen = whole.copy()
+        for over in [*(m for _, m in covers[number + 1 :]), *front]:
+            seen &= over <= 0.5
+        ys, xs = np.nonzero(seen)
+        if len(xs):
+            box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
+            found.append(Drawn(name, box, bool(seen.sum() < VISIBLE * whole.sum())))
+    return found
+
+
+def write_scenes(root: Path, *, classes: int, train_images: int, test_images: int) -> Path:
+    """Writes root/VOC2007 with ImageSets/Main, Annotations and JPEGImages.
+
+    An image depends on its split, its number and the classes alone.
+
+    Raises:
+        ValueError: the folder holds another set, or there are not so many classes.
+    """
+    if not 2 <= classes <= len(TEXTURES):
+        raise ValueError(f"detect.classes={classes}: choose 2 to {len(TEXTURES)}")
+    asked = {"version": VERSION, "classes": classes, "trainval": train_images, "test": test_images}
+    return write_once(root, MARKER, asked, partial(_write, asked))
+
+
+def _write(asked: dict, scratch: Path) -> None:
+    names = list(TEXTURES)[: asked["classes"]]
+    base = scratch / YEAR
+    for folder in ("ImageSets/Main", "Annotations", "JPEGImages"):
+        (base / folder).mkdir(parents=True)
+    for split in SPLITS:
+        ids = [f"{split}_{n:05d}" for n in range(asked[split])]
+        for n, number in enumerate(ids):
+            rng = np.random.default_rng([SPLITS.index(split), n])
+            pixels, objects = draw_scene(names, rng)
+            Image.fromarray(pixels).save(base / "JPEGImages" / f"{number}.jpg", quality=90)
+            text = annotation(number, (pixels.shape[1], pixels.shape[0]), objects)
+            (base / "Annotations" / f"{number}.xml").write_text(text, encoding="utf-8")
+        listing = "".join(f"{number}\n" for number in ids)
+        (base / "ImageSets" / "Main" / f"{split}.txt").write_text(listing, encoding="utf-8")
+
+
+def annotation(number: str, size: tuple[int, int], objects: list[Drawn]) -> str:
+    """VOC's XML, which counts pixels from 1 and names the last."""
+    rows = [
+        f"<object><name>{escape(one.name)}</name><difficult>{int(one.difficult)}</difficult>"
+        f"<bndbox><xmin>{one.box[0] + 1}</xmin><ymin>{one.box[1] + 1}</ymin>"
+        f"<xmax>{one.box[2]}</xmax><ymax>{one.box[3]}</ymax></bndbox></object>"
+        for one in objects
+    ]
+    head = (f"<folder>{YEAR}</folder><filename>{number}.jpg</filename><size><width>{size[0]}"
+            f"</width><height>{size[1]}</height><depth>3</depth></size>")  # fmt: skip
+    return "\n".join(["<annotation>", head, *rows, "</annotation>", ""])

@@ -1,0 +1,137 @@
+"""ICCV: transfer to object detection, small14 with ReLU and with PReLU as Fast R-CNN's trunk.
+
+The paper reports that the net pre-trained with PReLU also wins on PASCAL VOC 2007 (its values are
+not in our source).
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from delving.artefact import Asked, Claim, Shown, mean_and_spread
+from delving.detect.record import open_picture, read_detection, read_pictures
+from delving.judge import judge_better, unless_stalled
+from delving.plot import GREEN, RED, new_figure
+
+TITLES = {"relu": "ReLU", "prelu": "PReLU"}
+METRICS = {"voc07": "mean, 11 points (2007)", "all_points": "mean, all points"}
+BETTER = 1.0  # points of mAP, the smallest difference that counts
+COLUMNS = 4
+OVERLAP = 0.5
+
+
+def show(asked: Asked) -> Shown:
+    found = {arm: [read_detection(folder) for folder in folders]
+             for arm, folders in asked.detections.items()}  # fmt: skip
+    one = next(one for arm in found.values() for one in arm)
+    kind = "generated scenes" if one["data"] == "shapes_voc" else "PASCAL VOC 2007"
+    boxes = one["proposals"]
+    return Shown(
+        "Object detection by Fast R-CNN (ICCV version)",
+        f"Average precision in percent on {one['test_images']:,} test images of {kind}, "
+        f"{one['train_images']:,} to train on, {one['steps']:,} steps; mean ± standard deviation "
+        f"over seeds (number of detectors). Proposals by {boxes['method']}, "
+        f"{boxes['per_image']:.0f} an image. Figure: what the first seed's detectors find with a "
+        "score of 0.5 or more, green where it is right, red where not; dashed: the objects.",
+        table=tabulate(found),
+        figure=_draw(asked.detections),
+        data=pd.DataFrame([_row(one) for arm in found.values() for one in arm]),
+        claims=[_claim(asked, found)],
+    )
+
+
+def tabulate(found: dict[str, list[dict]]) -> pd.DataFrame:
+    """A row per class, then means, what chance gives, and the proposals' recall."""
+    some = next(one for arm in found.values() for one in arm if one["eval"])
+    rows = [(title, lambda one, c=title: one["eval"]["voc07"]["ap"].get(c), 1)
+            for title in some["eval"]["voc07"]["ap"]]  # fmt: skip
+    rows += [(title, lambda one, m=metric: one["eval"][m]["map"], 2)
+             for metric, title in METRICS.items()]  # fmt: skip
+    rows += [("mean at random, 11 points", lambda one: one["chance"], 2),
+             ("proposals' recall at 0.5", lambda one: one["proposals"]["recall"], 2)]  # fmt: skip
+    return pd.DataFrame(
+        [{"": title} | {TITLES[arm]: mean_and_spread((value(one) for one in arm_found
+                                                      if one["eval"]), digits)
+                        for arm, arm_found in found.items()}
+         for title, value, digits in rows]
+    )  # fmt: skip
+
+
+def _row(one: dict) -> dict:
+    maps = {name: one["eval"].get(name, {}).get("map") for name in METRICS}
+    each = one["eval"].get("voc07", {}).get("ap", {})
+    return {
+        "detection": one["detection"], "act": one["act"], "seed": one["seed"],
+        "status": one["status"], **maps, "chance": one["chance"],
+        "recall": one["proposals"]["recall"], "seconds": one["seconds"],
+        **{f"ap {title}": value for title, value in each.items()},
+    }  # fmt: skip
+
+
+def _claim(asked: Asked, found: dict[str, list[dict]]) -> Claim:
+    others = {one["seed"]: one for one in found["relu"]}
+    pairs = [(one, others[one["seed"]]) for one in found["prelu"] if one["seed"] in others]
+    more = [_map(prelu) - _map(relu) for prelu, relu in pairs]
+    trunks = {run.name: run.result["status"] for runs in asked.arms.values() for run in runs}
+    statuses = {one["detection"]: one["status"] for pair in pairs for one in pair}
+    used = {one["run"]: trunks.get(one["run"], "missing") for pair in pairs for one in pair}
+    finding = judge_better([d for d in more if math.isfinite(d)], delta=BETTER, unit="points")
+    return Claim(
+        "with PReLU's net as its trunk Fast R-CNN detects better",
+        "mAP by 11 points, PReLU's less ReLU's, paired by the trunk's seed: the 95 % interval over "
+        "seeds lies above 0",
+        BETTER,
+        unless_stalled(finding, statuses | used),
+        len(statuses),
+    )
+
+
+def _map(one: dict) -> float:
+    value = one["eval"].get("voc07", {}).get("map")
+    return math.nan if value is None else value
+
+
+def _draw(detections: dict[str, list[Path]]):
+    rows = {arm: read_pictures(folders[0])[:COLUMNS] for arm, folders in detections.items()
+            if folders and (folders[0] / "pictures.json").exists()}  # fmt: skip
+    if not any(rows.values()):
+        return None
+    figure, axes = new_figure(len(rows), COLUMNS, size=(7.2, 2.0 * len(rows)))
+    for cell in axes.flat:
+        cell.axis("off")
+    for line, (arm, pictures) in zip(axes, rows.items(), strict=True):
+        line[0].set_title(TITLES[arm], fontsize=9, loc="left", fontweight="bold")
+        for cell, one in zip(line, pictures, strict=False):
+            _draw_picture(cell, one)
+    return figure
+
+
+def _draw_picture(cell: Axes, one: dict) -> None:
+    width, height = one["size"]
+    cell.imshow(np.asarray(open_picture(one)), extent=(0, width, height, 0), interpolation="none")
+    for _, box, _ in one["objects"]:
+        _frame(cell, box, color="white", lw=0.9, ls=(0, (2, 2)))
+    for name, share, box in one["found"]:
+        right = any(name == title and _overlap(box, there) >= OVERLAP
+                    for title, there, _ in one["objects"])  # fmt: skip
+        color = GREEN if right else RED
+        _frame(cell, box, color=color, lw=1.3)
+        cell.text(box[0], box[1], f"{name} {share:.2f}", fontsize=5.5, color="white", va="bottom",
+                  clip_on=True, bbox={"facecolor": color, "lw": 0, "pad": 0.6})  # fmt: skip
+
+
+def _frame(cell: Axes, box: list[float], **look) -> None:
+    x1, y1, x2, y2 = box
+    cell.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **look))
+
+
+def _overlap(a: list[float], b: list[float]) -> float:
+    """Intersection over union; metric.py's loads torchvision, which a drawing need not."""
+    sides = [max(0.0, min(a[i + 2], b[i + 2]) - max(a[i], b[i])) for i in (0, 1)]
+    both = sides[0] * sides[1]
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    return both / (areas - both)

@@ -1,0 +1,33 @@
+"""What artefacts ask for: conf/paper/<artefact>.yaml. With config.py the only one that knows
+omegaconf."""
+
+from dataclasses import fields
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from delving.groups import CONF, choices
+from delving.schema import Arm, Request
+from delving.words import first_line, nearest
+
+
+def load_request(name: str) -> Request:
+    """What an artefact asks for, conf/paper/<name>.yaml; ValueError for a typo in it."""
+    path = CONF / "paper" / f"{name}.yaml"
+    if not path.is_file():
+        known = choices("paper")
+        raise ValueError(f"artefact {name!r}: choose from {', '.join(known)}{nearest(name, known)}")
+    try:
+        tree = OmegaConf.merge(OmegaConf.structured(Request), OmegaConf.load(path))
+        return OmegaConf.to_object(tree)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name}: {_explain_request(error)}") from error
+
+
+def _explain_request(error: Exception) -> str:
+    key, text = getattr(error, "full_key", None), first_line(error)
+    if key and "not in" in text:
+        known = [f.name for part in (Request, Arm) for f in fields(part)]
+        return f"unknown key {key!r}{nearest(key.split('.')[-1], known)}"
+    return f"{key}: {text}" if key and key not in text else text

@@ -1,0 +1,267 @@
+"""`delving detect`: a run folder as any other, whatever ends it; the artefact made of several."""
+
+import json
+import os
+import shutil
+import signal
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from delving import config as configs
+from delving import record
+from delving.checkpoint import load_checkpoint
+from delving.detect.naming import load_about
+from delving.detect.record import read_detection, read_pictures
+from delving.detect.run import detect_run
+from delving.reference import copy_records
+from delving.signals import Interrupted
+
+WORDS = ["detect.train_images=4", "detect.test_images=3", "detect.steps=6", "detect.log_every=2",
+         "detect.proposals=grid", "detect.rois=32"]  # fmt: skip
+VOLATILE = ("seconds", "images_per_second", "wait", "testing")
+
+
+def silent(event):
+    pass
+
+
+def detect(run, watch=silent, words=()):
+    config = configs.amend(run / "config.yaml", ["device=cpu"])
+    return detect_run(run, config, configs.compose_detect("smoke", [*WORDS, *words]), watch)
+
+
+@pytest.fixture(scope="module")
+def trunk(whole, tmp_path_factory):
+    """A trained run in an output root of its own."""
+    folder = tmp_path_factory.mktemp("trunk") / "smoke" / "runs" / whole.name
+    shutil.copytree(whole, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def detected(trunk):
+    """A detection that nothing interrupted; no test may change it."""
+    return detect(trunk)
+
+
+@pytest.fixture
+def copied(trunk, detected, tmp_path):
+    """The trunk with its generated scenes and proposals, and no detection."""
+    for name in ("data", "proposals", "smoke/runs"):
+        shutil.copytree(trunk.parents[2] / name, tmp_path / name)
+    return tmp_path / "smoke" / "runs" / trunk.name
+
+
+def outcome(folder):
+    """All that a detection is."""
+    tensors, _ = load_checkpoint(folder)
+    events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return {
+        "tensors": {f"{part}/{name}": t.numpy().tobytes()
+                    for part, named in tensors.items() for name, t in named.items()},
+        "log": [_timeless(e) for e in events if e["event"] != "resume"],
+        "result": _timeless(read_detection(folder)),
+        "pictures": read_pictures(folder),
+        "found": dict(np.load(folder / "detections.npz").items())["boxes"].tobytes(),
+        "files": sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*")),
+    }  # fmt: skip
+
+
+def _timeless(event):
+    return {k: v for k, v in event.items() if k not in VOLATILE}
+
+
+# --- what it leaves ---
+def test_a_detection_lies_beside_the_runs_and_tells_what_it_is(trunk, detected):
+    assert detected.parent == trunk.parents[1] / "detections"
+    assert detected.name.startswith(f"{trunk.name}-shapes_voc-")
+    about = load_about(detected / "config.yaml")
+    assert (about.run, about.scale, about.seed) == (trunk.name, "smoke", 0)
+    assert about.weights == load_checkpoint(trunk)[1]["weights"]
+    result = read_detection(detected)
+    assert result["steps"] == 6
+    assert result["test_images"] == 3
+    assert set(result["eval"]) == {"voc07", "all_points"}
+    assert 0 <= result["eval"]["voc07"]["map"] <= 100
+    assert result["proposals"]["recall"] > 50
+    assert 0 <= result["chance"] < 10
+
+
+def test_the_log_tells_the_loss_of_classes_and_of_boxes(detected):
+    steps = record.read_events(detected, "step")
+    assert [event["step"] for event in steps] == [2, 4, 6]
+    for event in steps:
+        assert event["loss"] == pytest.approx(event["class_loss"] + event["box_loss"])
+
+
+def test_first_conv_layers_stay_and_the_others_learn(trunk, detected):
+    before, after = (load_checkpoint(folder)[0]["model"] for folder in (trunk, detected))
+    assert np.array_equal(before["net.features.conv1.weight"], after["net.features.conv1.weight"])
+    moved = before["net.features.conv2_1.weight"] - after["net.features.conv2_1.weight"]
+    assert moved.abs().max() > 0
+
+
+def test_the_trunk_is_left_as_it_was(whole, trunk, detected):
+    names = [p.relative_to(whole) for p in whole.rglob("*") if p.is_file()]
+    assert all((whole / n).read_bytes() == (trunk / n).read_bytes() for n in names)
+
+
+# --- again ---
+def test_the_same_detection_is_the_same(copied, detected):
+    assert outcome(detect(copied)) == outcome(detected)
+
+
+def test_a_finished_one_is_not_trained_again(trunk, detected):
+    events = []
+    assert detect(trunk, events.append) == detected
+    assert events == [{"event": "finished"}]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("step", [1, 5])
+def test_interrupted_it_goes_on_as_if_nothing_had_happened(copied, detected, number, step):
+    def stop(event):
+        if event["event"] == "tick" and event["step"] == step:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted, match="saved in"):
+        detect(copied, stop)
+    assert outcome(detect(copied)) == outcome(detected)
+
+
+def test_interrupted_while_it_is_scored_it_is_scored_again(copied, detected, monkeypatch):
+    find = "delving.detect.score.Judge.find"
+    from delving.detect.score import Judge
+
+    def stopping(self, split, number, proposals, whole=Judge.find):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return whole(self, split, number, proposals)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(find, stopping)
+        with pytest.raises(Interrupted):
+            detect(copied)
+    assert outcome(detect(copied)) == outcome(detected)
+
+
+def test_a_net_that_diverges_is_recorded_as_such(copied):
+    result = read_detection(detect(copied, words=["detect.lr=1e30"]))
+    assert result["status"] == "diverged"
+    assert result["eval"] == {}
+
+
+# --- refused ---
+def test_a_folder_with_another_detection_is_refused_by_its_keys(copied):
+    folder = detect(copied)
+    tree = yaml.safe_load((folder / "config.yaml").read_text())
+    tree["detect"]["lr"] = 0.5
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(
+        ValueError, match=r"holds another detection: detect.lr 0.001 asked for, 0.5"
+    ):
+        detect(copied)
+
+
+def test_a_trunk_trained_anew_is_another(copied):
+    folder = detect(copied)
+    tree = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree | {"weights": "0" * 64}))
+    with pytest.raises(ValueError, match=r"weights .* asked for, 0000"):
+        detect(copied)
+
+
+def test_a_run_without_a_checkpoint_is_refused(copied):
+    shutil.rmtree(copied / "checkpoint")
+    with pytest.raises(ValueError, match="no checkpoint to start from"):
+        detect(copied)
+
+
+def test_more_frozen_layers_than_there_are_are_refused(copied):
+    with pytest.raises(ValueError, match=r"detect.frozen=99: the net has \d+ conv layers"):
+        detect(copied, words=["detect.frozen=99"])
+
+
+# --- the command ---
+def test_the_command_takes_a_runs_name_or_its_words(delving, copied, detected):
+    root = f"output_root={copied.parents[2]}"
+    code, out, _ = delving("detect", copied.name, root, "device=cpu", *WORDS)
+    assert code == 0
+    assert "voc07: mAP" in out  # as it is scored
+    assert "at random mAP is" in out
+    code, out, _ = delving("detect", "scale=smoke", "act=prelu", "precision=fp32", root,
+                           "eval.protocols=center,ten_view", *WORDS)  # fmt: skip
+    assert code == 0
+    assert "Finished earlier" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["detect.stepz=3"], "did you mean detect.steps"),
+        (["detect.steps=0"], "detect.steps=0: must be an integer from 1"),
+        (["detect.data=coco"], "one of voc2007, shapes_voc"),
+        (["detect.data=voc2007"], "needs detect.root="),
+        (["detect.data=voc2007", "detect.root=."], "neither VOCdevkit"),
+        (["detect.proposals=boxes.npz"], "choose from auto, selective_search, grid, or a file"),
+        (["model=small14", "model=c"], "takes protocol and"),
+        (["nosuchrun"], "one run at a time"),
+    ],
+)
+def test_bad_words_are_refused_with_the_choices(delving, copied, words, named):
+    code, _, err = delving("detect", copied.name, f"output_root={copied.parents[2]}", *words)
+    assert code == 2
+    assert named in err
+    assert not (copied.parents[1] / "detections").exists()
+
+
+def test_a_run_that_is_not_trained_is_named_with_the_command(delving, tmp_path):
+    code, _, err = delving("detect", "scale=smoke", "act=relu", f"output_root={tmp_path}")
+    assert code == 2
+    assert "is not trained yet: delving train scale=smoke act=relu" in err
+
+
+def test_a_training_refuses_settings_of_detect(delving, tmp_path):
+    code, _, err = delving("train", "scale=smoke", "detect.lr=1", f"output_root={tmp_path}")
+    assert code == 2
+    assert "detect.lr: a setting of `delving detect`" in err
+
+
+# --- the artefact ---
+def test_the_artefact_trains_what_is_missing_and_is_redrawn_from_its_record(delving, tmp_path):
+    small = [word for word in WORDS if not word.startswith("detect.proposals")]
+    words = ["detection", "scale=smoke", f"output_root={tmp_path}", "device=cpu", *small]
+    code, out, err = delving("reproduce", *words)
+    assert code == 0, err
+    assert out.count("detection  ") >= 2
+    made = tmp_path / "smoke" / "detection"
+    verdict = record.read_json(made / "verdict.json")
+    assert len(verdict["detections"]) == 2
+    assert verdict["claims"][0]["verdict"] in ("inconclusive", "not_reproduced", "reproduced")
+    table = pd.read_csv(made / "table.csv")
+    assert list(table.columns[1:]) == ["ReLU", "PReLU"]
+    assert "mean, 11 points (2007)" in table.iloc[:, 0].tolist()
+    copy_records(tmp_path / "smoke", tmp_path / "kept")
+    assert not list((tmp_path / "kept").rglob("*.safetensors"))
+    assert str(tmp_path) not in (tmp_path / "kept" / "detections" / verdict["detections"][0]
+                                 / "config.yaml").read_text()  # fmt: skip
+    again = tmp_path / "again"
+    code, _, err = delving("reproduce", "detection", "scale=smoke", "--from", tmp_path / "kept",
+                           f"output_root={again}", *small)  # fmt: skip
+    assert code == 0, err
+    for name in ("table.csv", "data.csv", "figure.png"):
+        assert (again / "smoke" / "detection" / name).read_bytes() == (made / name).read_bytes()
+
+
+def test_without_voc_the_whole_paper_leaves_it_out_and_says_so(delving, tmp_path):
+    root = f"output_root={tmp_path}"
+    code, out, _ = delving("reproduce", "all", "scale=smoke", "--plan", root,
+                           "detect.data=voc2007")  # fmt: skip
+    assert code == 0
+    assert "left out: detection; detect.root=... tells where VOC 2007 lies" in out
+    code, _, err = delving("reproduce", "detection", "scale=smoke", "--plan", root,
+                           "detect.data=voc2007")  # fmt: skip
+    assert code == 2
+    assert "detect.root=" in err
