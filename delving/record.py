@@ -12,12 +12,13 @@ import math
 import os
 import shutil
 import stat
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from delving.arrays import read_arrays
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, no quota, a limit on a file's size
 MOST_JSON = 64 * 2**20  # bytes: no file of a run is a tenth of that
@@ -248,15 +249,12 @@ def load_scores(folder: Path, protocol: str) -> tuple[np.ndarray, np.ndarray, li
     """(probabilities, labels, names) as saved by save_scores; ValueError where there are none."""
     path = folder / "eval" / f"{protocol}.npz"
     try:
-        with np.load(path, allow_pickle=False) as saved:
-            probabilities = np.exp(saved["log_probabilities"].astype(np.float32))
-            return probabilities, saved["labels"], saved["names"].tolist()
+        logs, labels, names = read_arrays(path, ("log_probabilities", "labels", "names"), "scores")
     except FileNotFoundError:
         raise ValueError(
             f"{folder} has no scores by {protocol}: delving eval {folder} protocol={protocol}"
         ) from None
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no file of scores: {error}") from error
+    return np.exp(logs.astype(np.float32)), labels, names.tolist()
 
 
 def save_ranks(folder: Path, protocol: str, ranks: np.ndarray) -> None:
@@ -272,9 +270,9 @@ def load_hits(folder: Path, protocol: str, k: int = 1) -> np.ndarray:
     """(images,) bool, whether an image's class is among the best k, 1 or 5, in the data's order."""
     path = folder / "eval" / f"{protocol}.hits.npz"
     try:
-        with np.load(path, allow_pickle=False) as saved:
-            return np.unpackbits(saved[f"top{k}"], count=int(saved["images"])).astype(bool)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        bits, images = read_arrays(path, (f"top{k}", "images"), "hits")
+        return np.unpackbits(bits, count=int(images)).astype(bool)
+    except (FileNotFoundError, ValueError, TypeError) as error:
         raise ValueError(f"{path} tells no hits: {error}") from error
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from delving import device as devices
 from delving import record
@@ -20,9 +21,9 @@ from delving.detect.proposals import METHODS, load_proposals, pick_method
 from delving.detect.sample import Batches, Sizing, list_candidates, shift_statistics, useful_images
 from delving.detect.scenes import VERSION, write_scenes
 from delving.detect.train import Progress, Trainer
-from delving.detect.voc import CLASSES, Split, find_voc, fingerprint, load_split
+from delving.detect.voc import CLASSES, Split, find_voc, fingerprint, image_name, load_split
 from delving.momentum import Momentum
-from delving.net import Net
+from delving.net import Net, map_side
 from delving.schema import Config, Detect
 from delving.train import group_parameters
 
@@ -50,8 +51,7 @@ class Job:
         settings = self.about.detect
         self.candidates = list_candidates(self.splits[0], self.proposals[0])
         self.statistics = shift_statistics(self.candidates)
-        ratio = self.config.data.crop / CROP
-        self.sizing = Sizing(round(settings.side * ratio), round(settings.longest * ratio))
+        self.sizing = sizing_of(self.config, settings)
         groups = group_parameters(self.net, settings.weight_decay)
         self.optimizer = Momentum(groups, lr=settings.lr, momentum=settings.momentum)
 
@@ -81,6 +81,21 @@ class Job:
     def trainer(self) -> Trainer:
         return Trainer(self.net, self.input, self.optimizer, self.about.detect, self.about.seed,
                        self.autocast)  # fmt: skip
+
+
+def sizing_of(config: Config, settings: Detect) -> Sizing:
+    ratio = config.data.crop / CROP
+    return Sizing(round(settings.side * ratio), round(settings.longest * ratio))
+
+
+def _check_sizes(splits: list[Split], sizing: Sizing, features: nn.Sequential) -> None:
+    """ValueError names an image that would be too thin for the conv layers."""
+    least = next(side for side in range(1, 10_000) if map_side(features, side))
+    for split in splits:
+        for number, size in zip(split.ids, split.sizes, strict=True):
+            if min(sizing.size_of(size)) < least:
+                raise ValueError(f"{image_name(number)} of {size[0]}x{size[1]} pixels is too thin: "
+                                 f"resized, a side has less than {least}")  # fmt: skip
 
 
 def describe(run: Path, config: Config, settings: Detect, weights: str) -> Detection:
@@ -166,6 +181,7 @@ def open_job(folder: Path, config: Config, trunk: Trunk, about: Detection, watch
     """The data, with its proposals, and the detector with the trunk's weights."""
     settings = about.detect
     splits, proposals = prepare(settings, config.output_root, watch)
+    _check_sizes(splits, sizing_of(config, settings), trunk.net.features)
     net = build_detector(trunk.net, classes=len(splits[0].classes), frozen=settings.frozen,
                          seed=about.seed)  # fmt: skip
     return Job(folder, config, about, splits, proposals, net, trunk.input, watch)

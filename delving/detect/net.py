@@ -49,8 +49,8 @@ class FastRCNN(nn.Module):
     def pool(self, feature_map: Tensor, rois: Tensor) -> Tensor:
         """(1, C, H, W) and (N, 4) to (N, C, bins, bins): the maximum of each bin of each RoI.
 
-        A RoI's first and last pixel go to the cells whose receptive fields' centres are nearest
-        (He et al. 2014, appendix A).
+        ours: an RoI's first and last pixel go to the cells whose receptive fields' centres are
+        nearest (SPP-net, appendix A); Fast R-CNN divides by the stride.
         """
         feature_map = wide(feature_map)
         height, width = feature_map.shape[2:]

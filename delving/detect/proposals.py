@@ -6,10 +6,6 @@ images, named by a hash of the images' bytes and of the method.
 
 import hashlib
 import io
-import struct
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +14,7 @@ import numpy as np
 import scipy  # loads its parts at their first use
 from PIL import Image
 
+from delving.arrays import read_arrays
 from delving.data.loader import count_cores
 from delving.detect.voc import Split
 from delving.record import write_bytes
@@ -29,14 +26,9 @@ SHARD = 64  # images a file
 # The grid: sides of a window's square root of area in shares of the image's shorter side, ratios of
 # height to width, and how far apart windows are in shares of theirs.
 SIZES, RATIOS, STEP = (0.2, 0.28, 0.4, 0.56, 0.8), (0.5, 1.0, 2.0), 0.45
-# Segments: neighbours that differ by less than so many grey levels belong together, as they do
+# Segments: neighbours that differ by so many grey levels or less belong together, as they do
 # where the image is of so many pixels along its shorter side.
 DIFFERENCES, SEGMENTED = (8, 20), 48
-# What numpy raises on files that are no archive of arrays, or a damaged one.
-FAULTS = (
-    OSError, KeyError, ValueError, TypeError, AttributeError, EOFError, SyntaxError, RuntimeError,
-    MemoryError, OverflowError, struct.error, tokenize.TokenError, zlib.error, zipfile.BadZipFile,
-)  # fmt: skip
 LEAST = 0.08  # a segment's sides, in shares of the image's shorter side
 
 
@@ -119,19 +111,22 @@ def pack(names: Sequence[str], boxes: Sequence[np.ndarray]) -> bytes:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     """{image: boxes}; ValueError names the file where it is none of proposals."""
+    names, counts, boxes = read_arrays(path, ("names", "counts", "boxes"), "proposals")
     try:
-        with np.load(path, allow_pickle=False) as saved:
-            names, counts, boxes = (saved[key] for key in ("names", "counts", "boxes"))
-        whole = boxes.ndim == 2 and boxes.shape[1] == 4 and np.isfinite(boxes).all()
-        fitting = len(names) == len(set(names.tolist())) == len(counts)
-        if not (whole and fitting and (counts >= 0).all() and counts.sum() == len(boxes)):
-            raise ValueError("its names, counts and boxes do not fit together")
-        if (boxes[:, 2:] <= boxes[:, :2]).any():
-            raise ValueError("a box without an area")
-        parts = np.split(boxes.astype(np.float32), np.cumsum(counts)[:-1]) if len(counts) else []
-        return dict(zip(names.tolist(), parts, strict=True))
-    except FAULTS as error:
+        _check(names, counts, boxes)
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is no file of proposals: {first_line(error)}") from error
+    parts = np.split(boxes.astype(np.float32), np.cumsum(counts)[:-1]) if len(counts) else []
+    return dict(zip(names.tolist(), parts, strict=True))
+
+
+def _check(names: np.ndarray, counts: np.ndarray, boxes: np.ndarray) -> None:
+    whole = boxes.ndim == 2 and boxes.shape[1] == 4 and np.isfinite(boxes).all()
+    fitting = len(names) == len(set(names.tolist())) == len(counts)
+    if not (whole and fitting and (counts >= 0).all() and counts.sum() == len(boxes)):
+        raise ValueError("its names, counts and boxes do not fit together")
+    if (boxes[:, 2:] <= boxes[:, :2]).any():
+        raise ValueError("a box without an area")
 
 
 def _from_file(path: Path, split: Split) -> list[np.ndarray]:

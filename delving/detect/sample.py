@@ -69,8 +69,11 @@ class Sizing:
 
 
 def list_candidates(split: Split, proposals: Sequence[np.ndarray]) -> list[Candidates]:
-    """Of each image, its proposals and its own objects but for difficult ones, as Fast R-CNN has
-    it."""
+    """Of each image, its proposals and its own objects as RoIs.
+
+    ours: difficult objects are not trained on, as they are not counted in testing; Fast R-CNN's
+    published code trains on them too.
+    """
     return [_candidates(split, n, boxes) for n, boxes in enumerate(proposals)]
 
 
@@ -103,7 +106,10 @@ def useful_images(candidates: Sequence[Candidates]) -> np.ndarray:
 
 def shift_statistics(candidates: Sequence[Candidates]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation (4,) of the shifts of RoIs that overlap an object by half or
-    more: the targets are normalised by them (Fast R-CNN, 2.3)."""
+    more: the targets are normalised by them (Fast R-CNN, 2.3).
+
+    ours: they are those of all classes together; Fast R-CNN's code has them for each class.
+    """
     shifts = np.concatenate([c.shifts[c.foreground] for c in candidates])
     if not len(shifts):  # no object at all: nothing to regress
         return np.zeros(4), np.ones(4)
@@ -139,6 +145,7 @@ class Batches:
         one, mean_std = self.candidates[number], self.statistics
         chosen = choose_rois(one, self.rois // self.images, self.share, rng)
         boxes, shifts = torch.from_numpy(one.boxes[chosen]), one.shifts[chosen]
+        # ours: an image is flipped by a coin's toss; Fast R-CNN doubles the set by flipped ones.
         flip, size = rng.random() < 0.5, self.split.sizes[number]
         if flip:
             boxes, shifts = mirror(boxes, size[0]), shifts * [-1, 1, 1, 1]
@@ -149,7 +156,7 @@ class Batches:
 
 
 def choose_rois(one: Candidates, count: int, share: float, rng: np.random.Generator) -> np.ndarray:
-    """At most `count` RoIs, of which at most `share` foreground and the others background."""
+    """At most `count` RoIs, of which about `share` at most foreground, the others background."""
     # Without background one of the others at least: a batch must not be empty.
     most = round(share * count) or min(count, int(not len(one.background)))
     foreground = rng.permutation(one.foreground)[:most]

@@ -24,7 +24,7 @@ from delving.device import wide
 
 ROIS = 2048  # judged at once
 # ours: of a tested image the 100 best detections of a score of 0.01 or more count, over all
-# classes; Fast R-CNN's code sets a threshold for each class so that 40 an image are left of it.
+# classes; Fast R-CNN's code has had other limits from one release to the next.
 LEAST, MOST = 0.01, 100
 METRICS = {"voc07": 11, "all_points": None}
 

@@ -1,20 +1,25 @@
-"""Boxes: shifts there and back, edges, mirrors."""
+"""Boxes: shifts there and back, edges, mirrors; and the sizes of images that they lie in."""
 
 import math
 
+import numpy as np
 import pytest
 import slow
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scenery import split_of
 
+from delving.data.augment import RESAMPLING
 from delving.detect.boxes import LARGEST, clip, decode, encode, mirror
+from delving.detect.sample import Sizing, resize, scale_boxes
 
 many = settings(deadline=None, derandomize=True, max_examples=50)
 starts = st.floats(-200, 800, allow_subnormal=False)
 sides = st.floats(8, 400, allow_subnormal=False)  # factors up to 50: below what decode cuts
 boxes = st.builds(lambda x, y, w, h: [x, y, x + w, y + h], starts, starts, sides, sides)
 pairs = st.lists(st.tuples(boxes, boxes), max_size=5)
+lengths = st.integers(1, 600)
 wholes = st.lists(st.lists(st.integers(-50, 150), min_size=4, max_size=4), max_size=5)
 
 
@@ -92,3 +97,44 @@ def test_mirrored_boxes_have_mirrored_shifts(rows, width):
     there = encode(mirror(first, width), mirror(second, width))
     theirs = encode(first, second) * table([-1, 1, 1, 1])
     torch.testing.assert_close(there, theirs, rtol=1e-9, atol=1e-9)
+
+
+# --- sizes ---
+@many
+@given(lengths, lengths, st.integers(7, 300), st.integers(0, 300))
+def test_the_shorter_side_is_as_asked_unless_the_longer_one_would_be_too_long(
+    width, height, side, more
+):
+    sizing = Sizing(side, side + more)
+    small = sizing.size_of((width, height))
+    assert min(small) >= 1
+    assert max(small) <= sizing.longest
+    if max(width, height) * side <= sizing.longest * min(width, height):
+        assert min(small) == side
+    else:
+        assert max(small) == sizing.longest
+        assert min(small) <= side
+    short, long = sorted((width, height))
+    assert abs(min(small) - max(small) * short / long) <= 1 + short / long  # as long as before
+    assert sizing.size_of((height, width)) == small[::-1]
+
+
+def test_fast_rcnns_own_sizes():
+    assert Sizing(600, 1000).size_of((500, 375)) == (800, 600)
+    assert Sizing(600, 1000).size_of((500, 281)) == (1000, 562)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_an_image_is_resized_then_mirrored(flip):
+    image = split_of(((60, 40), [])).load(0)
+    pixels = resize(image, Sizing(60, 84), flip=flip)
+    wanted = np.asarray(image.resize((84, 56), RESAMPLING))
+    assert pixels.dtype == torch.uint8
+    assert np.array_equal(pixels.numpy(), (wanted[:, ::-1] if flip else wanted)[None])
+
+
+def test_boxes_are_scaled_with_their_image():
+    boxes = torch.tensor([[0.0, 0, 60, 40], [30, 10, 45, 20]], dtype=torch.float64)
+    scaled = scale_boxes(boxes, (60, 40), (90, 20))
+    assert scaled.dtype == torch.float32
+    assert scaled.tolist() == [[0, 0, 90, 20], [45, 5, 67.5, 10]]

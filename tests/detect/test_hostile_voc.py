@@ -82,7 +82,7 @@ def test_an_annotation_with_tags_moved_is_read_or_refused(moves):
 
 
 def test_tags_within_tags_without_end_are_refused():
-    for data in (b"<a>" * 300_000, b"<a>" * 100_000 + b"</a>" * 100_000):
+    for data in (b"<a>" * 100_000, b"<a>" * 100_000 + b"</a>" * 100_000):
         with pytest.raises(ValueError, match=r"no readable XML|size/width"):
             parse_annotation(data, NAMES)
 

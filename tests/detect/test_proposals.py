@@ -19,7 +19,7 @@ from delving.detect.proposals import (
 )
 from delving.detect.voc import load_split
 
-many = settings(deadline=None, derandomize=True, max_examples=40)
+many = settings(deadline=None, derandomize=True, max_examples=30)
 HAS_OPENCV = module._opencv() is not None
 PICTURES = {"a": ((60, 40), [(0, (5, 5, 30, 30))]), "b": ((44, 50), []), "c": ((40, 40), [])}
 
@@ -61,7 +61,7 @@ def test_any_square_of_some_size_has_a_window_that_overlaps_it_by_about_half(wid
     assert max(slow.overlap(window, square) for window in grid_windows((width, height))) >= 0.45
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 4), (300, 5), (8, 800), (75, 100)])
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 4), (300, 5), (8, 200), (75, 100)])
 def test_proposals_of_an_image_of_any_size_have_an_area_inside_it(size):
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
     boxes = propose_windows(Image.fromarray(pixels))

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from scenery import split_of
 
 from delving.config import compose_detect
-from delving.data.augment import RESAMPLING
 from delving.detect.boxes import decode, mirror
 from delving.detect.metric import overlaps_of
 from delving.detect.proposals import grid_windows
@@ -126,46 +125,6 @@ def test_statistics_of_nothing_or_of_equal_shifts_divide_by_something():
     assert (std > 0).all()
 
 
-# --- sizes ---
-@many
-@given(st.integers(1, 600), st.integers(1, 600), st.integers(7, 300), st.integers(0, 300))
-def test_the_shorter_side_is_as_asked_unless_the_longer_one_would_be_too_long(
-    width, height, side, more
-):
-    sizing = Sizing(side, side + more)
-    small = sizing.size_of((width, height))
-    assert min(small) >= 1
-    assert max(small) <= sizing.longest
-    if max(width, height) * side <= sizing.longest * min(width, height):
-        assert min(small) == side
-    else:
-        assert max(small) == sizing.longest
-        assert min(small) <= side
-    short, long = sorted((width, height))
-    assert abs(min(small) - max(small) * short / long) <= 1 + short / long  # as long as before
-    assert sizing.size_of((height, width)) == small[::-1]
-
-
-def test_fast_rcnns_own_sizes():
-    assert Sizing(600, 1000).size_of((500, 375)) == (800, 600)
-    assert Sizing(600, 1000).size_of((500, 281)) == (1000, 562)
-
-
-@pytest.mark.parametrize("flip", [False, True])
-def test_an_image_is_resized_then_mirrored(flip):
-    pixels = resize(SPLIT.load(0), SIZING, flip=flip)
-    wanted = np.asarray(SPLIT.load(0).resize((84, 56), RESAMPLING))
-    assert pixels.dtype == torch.uint8
-    assert np.array_equal(pixels.numpy(), (wanted[:, ::-1] if flip else wanted)[None])
-
-
-def test_boxes_are_scaled_with_their_image():
-    boxes = torch.tensor([[0.0, 0, 60, 40], [30, 10, 45, 20]], dtype=torch.float64)
-    scaled = scale_boxes(boxes, (60, 40), (90, 20))
-    assert scaled.dtype == torch.float32
-    assert scaled.tolist() == [[0, 0, 90, 20], [45, 5, 67.5, 10]]
-
-
 # --- regions ---
 @many
 @given(st.lists(st.sampled_from([0.0, 0.09, 0.1, 0.3, 0.49, 0.5, 0.7, 1.0]), max_size=60),
@@ -181,6 +140,18 @@ def test_at_most_a_quarter_is_foreground_and_the_rest_background(overlaps, quart
     assert objects == min(quarter, (overlap >= 0.5).sum())
     around = ((overlap >= 0.1) & (overlap < 0.5)).sum()
     assert len(chosen) == objects + min(4 * quarter - objects, around)
+
+
+@pytest.mark.parametrize(("count", "share"), [(1, 0.25), (2, 0.2), (5, 0.0)])
+def test_where_there_is_no_background_one_region_is_chosen_at_least(count, share):
+    """An image of use must not make an empty batch, though its share be less than one."""
+    overlap = np.array([0.6, 0.7, 0.0, 0.3])
+    for kept, wanted in (([0, 1, 2], {0, 1}), ([0, 1, 2, 3], {3})):
+        none = np.zeros((len(kept), 4))
+        one = Candidates(none, np.zeros(len(kept), np.int64), none, overlap[kept])
+        chosen = choose_rois(one, count, share, np.random.default_rng(0))
+        assert len(chosen) == 1
+        assert set(chosen.tolist()) <= wanted
 
 
 def test_every_region_is_chosen_some_time():

@@ -177,6 +177,10 @@ def test_no_proposal_finds_nothing():
     assert set(whole.image.tolist()) == {0}
 
 
+def test_detections_are_of_the_image_that_was_looked_at():
+    assert set(judge().find(SPLIT, 1, APART[:2]).image.tolist()) == {1}
+
+
 def test_regions_are_judged_in_parts_as_at_once(monkeypatch):
     boxes = grid_windows((60, 40)).astype(np.float32)
     made = judge()

@@ -1,0 +1,40 @@
+"""Files of arrays (.npz), which may be damaged or a stranger's: read, or refused by their name."""
+
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from delving.words import first_line
+
+# What numpy raises on files that are no archive of arrays, or a damaged one.
+FAULTS = (
+    OSError, KeyError, ValueError, TypeError, AttributeError, EOFError, SyntaxError, RuntimeError,
+    MemoryError, OverflowError, struct.error, tokenize.TokenError, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
+
+
+def read_arrays(path: Path, keys: Sequence[str], what: str) -> list[np.ndarray]:
+    """The arrays of these names.
+
+    Args:
+        what: the file should be, for the message.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: names the file that is damaged, lacks an array or holds pickled objects.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            found = [saved[key] for key in keys]
+        if all(isinstance(one, np.ndarray) for one in found):
+            return found
+        raise ValueError("it holds what is no array")
+    except FileNotFoundError:
+        raise
+    except FAULTS as error:
+        raise ValueError(f"{path} is no file of {what}: {first_line(error)}") from error
