@@ -9,7 +9,7 @@ try:
     import typer
 
     from delving import cli_bench, cli_detect, cli_paper, cli_train, disk, exits, terminal
-    from delving.cli_data import Overrides, data_app, speaks
+    from delving.cli_data import Overrides, asked_root, data_app, speaks
 except KeyboardInterrupt:  # before main() can hear it
     raise SystemExit(130) from None
 
@@ -44,7 +44,7 @@ def evaluate(
     from delving import record
     from delving.config import amend
 
-    folder = record.find_run(run, cli_paper.asked_root(overrides or []))
+    folder = record.find_run(run, asked_root(overrides or []))
     config = amend(folder / "config.yaml", overrides or [])
     disk.check_writable(folder / "eval")
     with _display() as display:

@@ -30,6 +30,12 @@ def speaks() -> bool:
     return os.environ.get(RANK, "0") == "0"
 
 
+def asked_root(words: list[str]) -> str:
+    """Where outputs shall lie by key=value words, the last one counting."""
+    roots = [word.partition("=")[2] for word in words if word.startswith("output_root=")]
+    return roots[-1] if roots else "outputs"
+
+
 data_app = typer.Typer(no_args_is_help=True, help="Prepare, verify or preview a data set.")
 
 

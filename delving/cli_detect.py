@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from delving import disk, terminal
-from delving.cli_data import refuse_ranks
-from delving.cli_paper import asked_root
+from delving.cli_data import asked_root, refuse_ranks
 
 Words = Annotated[
     list[str] | None,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from delving import disk, terminal
-from delving.cli_data import Overrides, refuse_ranks
+from delving.cli_data import Overrides, asked_root, refuse_ranks
 
 Words = Annotated[
     list[str] | None,
@@ -79,12 +79,6 @@ def ensemble(
     for name, e in [*summary["members"].items(), (f"ensemble of {len(folders)}", summary)]:
         terminal.say(f"{name}: top-1 {e['top1_err']:.2f} %, top-5 {e['top5_err']:.2f} %")
     terminal.say(f"{protocol}, saved in {to}")
-
-
-def asked_root(words: list[str]) -> str:
-    """Where outputs shall lie by key=value words, the last one counting."""
-    roots = [word.partition("=")[2] for word in words if word.startswith("output_root=")]
-    return roots[-1] if roots else "outputs"
 
 
 def _overview():
