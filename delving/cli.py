@@ -10,6 +10,7 @@ try:
 
     from delving import cli_bench, cli_detect, cli_paper, cli_train, disk, exits, terminal
     from delving.cli_data import Overrides, asked_root, data_app, speaks
+    from delving.cli_runs import runs_app
 except KeyboardInterrupt:  # before main() can hear it
     raise SystemExit(130) from None
 
@@ -22,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
+app.add_typer(runs_app, name="runs")
 cli_train.register(app)
 cli_paper.register(app)
 cli_detect.register(app)

@@ -1,5 +1,6 @@
 """The commands on the paper's artefacts: reproduce, compare-init, plot-slopes, ensemble."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,10 @@ def reproduce(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs side by side; as many as cores.")
     ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Begin no run that would not end within so many minutes."),
+    ] = None,
     dry: Annotated[bool, typer.Option("--plan", help="Say what would be done.")] = False,
 ) -> None:
     """Tables and figures of the paper: train and score what is missing, judge, draw, report."""
@@ -37,7 +42,13 @@ def reproduce(
     from delving.reproduce import reproduce_artefacts
 
     failed = reproduce_artefacts(
-        artefacts, overrides, source=source, jobs=jobs, dry=dry, say=_overview()
+        artefacts,
+        overrides,
+        source=source,
+        jobs=jobs,
+        minutes=minutes or math.inf,
+        dry=dry,
+        say=_overview(),
     )
     if failed:
         raise typer.Exit(1)

@@ -10,7 +10,7 @@ import pandas as pd
 import delving
 from delving import config as configs
 from delving import record
-from delving.artefact import Shown
+from delving.artefact import Asked, Shown
 from delving.detect.record import read_detection, read_pictures
 from delving.groups import choices
 from delving.plan import Plan, ask, fingerprint, load_measured
@@ -38,10 +38,8 @@ def draw_artefact(plan: Plan, name: str, to: Path) -> None:
         ValueError: where nothing of what it shows is there.
     """
     asked = ask(plan, name)
-    lacking = [need for need in plan.requests[name].needs if need not in asked.measured]
-    arms = asked.detections if plan.requests[name].detect else asked.arms
-    if lacking or (arms and not any(arms.values())):
-        raise ValueError(f"{name}: nothing to show, {', '.join(lacking) or 'no finished run'}")
+    if why := find_lack(plan, asked):
+        raise ValueError(f"{name}: nothing to show, {why}")
     stamp, drawn = _stamp(plan, name), _read_stamps(to)
     if drawn.get(name) == stamp and (to / "verdict.json").exists():
         return
@@ -66,6 +64,16 @@ def draw_artefact(plan: Plan, name: str, to: Path) -> None:
         },
     )
     record.write_json(to.parent / "drawn.json", drawn | {name: stamp})
+
+
+def find_lack(plan: Plan, asked: Asked) -> str | None:
+    """What an artefact lacks to be drawn, if anything."""
+    request = plan.requests[asked.artefact]
+    lacking = [need for need in request.needs if need not in asked.measured]
+    arms = asked.detections if request.detect else asked.arms
+    if lacking or (arms and not any(arms.values())):
+        return ", ".join(lacking) or "no finished run"
+    return None
 
 
 def _read_stamps(to: Path) -> dict[str, dict]:

@@ -63,20 +63,36 @@ def estimate(
     models = {config.model.name for config in plan.runs.values()}
     if strange := sorted(set(stated) - models):
         raise ValueError(f"--rate {strange[0]}=...: choose from {', '.join(sorted(models))}")
-    rates: dict[str, Rate] = {}
     costs = {}
+    for run, rate in _rates_of(plan, stated, tflops, say).items():
+        costs[run] = cost_of(plan.runs[run], rate)
+        if run in plan.detectors():
+            settings = configs.compose_detect(plan.scale, plan.detect)
+            costs[f"{run} detection"] = cost_of_detection(plan.runs[run], settings, rate)
+    return [_row(name, set(_runs_of(plan, name)), costs) for name in plan.requests] + [
+        _row("all of them", costs, costs)
+    ]
+
+
+def estimate_seconds(plan: Plan, say: Callable[[str], None]) -> dict[str, float]:
+    """Seconds of each run of a plan here, its scoring included, by a probe of each net."""
+    rates = _rates_of(plan, {}, None, say)
+    return {run: 3600 * cost_of(plan.runs[run], rate).hours for run, rate in rates.items()}
+
+
+def _rates_of(
+    plan: Plan, stated: Mapping[str, float], tflops: float | None, say: Callable[[str], None]
+) -> dict[str, Rate]:
+    """Each run's, found once for runs of the same net."""
+    rates: dict[str, Rate] = {}
+    found = {}
     for run, config in plan.runs.items():
         key = repr((config.model, config.data.crop, config.data.classes))
         if key not in rates:
             rates[key] = find_rate(config, stated, tflops)
             say(f"{config.model.name}: {rates[key].images:,.1f} images/s, {rates[key].source}")
-        costs[run] = cost_of(config, rates[key])
-        if run in plan.detectors():
-            settings = configs.compose_detect(plan.scale, plan.detect)
-            costs[f"{run} detection"] = cost_of_detection(config, settings, rates[key])
-    return [_row(name, set(_runs_of(plan, name)), costs) for name in plan.requests] + [
-        _row("all of them", costs, costs)
-    ]
+        found[run] = rates[key]
+    return found
 
 
 def _runs_of(plan: Plan, artefact: str) -> Iterable[str]:

@@ -1,9 +1,10 @@
 """`delving reproduce`: trains and measures what is missing, then draws it and writes the report."""
 
 import importlib
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from delving import config as configs
@@ -13,11 +14,13 @@ from delving.draw import (
     check_records,
     draw_artefact,
     draw_report,
+    find_lack,
     headline,
     load_times,
     scoring_seconds,
 )
-from delving.plan import Plan, load_measured, make_plan
+from delving.estimate import estimate_seconds
+from delving.plan import Plan, ask, load_measured, make_plan
 from delving.report import ledger_rows, verdict_heading, verdict_words
 from delving.tasks import (
     count_jobs,
@@ -35,9 +38,11 @@ PURPOSES = ("start", "small", "deep", "scoring", "measuring", "detection", "repo
 
 @dataclass
 class Ledger:
-    """Seconds of wall time by purpose, `jobs` working side by side, and what failed."""
+    """Seconds of wall time by purpose, `jobs` working side by side, what failed, and what was not
+    begun for lack of time."""
 
     jobs: int
+    late: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PURPOSES, 0.0))
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -60,8 +65,13 @@ def _undetected(plan: Plan, run: str) -> bool:
     return not (plan.detected(run) or run in plan.refused or f"{run} detection" in plan.refused)
 
 
-def work(plan: Plan, tasks: list[Task], jobs: int, say: Overview) -> Ledger:
+def work(
+    plan: Plan, tasks: list[Task], jobs: int, say: Overview, until: float = math.inf
+) -> Ledger:
     """Does the tasks; what fails is noted, and stops no other.
+
+    Args:
+        until: of time.monotonic(): what would take longer is not begun.
 
     Raises:
         Interrupted: see work_through.
@@ -74,9 +84,11 @@ def work(plan: Plan, tasks: list[Task], jobs: int, say: Overview) -> Ledger:
     ledger.seconds["start"] += time.perf_counter() - started
     watch = watching(say, lambda outcome: _count(plan, ledger, outcome))
     try:
-        work_through(tasks, jobs=jobs, watch=watch)
+        outcomes = work_through(tasks, jobs=jobs, watch=watch, until=until)
     finally:
         save_times(plan, jobs, ledger.seconds)
+    done = {outcome.task.name for outcome in outcomes}
+    ledger.late = [task.name for task in tasks if task.name not in done]
     return ledger
 
 
@@ -131,6 +143,7 @@ def reproduce_artefacts(
     *,
     source: Path | None = None,
     jobs: int | None = None,
+    minutes: float = math.inf,
     dry: bool = False,
     say: Overview,
 ) -> dict[str, str]:
@@ -138,8 +151,10 @@ def reproduce_artefacts(
 
     Args:
         source: records to draw from, in place of training anything.
+        minutes: runs that would not end within them are not begun; none is left half done.
         dry: plan alone.
     """
+    until = time.monotonic() + 60 * minutes
     if source and not (source / "runs").is_dir():
         raise ValueError(f"--from {source}: there are no records, {source / 'runs'} is no folder")
     plan = make_plan(artefacts, words, source)
@@ -147,18 +162,23 @@ def reproduce_artefacts(
     tasks = [] if source else list_tasks(plan, words)
     config = configs.compose([word for word in words if not word.startswith("detect.")])
     jobs = count_jobs(config.device, jobs)
+    if math.isfinite(minutes):
+        probe_nets(plan, say)
     weights = {task.name: _estimate(plan, task) for task in tasks}
+    tasks = [replace(task, seconds=weights[task.name]) for task in tasks]
     tell_plan(plan, tasks, weights, jobs, say)
     if dry:
         return {}
     say.begin(weights)
     try:
-        ledger = work(plan, tasks, jobs, say)
+        ledger = work(plan, tasks, jobs, say, until)
     finally:
         say.end()
     started = time.perf_counter()
     wanted = [name for name in plan.requests if not artefacts or "all" in artefacts
               or name in artefacts]  # fmt: skip
+    if ledger.late:  # what has no run yet is no failure
+        wanted = [name for name in wanted if find_lack(plan, ask(plan, name)) is None]
     to = Path(config.output_root) / plan.scale
     lacking = _lacking(plan) if source else {}
     failed = draw(plan, wanted, to) | lacking | ledger.failed  # what came first is the cause
@@ -173,6 +193,13 @@ def reproduce_artefacts(
 
 def _lacking(plan: Plan) -> dict[str, str]:
     return {run: f"{plan.folder(run)}: not there" for run in plan.missing()}
+
+
+def probe_nets(plan: Plan, say: Overview) -> None:
+    """Estimates by steps of each net here, unless runs that are finished tell how long one takes:
+    by those of a CPU core nothing would seem to fit into a GPU's minutes."""
+    if not any(plan.finished(run) for run in plan.runs):
+        plan.estimates = estimate_seconds(plan, say.say)
 
 
 def _estimate(plan: Plan, task: Task) -> float:
@@ -215,6 +242,11 @@ def tell_outcome(
                 f"{sum(ledger.seconds.values()):7.0f}")  # fmt: skip
     for name, error in failed.items():
         say.say(f"FAILED {name}: {error}")
+    if ledger.late:
+        say.say(
+            f"Left for another time, which the same command takes up: {len(ledger.late)} of "
+            f"the tasks, {', '.join(ledger.late[:4])}{' ...' if ledger.late[4:] else ''}"
+        )
 
 
 def work_runs(plan: Plan, jobs: int, say: Overview) -> dict[str, str]:

@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ class Task:
     message: dict
     after: frozenset[str] = frozenset()
     alone: bool = False  # nothing beside it, and all cores
+    seconds: float = 0.0  # that it may take
 
 
 @dataclass
@@ -107,7 +110,11 @@ class Worker:
 
 
 def work_through(
-    tasks: Sequence[Task], *, jobs: int, watch: Callable[[str, dict], None]
+    tasks: Sequence[Task],
+    *,
+    jobs: int,
+    watch: Callable[[str, dict], None],
+    until: float = math.inf,
 ) -> list[Outcome]:
     """All tasks, the first ones first, `jobs` at a time; then those that want to be alone.
 
@@ -117,6 +124,8 @@ def work_through(
     Args:
         watch: is told (task name, event); never by two at once. A task's end is the event
             `outcome`, with the Outcome as its `outcome`; `again` tells its first end's `error`.
+        until: of time.monotonic(): a task that would take longer is not begun, nor one after it;
+            they have no outcome.
 
     Raises:
         Interrupted: TERM, INT, HUP, USR1 or USR2 came; the tasks at hand were told, and have ended.
@@ -128,18 +137,25 @@ def work_through(
             watch(name, event)
 
     with heeding_signals() as heard:
+        late: set[str] = set()
         for alone in (False, True):
-            group = [task for task in tasks if task.alone == alone]
+            group = [task for task in tasks if task.alone == alone and not task.after & late]
             workers = 1 if alone else min(jobs, len(group))
             threads = os.cpu_count() if alone else 1
-            outcomes += _work_group(group, [Worker(threads) for _ in range(workers)], tell, heard)
+            crew = [Worker(threads) for _ in range(workers)]
+            outcomes += _work_group(group, crew, tell, heard, until)
+            late |= {task.name for task in group} - {outcome.task.name for outcome in outcomes}
             if heard:
                 raise Interrupted(heard[0], "the run folders")
     return outcomes
 
 
 def _work_group(
-    tasks: Sequence[Task], workers: list[Worker], watch: Callable, heard: list[int]
+    tasks: Sequence[Task],
+    workers: list[Worker],
+    watch: Callable,
+    heard: list[int],
+    until: float,
 ) -> list[Outcome]:
     waiting, outcomes, free = list(tasks), [], list(workers)
     running: dict[Future, Worker] = {}
@@ -148,6 +164,7 @@ def _work_group(
     with ThreadPoolExecutor(max(1, len(workers))) as pool:
         try:
             while running or (waiting and not heard):
+                _drop_late(waiting, until)
                 while free and not heard and (task := _next(waiting, running, free)):
                     worker = free.pop()
                     future = pool.submit(worker.do, task, watch)
@@ -175,6 +192,14 @@ def _work_group(
             for worker in workers:
                 worker.close()
     return outcomes
+
+
+def _drop_late(waiting: list[Task], until: float) -> None:
+    """Takes out what would end too late, and what would come after it."""
+    late = {task.name for task in waiting if time.monotonic() + task.seconds > until}
+    while more := {task.name for task in waiting if task.after & late} - late:
+        late |= more
+    waiting[:] = [task for task in waiting if task.name not in late]
 
 
 def _next(waiting: list[Task], running: dict, free: list) -> Task | None:

@@ -45,11 +45,12 @@ FLOORS = [
     ["plan"],
     ["paper"],
     ["draw", "work", "reference", "tasks", "slurm_job", "slurm_queue"],
-    ["reproduce", "multirun"],
-    ["compare", "slurm", "bench"],
+    ["bench"],
     ["estimate"],
+    ["reproduce", "multirun", "transfer"],
+    ["compare", "slurm"],
     ["cli_data"],
-    ["cli_paper", "cli_train", "cli_bench", "cli_detect"],
+    ["cli_paper", "cli_train", "cli_bench", "cli_detect", "cli_runs"],
     ["cli", "__main__"],
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
@@ -140,7 +141,15 @@ def test_records_are_a_leaf():
 
 @pytest.mark.parametrize(
     "name",
-    ["cli.py", "cli_data.py", "cli_paper.py", "cli_train.py", "cli_bench.py", "cli_detect.py"],
+    [
+        "cli.py",
+        "cli_data.py",
+        "cli_paper.py",
+        "cli_train.py",
+        "cli_bench.py",
+        "cli_detect.py",
+        "cli_runs.py",
+    ],
 )
 def test_the_command_line_imports_nothing_heavy_at_its_top(name):
     tree = tree_of(PACKAGE / name)
@@ -148,7 +157,8 @@ def test_the_command_line_imports_nothing_heavy_at_its_top(name):
     tops = [n for n in body if isinstance(n, ast.Import | ast.ImportFrom)]
     modules = {n.names[0].name if isinstance(n, ast.Import) else n.module for n in tops}
     assert modules <= {
-        "json", "os", "sys", "pathlib", "typing", "typer", "delving", "delving.cli_data",
+        "json", "math", "os", "sys", "pathlib", "typing", "typer", "delving", "delving.cli_data",
+        "delving.cli_runs",
     }  # fmt: skip
 
 

@@ -295,6 +295,21 @@ def test_a_net_that_diverged_at_once_fails_its_curves_by_name_and_the_rest_is_dr
     assert (tmp_path / "outputs" / "smoke" / "figure1" / "verdict.json").exists()
 
 
+def test_in_no_time_nothing_is_begun_and_what_is_left_is_told(reproduce, no_workers, tmp_path):
+    code, out, err = reproduce(tmp_path, "figure1", "scale=smoke", "--minutes", "0.01")
+    assert (code, err) == (0, "")
+    assert "images/s, " in out  # each net was probed, since no finished run tells its time
+    assert "Left for another time, which the same command takes up: 2 of the tasks" in out
+    assert not (tmp_path / "outputs" / "smoke" / "runs").exists()
+
+
+def test_in_enough_time_finished_runs_are_drawn_as_ever(reproduce, no_workers, copied, tmp_path):
+    code, out, err = reproduce(tmp_path, *WORDS, "--minutes", "9")
+    assert (code, err) == (0, "")
+    assert "Left for" not in out
+    assert "images/s, " not in out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

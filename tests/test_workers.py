@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -112,6 +113,11 @@ def task(name, do="nothing", *, after=(), alone=False, **message):
 
 def sleeping(name, seconds=0.15, **rest):
     return task(name, "sleep", seconds=seconds, **rest)
+
+
+def lasting(seconds, planned):
+    """A task that is planned to take so long."""
+    return replace(planned, seconds=seconds)
 
 
 def work(*tasks, jobs=1, watch=None):
@@ -346,3 +352,29 @@ def test_an_error_of_the_watcher_leaves_nobody_behind():
     with pytest.raises(Broken):
         work_through([task("a"), task("b")], jobs=1, watch=watch)
     check_nobody_is_left(watch)
+
+
+# --- a time limit ---
+def test_what_would_end_too_late_is_not_begun_nor_what_comes_after_it():
+    watch = Watched()
+    tasks = [lasting(1000, task("long")), task("after", after=["long"]), task("short"),
+             lasting(1, task("fits", after=["short"])), task("alone", after=["after"], alone=True),
+             task("last", after=["fits"], alone=True)]  # fmt: skip
+    outcomes = work_through(tasks, jobs=2, watch=watch, until=time.monotonic() + 100)
+    assert sorted(o.task.name for o in outcomes) == ["fits", "last", "short"]
+    assert sorted(watch.order()) == ["fits", "last", "short"]
+    check_nobody_is_left(watch)
+
+
+def test_time_that_others_take_counts():
+    watch = Watched()
+    tasks = [sleeping("first", 0.5), lasting(0.2, task("second")), task("third")]
+    outcomes = work_through(tasks, jobs=1, watch=watch, until=time.monotonic() + 0.6)
+    assert "second" not in watch.order()
+    assert [o.error for o in outcomes] == [None] * len(outcomes)
+
+
+def test_without_time_nothing_is_begun():
+    watch = Watched()
+    assert work_through([task("a")], jobs=1, watch=watch, until=time.monotonic() - 1) == []
+    assert watch.told == []

@@ -95,9 +95,9 @@ def crop_at(
     """The crop x crop view of the image resized to shorter side s: uint8 (crop, crop, 3).
 
     `at` in [0, 1] says where along the free width and height; 0.5 is the center. An array is an
-    image resized before. A view is flipped last.
-    ours: where s varies only the view's own source box is resized, so that a pixel at the view's
-    rim does not see beyond it.
+    image resized before. A view is flipped last. Of an image only the view's own source box is
+    resized: Pillow's filter sees beyond the box, so that the view is that of the whole, but for
+    rounding of a grey level.
     """
     if isinstance(image, np.ndarray):
         whole = resize_whole(image, s)

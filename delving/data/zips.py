@@ -66,7 +66,7 @@ def list_members(zips: Iterable[Path], top: str) -> dict[str, tuple[Path, str]]:
     members: dict[str, tuple[Path, str]] = {}
     sums: dict[str, tuple[int, int]] = {}  # of the same files in several zips
     for path in zips:
-        for info in (info for info in _open_checked(path) if not info.is_dir()):
+        for info in (info for info in open_checked(path) if not info.is_dir()):
             name = info.filename.partition(top)[2] or info.filename
             if sums.setdefault(name, (info.CRC, info.file_size)) != (info.CRC, info.file_size):
                 raise ValueError(f"{path}: {shown(name)}: another than in {members[name][0]}")
@@ -74,7 +74,8 @@ def list_members(zips: Iterable[Path], top: str) -> dict[str, tuple[Path, str]]:
     return dict(sorted(members.items()))
 
 
-def _open_checked(path: Path) -> list[zipfile.ZipInfo]:
+def open_checked(path: Path) -> list[zipfile.ZipInfo]:
+    """What a zip holds; ValueError names the zip and what in it is not as it should be."""
     if not path.is_file():
         raise ValueError(f"{path}: not a regular file")
     try:

@@ -124,8 +124,8 @@ def test_a_crop_is_that_of_the_whole_resized_image(width, height, s, u, v):
     x, y = (min(int(w * (n - crop + 1)), n - crop) for w, n in zip((u, v), full, strict=True))
     wanted = whole_at(image, s)[y : y + crop, x : x + crop].astype(int)
     off = abs(crop_at(image, s, crop, (u, v)) - wanted)
-    assert off[2:-2, 2:-2].max() <= 2  # at the rim the filter sees no neighbours
-    assert off.mean() < 2
+    assert off.max() <= 2
+    assert off.mean() < 0.5
 
 
 @some

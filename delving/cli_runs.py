@@ -1,0 +1,51 @@
+"""`delving runs ...`: export, import."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from delving import disk, terminal
+
+Root = Annotated[str, typer.Option(help="Where outputs lie.")]
+
+runs_app = typer.Typer(no_args_is_help=True, help="Take finished runs from one machine to another.")
+
+
+@runs_app.command("export")
+def export(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names of runs, or none for all; scale=quarter.", show_default=False),
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="The archive; else runs-<scale>.zip.")] = None,
+    output_root: Root = "outputs",
+) -> None:
+    """Finished runs, with what was measured of them, as one archive without weights."""
+    from delving.groups import choose
+    from delving.transfer import export_runs
+
+    scales = [word.partition("=")[2] for word in words or [] if word.startswith("scale=")]
+    names = [word for word in words or [] if not word.startswith("scale=")]
+    [word] = choose("scale", scales[-1] if scales else "cpu")
+    scale = word.partition("=")[2]
+    to = to or Path(f"runs-{scale}.zip")
+    disk.check_writable(to.parent)
+    exported = export_runs(Path(output_root) / scale, names, to)
+    terminal.say(f"{to}: {len(exported)} runs, {to.stat().st_size / 1e6:.2f} MB")
+
+
+@runs_app.command("import")
+def import_(
+    archives: Annotated[list[Path], typer.Argument(help="What `delving runs export` wrote.")],
+    output_root: Root = "outputs",
+) -> None:
+    """Put exported runs where they belong, verified, each whole or not at all."""
+    from delving.transfer import import_runs
+
+    disk.check_writable(Path(output_root))
+    for archive in archives:
+        moved = import_runs(archive, output_root)
+        terminal.say(f"{archive}: {len(moved.new)} new, {len(moved.there)} there already")
+        for name in moved.new:
+            terminal.say(f"  {name}")

@@ -1,0 +1,222 @@
+"""Finished runs as one archive, from one machine to another: `delving runs export` and `import`.
+
+Weights stay where they are: what tables, figures and verdicts need of a run is a few kilobytes, and
+what was measured of its weights goes along.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from delving import config as configs
+from delving import record
+from delving.data.zips import ZipReader, open_checked
+from delving.detect.naming import load_about
+from delving.detect.record import read_detection, read_pictures
+from delving.groups import choices
+from delving.reference import OF_DETECTION, OF_RUN, copy_detection, copy_run
+from delving.words import shown
+
+MANIFEST = "manifest.json"
+VERSION = 1
+KINDS = {"runs": (*OF_RUN, "config.yaml"), "detections": OF_DETECTION}
+NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,120}"
+UNDATED = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass
+class Moved:
+    """What an import did, by names: what is new, and what was there already."""
+
+    new: list[str] = field(default_factory=list)
+    there: list[str] = field(default_factory=list)
+
+
+def export_runs(root: Path, names: Sequence[str], to: Path) -> list[str]:
+    """Writes the archive `to` of finished runs below `root`, outputs/<scale>, of those named or all
+    of them, with their detections and the measurements made of them; returns their names.
+
+    The same runs give the same bytes.
+
+    Raises:
+        ValueError: a run that is not there or not finished, or none at all.
+    """
+    finished = sorted(p.parent.name for p in root.glob("runs/*/result.json"))
+    lacking = [name for name in names if name not in finished]
+    chosen = sorted(names) or finished
+    if lacking or not chosen:
+        raise ValueError(f"{root} has no finished run {lacking[0] if lacking else 'at all'}")
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch) / root.name
+        for name in chosen:
+            copy_run(root / "runs" / name, place / "runs" / name)
+        for folder in _detections_of(root, chosen):
+            copy_detection(folder, place / "detections" / folder.name)
+        for path in _measurements_of(root, chosen):
+            record.write_bytes(place / path.parent.name / path.name, path.read_bytes())
+        record.write_bytes(to, _pack(Path(scratch)))
+    return chosen
+
+
+def _detections_of(root: Path, runs: Sequence[str]) -> Iterator[Path]:
+    for path in sorted(root.glob("detections/*/result.json")):
+        if read_detection(path.parent)["run"] in runs:
+            yield path.parent
+
+
+def _measurements_of(root: Path, runs: Sequence[str]) -> Iterator[Path]:
+    """Those that rest on these runs alone."""
+    for artefact in choices("paper"):
+        path = root / artefact / "measured.json"
+        if path.exists():
+            asked = record.expect(record.read_json(path), {"asked": dict}, str(path))["asked"]
+            if set(asked.get("runs", ())) <= set(runs):
+                yield path
+
+
+def _pack(folder: Path) -> bytes:
+    files = {path.relative_to(folder).as_posix(): path.read_bytes()
+             for path in sorted(folder.rglob("*")) if path.is_file()}  # fmt: skip
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    files[MANIFEST] = json.dumps({"version": VERSION, "files": hashes}, indent=1).encode()
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(zipfile.ZipInfo(name, UNDATED), data, zipfile.ZIP_DEFLATED, 9)
+    return file.getvalue()
+
+
+def import_runs(archive: Path, output_root: str) -> Moved:
+    """Puts the runs of an archive where they belong below output_root, each whole or not at all.
+
+    Raises:
+        ValueError: the archive is damaged or none, holds what it should not, or a run that is here
+            by the same name and is another; nothing of it is kept then.
+    """
+    files = read_archive(archive)
+    groups: dict[str, dict[str, bytes]] = {}
+    for name, data in files.items():
+        scale, kind, *rest = name.split("/")
+        key = f"{scale}/{kind}/{rest[0]}" if kind in KINDS else f"{scale}/{kind}"
+        groups.setdefault(key, {})["/".join(rest[1:] if kind in KINDS else rest)] = data
+    moved, root = Moved(), Path(output_root)
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix=".import") as scratch:
+        made = {key: _unpack(Path(scratch) / key, parts, key) for key, parts in groups.items()}
+        new = {key: folder for key, folder in made.items() if not _is_there(root / key, folder)}
+        for key, folder in new.items():
+            (root / key).parent.mkdir(parents=True, exist_ok=True)
+            if key.count("/") == 2:
+                os.replace(folder, root / key)
+            else:
+                for path in folder.iterdir():
+                    record.write_bytes(root / key / path.name, path.read_bytes())
+    moved.new = sorted(new)
+    moved.there = sorted(set(made) - set(new))
+    return moved
+
+
+def read_archive(archive: Path) -> dict[str, bytes]:
+    """{name: bytes} of an archive whose manifest lists exactly what is in it, with its hashes.
+
+    Raises:
+        ValueError: names the archive and what is wrong with it.
+    """
+    names = [info.filename for info in open_checked(archive) if not info.is_dir()]
+    read = ZipReader({name: (archive, name) for name in names})
+    try:
+        files = {name: read(name) for name in names}
+    except OSError as error:
+        raise ValueError(f"{archive}: {error}") from error
+    where = f"{archive}: {MANIFEST}"
+    if MANIFEST not in files:
+        raise ValueError(f"{where} is missing: it is no archive of `delving runs export`")
+    manifest = record.parse_json(files.pop(MANIFEST), Path(where))
+    record.expect(manifest, {"version": int, "files": dict}, where)
+    if manifest["version"] != VERSION:
+        raise ValueError(f"{where}: version {manifest['version']}, known is {VERSION}")
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    if hashes != manifest["files"]:
+        odd = [name for name in {**hashes, **manifest["files"]}
+               if hashes.get(name) != manifest["files"].get(name)]  # fmt: skip
+        raise ValueError(f"{archive}: {shown(odd[0])} is not as its manifest has it")
+    strange = [name for name in files if not _belongs(name)]
+    if strange:
+        raise ValueError(f"{archive}: {shown(strange[0])} is no file of a run")
+    return files
+
+
+def _belongs(name: str) -> bool:
+    scale, _, rest = name.partition("/")
+    kind, _, rest = rest.partition("/")
+    if scale not in choices("scale"):
+        return False
+    if kind in choices("paper"):
+        return rest == "measured.json"
+    folder, _, file = rest.partition("/")
+    patterns = [re.escape(p).replace(r"\*", "[a-z_@0-9]+") for p in KINDS.get(kind, ())]
+    known = any(re.fullmatch(pattern, file) for pattern in patterns)
+    return known and re.fullmatch(NAME, folder) is not None and ".." not in folder
+
+
+def _unpack(folder: Path, parts: dict[str, bytes], key: str) -> Path:
+    """The files in a folder of their own, if they are what they should be."""
+    for name, data in parts.items():
+        record.write_bytes(folder / name, data)
+    kind = key.split("/")[1]
+    if kind == "runs":
+        _check_run(folder)
+    elif kind == "detections":
+        _check_detection(folder)
+    else:
+        path = folder / "measured.json"
+        record.expect(record.read_json(path), {"asked": dict, "found": dict}, key)
+    return folder
+
+
+def _check_run(folder: Path) -> None:
+    for name in ("result.json", "config.yaml"):
+        if not (folder / name).exists():
+            raise ValueError(f"{folder.name}: no {name}, so no finished run")
+    result, config = record.read_result(folder), configs.load(folder / "config.yaml")
+    record.load_slopes(folder)
+    told = {group: getattr(config, group).name for group in ("model", "act", "init")}
+    told |= {"run": folder.name, "scale": folder.parts[-3], "seed": config.seed}
+    for key, value in told.items():
+        if result[key] != value:
+            raise ValueError(f"{folder.name}: its {key} is {shown(result[key])!r} in result.json, "
+                             f"{value!r} elsewhere")  # fmt: skip
+
+
+def _check_detection(folder: Path) -> None:
+    if not (folder / "result.json").exists():
+        raise ValueError(f"{folder.name}: no result.json, so no finished detection")
+    result, about = read_detection(folder), load_about(folder / "config.yaml")
+    read_pictures(folder)
+    if (result["detection"], result["run"]) != (folder.name, about.run):
+        raise ValueError(f"{folder.name}: its result.json is another's")
+
+
+def _is_there(place: Path, folder: Path) -> bool:
+    """Whether the same is there already.
+
+    Raises:
+        ValueError: another is.
+    """
+    if not place.exists():
+        return False
+    mark = "measured.json" if (folder / "measured.json").exists() else "result.json"
+    if not (place / mark).exists():
+        if mark == "measured.json":
+            return False
+        raise ValueError(f"{place} holds an unfinished one: move it away first")
+    if (place / mark).read_bytes() != (folder / mark).read_bytes():
+        raise ValueError(f"{place} holds another: move it away first")
+    return True

@@ -1,0 +1,265 @@
+"""Runs go from one machine to another as one archive: the same records, and nothing else."""
+
+import hashlib
+import io
+import json
+import shutil
+import zipfile
+
+import pytest
+from fabricate import make_planned, snapshot
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from delving import record
+from delving.plan import load_measured, make_plan, save_measured
+from delving.transfer import MANIFEST, export_runs, import_runs
+
+WORDS = ["scale=smoke"]
+SLOPES = {"conv1": [0.25], "fc1": [0.1, 0.2]}
+
+
+@pytest.fixture
+def there(tmp_path, monkeypatch):
+    """A machine with finished runs and a measurement made of some of them: its outputs/smoke."""
+    place = tmp_path / "there"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    plan = make_plan(["fisher", "figure1"], WORDS)
+    for artefact in ("fisher", "figure1"):
+        make_planned(plan, artefact, lambda arm, seed: {"slopes": SLOPES})
+    save_measured(plan, "fisher", {"of": "fisher"}, 1.0)
+    return place / "outputs" / "smoke"
+
+
+@pytest.fixture
+def archive(there, tmp_path):
+    export_runs(there, [], tmp_path / "runs.zip")
+    return tmp_path / "runs.zip"
+
+
+@pytest.fixture
+def here(tmp_path):
+    return str(tmp_path / "here")
+
+
+def changed(archive, change):
+    """The archive after `change(files)`, its manifest as it was unless that changed it too."""
+    with zipfile.ZipFile(archive) as old:
+        files = {name: old.read(name) for name in old.namelist()}
+    change(files)
+    with zipfile.ZipFile(archive, "w") as new:
+        for name, data in files.items():
+            new.writestr(name, data)
+    return archive
+
+
+def signed(files):
+    """A manifest that fits, as who tampers with an archive would write it."""
+    files.pop(MANIFEST, None)
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    files[MANIFEST] = json.dumps({"version": 1, "files": hashes}).encode()
+
+
+def a_run(files):
+    return next(name for name in files if name.endswith("result.json"))
+
+
+# --- there and back ---
+def test_records_arrive_byte_for_byte(there, archive, here, tmp_path):
+    moved = import_runs(archive, here)
+    runs = sorted(p.name for p in (there / "runs").iterdir())
+    assert moved.new == [*(["smoke/fisher"]), *(f"smoke/runs/{run}" for run in runs)]
+    for run in runs:
+        for name in ("result.json", "log.jsonl", "slopes.json"):
+            if (there / "runs" / run / name).exists():
+                arrived = tmp_path / "here" / "smoke" / "runs" / run / name
+                assert arrived.read_bytes() == (there / "runs" / run / name).read_bytes()
+
+
+def test_what_arrived_is_finished_and_measured_for_a_reproduction(archive, here):
+    import_runs(archive, here)
+    plan = make_plan(["fisher", "figure1"], [*WORDS, f"output_root={here}"])
+    assert plan.missing() == []
+    assert not plan.refused
+    assert load_measured(plan, "fisher") == {"of": "fisher"}
+
+
+def test_the_same_runs_are_the_same_archive(there, archive, tmp_path):
+    export_runs(there, [], tmp_path / "again.zip")
+    assert (tmp_path / "again.zip").read_bytes() == archive.read_bytes()
+
+
+def test_no_weights_and_no_place_leave(whole, tmp_path):
+    export_runs(whole.parents[1], [whole.name], tmp_path / "one.zip")
+    with zipfile.ZipFile(tmp_path / "one.zip") as found:
+        names = found.namelist()
+        config = found.read(f"smoke/runs/{whole.name}/config.yaml").decode()
+    assert not [name for name in names if "checkpoint" in name or "safetensors" in name]
+    assert f"smoke/runs/{whole.name}/eval/center.hits.npz" in names
+    assert f"smoke/runs/{whole.name}/eval/center.npz" not in names
+    assert str(whole.parents[2]) not in config
+
+
+def test_only_the_named_runs_leave_with_what_rests_on_them_alone(there, tmp_path, here):
+    first = sorted(p.name for p in (there / "runs").iterdir())[0]
+    assert export_runs(there, [first], tmp_path / "one.zip") == [first]
+    assert import_runs(tmp_path / "one.zip", here).new == [f"smoke/runs/{first}"]
+
+
+def test_a_second_import_changes_nothing(archive, here, tmp_path):
+    import_runs(archive, here)
+    before = snapshot(tmp_path / "here")
+    moved = import_runs(archive, here)
+    assert moved.new == []
+    assert len(moved.there) > 1
+    assert snapshot(tmp_path / "here") == before
+
+
+# --- refused ---
+def test_a_run_that_is_not_there_or_not_finished_does_not_leave(there, tmp_path):
+    with pytest.raises(ValueError, match="no finished run nosuch"):
+        export_runs(there, ["nosuch"], tmp_path / "x.zip")
+    with pytest.raises(ValueError, match="no finished run at all"):
+        export_runs(tmp_path, [], tmp_path / "x.zip")
+    assert not (tmp_path / "x.zip").exists()
+
+
+def test_another_run_of_the_same_name_is_kept(archive, here, tmp_path):
+    import_runs(archive, here)
+    path = next((tmp_path / "here").rglob("result.json"))
+    record.write_json(path, record.read_json(path) | {"seconds": 1.5})
+    before = snapshot(tmp_path / "here")
+    with pytest.raises(ValueError, match="holds another: move it away first"):
+        import_runs(archive, here)
+    assert snapshot(tmp_path / "here") == before
+
+
+def test_an_unfinished_run_of_the_same_name_is_kept(archive, here, there, tmp_path):
+    name = next((there / "runs").iterdir()).name
+    mine = tmp_path / "here" / "smoke" / "runs" / name
+    record.write_text(mine / "config.yaml", "")
+    with pytest.raises(ValueError, match="holds an unfinished one"):
+        import_runs(archive, here)
+    assert [p.name for p in mine.parent.iterdir()] == [name]
+
+
+def tampered(files):
+    files[a_run(files)] += b" "
+
+
+def lacking(files):
+    del files[a_run(files)]
+
+
+def unlisted(files):
+    files["smoke/runs/x-s0/result.json"] = b"{}"
+
+
+def without_manifest(files):
+    del files[MANIFEST]
+
+
+def of_another_version(files):
+    signed(files)
+    files[MANIFEST] = files[MANIFEST].replace(b'"version": 1', b'"version": 2')
+
+
+def elsewhere(files):
+    files["smoke/../x/result.json"] = b"{}"
+    signed(files)
+
+
+def a_checkpoint(files):
+    files["smoke/runs/x-s0/checkpoint/model.safetensors"] = b""
+    signed(files)
+
+
+def of_another_seed(files):
+    name = a_run(files)
+    files[name] = json.dumps(json.loads(files[name]) | {"seed": 7}).encode()
+    signed(files)
+
+
+def without_result(files):
+    del files[a_run(files)]
+    signed(files)
+
+
+def of_no_scale(files):
+    files["huge/runs/x-s0/result.json"] = b"{}"
+    signed(files)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (tampered, "is not as its manifest has it"),
+        (lacking, "is not as its manifest has it"),
+        (unlisted, "is not as its manifest has it"),
+        (without_manifest, "manifest.json is missing"),
+        (of_another_version, "version 2, known is 1"),
+        (elsewhere, "a name that leads elsewhere"),
+        (a_checkpoint, "is no file of a run"),
+        (of_another_seed, "its seed is '7' in result.json, . elsewhere"),
+        (without_result, "no result.json, so no finished run"),
+        (of_no_scale, "is no file of a run"),
+    ],
+)
+def test_a_damaged_archive_is_refused_and_nothing_of_it_is_kept(
+    archive, here, tmp_path, change, named
+):
+    changed(archive, change)
+    with pytest.raises(ValueError, match=named):
+        import_runs(archive, here)
+    assert not [p for p in (tmp_path / "here").rglob("*") if p.is_file()]
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), min_size=1, max_size=3))
+def test_random_changes_are_refused_or_change_nothing(there, tmp_path, changes):
+    archive = tmp_path / "one.zip"
+    if not archive.exists():
+        export_runs(there, [min(p.name for p in (there / "runs").iterdir())], archive)
+    data = bytearray(archive.read_bytes())
+    for place, value in changes:
+        data[place % len(data)] = value
+    other, target = tmp_path / "other.zip", tmp_path / "target"
+    shutil.rmtree(target, ignore_errors=True)
+    other.write_bytes(data)
+    try:
+        import_runs(other, str(target))
+    except ValueError:
+        assert not [p for p in target.rglob("*") if p.is_file()]
+        return
+    whole = tmp_path / "whole"
+    if not whole.exists():
+        import_runs(archive, str(whole))
+    ours, theirs = ({n: b for n, (b, _) in snapshot(place).items()} for place in (target, whole))
+    assert ours == theirs
+
+
+def test_no_zip_is_refused(tmp_path, here):
+    (tmp_path / "x.zip").write_bytes(io.BytesIO(b"no zip").getvalue())
+    with pytest.raises(ValueError, match="not a zip"):
+        import_runs(tmp_path / "x.zip", here)
+
+
+# --- the commands ---
+def test_the_commands_say_what_they_did(delving, there, here, tmp_path):
+    to = tmp_path / "out.zip"
+    code, out, _ = delving("runs", "export", "scale=smoke", "--to", to,
+                           "--output-root", there.parent)  # fmt: skip
+    assert code == 0
+    assert f"{to}: " in out
+    code, out, _ = delving("runs", "import", to, "--output-root", here)
+    assert code == 0
+    assert "0 there already" in out
+    code, _, err = delving("runs", "import", tmp_path / "nosuch.zip", "--output-root", here)
+    assert code == 2
+    assert "not a regular file" in err
+    code, _, err = delving("runs", "export", "scale=cpu", "--output-root", here)
+    assert code == 2
+    assert "no finished run at all" in err
