@@ -11,7 +11,6 @@ from delving import device as devices
 from delving import record
 from delving.build import list_deviations
 from delving.checkpoint import drop_previous
-from delving.data.loader import TrainingBatches, iterate
 from delving.data.processes import LoaderError
 from delving.evaluate import error_rates
 from delving.lock import holding
@@ -21,7 +20,7 @@ from delving.net import describe
 from delving.ranks import agree, joined
 from delving.schema import Config, differences
 from delving.score import score_trained
-from delving.session import Session, Watch, open_session
+from delving.session import Session, Watch, open_session, supply_batches
 from delving.signals import heeding_signals, leaving_at_once
 from delving.state import resume_or_start, save
 from delving.train import Step, compile_net, decay_norm, final_status, train
@@ -152,33 +151,17 @@ def after_step(session: Session, step: Step, meter: Meter) -> bool:
 def planned_steps(session: Session, meter: Meter) -> Iterator[Step]:
     """The training of the steps that are left, about to begin."""
     config, recipe, progress = session.config, session.recipe, session.progress
-    ranks = session.ranks
-    batches = TrainingBatches(
-        session.train_images,
-        batch=recipe.batch,
-        crop=config.data.crop,
-        sides=tuple(session.sides(config.train.s)),
-        flip=config.train.flip,
-        seed=config.seed,
-        share=(ranks.rank, ranks.size),
-    )
-    supply = iterate(
-        batches,
-        range(progress.step, recipe.steps),
-        workers=session.workers,
-        pin=session.device.type == "cuda",
-        timeout=config.data.timeout,
-    )
+    supply = supply_batches(session, range(progress.step, recipe.steps))
     net = compile_net(session.net) if config.train.compile else session.net
     return train(
-        ranks.share(net, session.device),
+        session.ranks.share(net, session.device),
         session.input,
         session.optimizer,
         batches=meter.timed(supply),
         recipe=recipe,
         progress=progress,
         autocast=session.autocast,
-        ranks=ranks,
+        ranks=session.ranks,
     )
 
 

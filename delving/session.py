@@ -1,6 +1,6 @@
 """A run in the making: its data, net and device, put together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,7 +14,15 @@ from delving.data import fingerprint, load_data
 from delving.data.augment import rows_of
 from delving.data.images import Images
 from delving.data.input import Input, blank_input, measure_input
-from delving.data.loader import Cache, cached, count_workers
+from delving.data.loader import (
+    Batch,
+    Cache,
+    TrainingBatches,
+    cached,
+    count_workers,
+    iterate,
+)
+from delving.data.resident import Resident, ResidentBatches, load_resident
 from delving.evaluate import Tester
 from delving.momentum import Momentum
 from delving.net import Net
@@ -68,6 +76,19 @@ class Session:
     @property
     def autocast(self) -> Callable:
         return partial(devices.autocast, self.device, self.precision)
+
+    def resident(self) -> Resident | None:
+        """The training images on the GPU, for this run and those after it, where they fit there
+        and are of one size."""
+        if self.device.type != "cuda":
+            return None
+        images = self.train_images.images
+        key = ("resident", str(self.device))
+        if key not in self.shelf:
+            found = load_resident(images, self.device, self.config.data.cache_gb)
+            self.shelf[key] = (self.data, found)
+        data, found = self.shelf[key]
+        return found if data == self.data else None
 
     def tester(self, heard: Sequence[int] = ()) -> Tester:
         """Scores with the session's net; a signal in `heard` ends it."""
@@ -195,3 +216,28 @@ def measure_for(session: Session, source: Cache) -> Input:
     normalised = config.init.range == "normalised"
     found = measure_input(source, crop=config.data.crop, s=s, normalised=normalised)
     return found.to(session.device, devices.number_type(config.precision))
+
+
+def supply_batches(session: Session, steps: range) -> Iterator[Batch]:
+    """The batches of these steps, this rank's rows: made on the GPU where the images lie there,
+    else by loader processes."""
+    config, recipe, ranks = session.config, session.recipe, session.ranks
+    about = {
+        "batch": recipe.batch,
+        "crop": config.data.crop,
+        "sides": tuple(session.sides(config.train.s)),
+        "flip": config.train.flip,
+        "seed": config.seed,
+        "share": (ranks.rank, ranks.size),
+    }
+    resident = session.resident()
+    if resident:
+        batches = ResidentBatches(resident, **about)
+        return (batches[step] for step in steps)
+    return iterate(
+        TrainingBatches(session.train_images, **about),
+        steps,
+        workers=session.workers,
+        pin=session.device.type == "cuda",
+        timeout=config.data.timeout,
+    )

@@ -1,0 +1,168 @@
+"""Training batches made where the net is, of images that lie there: on a GPU, where all are of one
+size and fit. Two matrix products cut, resize and flip a batch."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from delving.data.augment import augmentation_of, pick_side, resized_size, rows_of, samples_of
+from delving.data.images import Images, UndecodableImageError
+from delving.data.loader import Batch, count_cores, name_few
+
+LOOKED_AT = 64  # images whose sizes are compared before any is decoded
+TOGETHER = 1024  # images decoded before they go to the device
+
+
+@dataclass(frozen=True)
+class Resident:
+    """The images of a split on a device.
+
+    Attributes:
+        images: their names and labels.
+        pixels: uint8 (images, height, width, 3); zeros where one cannot be decoded.
+        used: (images,), in each one's place the image itself, or the next that can be decoded.
+    """
+
+    images: Images
+    pixels: Tensor
+    used: np.ndarray
+
+
+def load_resident(images: Images, device: torch.device, gigabytes: float) -> Resident | None:
+    """The images on the device; None where they are not all of one size, or too many.
+
+    Raises:
+        ValueError: not one can be decoded.
+    """
+    size = _common_size(images, gigabytes)
+    if size is None:
+        return None
+    width, height = size
+    pixels = torch.zeros(len(images), height, width, 3, dtype=torch.uint8, device=device)
+    good = np.zeros(len(images), bool)
+    with ThreadPoolExecutor(count_cores()) as pool:
+        for start in range(0, len(images), TOGETHER):
+            numbers = range(start, min(start + TOGETHER, len(images)))
+            found = list(pool.map(lambda n: _decode(images, n), numbers))
+            if any(one is not None and one.shape != (height, width, 3) for one in found):
+                return None
+            for number, one in zip(numbers, found, strict=True):
+                good[number] = one is not None
+            empty = np.zeros((height, width, 3), np.uint8)
+            part = np.stack([empty if one is None else one for one in found])
+            pixels[start : numbers.stop] = torch.from_numpy(part).to(device)
+    if not good.any():
+        raise ValueError("no training image can be decoded")
+    return Resident(images, pixels, _next_good(good))
+
+
+def _common_size(images: Images, gigabytes: float) -> tuple[int, int] | None:
+    """(width, height) of the first ones, if they agree and all of that size would fit."""
+    sizes = set()
+    for number in range(min(LOOKED_AT, len(images))):
+        try:
+            sizes.add(images.size(number))
+        except UndecodableImageError:
+            continue
+    if len(sizes) != 1:
+        return None
+    [(width, height)] = sizes
+    return (width, height) if len(images) * width * height * 3 <= gigabytes * 1e9 else None
+
+
+def _decode(images: Images, number: int) -> np.ndarray | None:
+    try:
+        return np.asarray(images.load(number))
+    except UndecodableImageError:
+        return None
+
+
+def _next_good(good: np.ndarray) -> np.ndarray:
+    """For each place the next that is good, from the end on from the start."""
+    places = np.flatnonzero(good)
+    after = np.searchsorted(places, np.arange(len(good)))
+    return places[after % len(places)]
+
+
+@dataclass(frozen=True)
+class ResidentBatches:
+    """The batch of each step, as TrainingBatches makes it, but for rounding of a grey level.
+
+    ours: on a GPU images of one size are resized there, in floating point; Pillow rounds between
+    the two directions, so that a pixel may differ by a grey level.
+
+    Attributes are those of TrainingBatches.
+    """
+
+    source: Resident
+    _: KW_ONLY
+    batch: int
+    crop: int
+    sides: tuple[int, int]
+    flip: bool
+    seed: int
+    share: tuple[int, int] = (0, 1)
+
+    def __getitem__(self, step: int) -> Batch:
+        images, device = self.source.images, self.source.pixels.device
+        epochs, indices = self._samples(step)
+        draws = augmentation_of(epochs, indices, seed=self.seed, images=len(images))
+        used = self.source.used[indices]
+        bad = [images.names[n % len(images)] for index, other in zip(indices, used, strict=True)
+               for n in range(index, other if other >= index else other + len(images))]  # fmt: skip
+        chosen = self.source.pixels[torch.from_numpy(used).to(device)]
+        pixels = cut(chosen, draws, crop=self.crop, sides=self.sides, flip=self.flip)
+        labels, color = images.labels[used], draws[:, 4:]
+        return Batch(pixels, *(torch.from_numpy(x).to(device) for x in (labels, color)), bad)
+
+    def describe(self, step: int) -> str:
+        """The step and its first images, for messages."""
+        return f"step {step} ({name_few(self.source.images, self._samples(step)[1])})"
+
+    def _samples(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """The epochs and indices of this rank's rows."""
+        count = len(self.source.images)
+        epochs, indices = samples_of(step, self.batch, seed=self.seed, images=count)
+        rows = rows_of(self.batch, *self.share)
+        return epochs[rows], indices[rows]
+
+
+def cut(
+    pixels: Tensor, draws: np.ndarray, *, crop: int, sides: tuple[int, int], flip: bool
+) -> Tensor:
+    """augment.py's `augment` of a batch: uint8 (N, height, width, 3) to (N, crop, crop, 3).
+
+    Args:
+        draws: (N, 7) as draw_augmentation's.
+    """
+    height, width = pixels.shape[1:3]
+    chosen = [pick_side(u, sides) for u in draws[:, 0]]
+    known = {s: resized_size((width, height), s) for s in dict.fromkeys(chosen)}
+    full = np.array([known[s] for s in chosen], np.float32)  # (N, 2), width and height
+    corners = np.minimum((draws[:, 1:3] * (full - crop + 1)).astype(int), full - crop)
+    scales = np.array([width, height]) / full  # pixels of the image for one of the view's
+    starts = torch.from_numpy(corners * scales).to(pixels.device, torch.float32)
+    scales = torch.from_numpy(scales).to(pixels.device, torch.float32)
+    across = tent_weights(starts[:, 0], scales[:, 0], size=width, crop=crop)
+    down = tent_weights(starts[:, 1], scales[:, 1], size=height, crop=crop)
+    if flip:
+        turned = torch.from_numpy(draws[:, 3] < 0.5).to(pixels.device)
+        across = torch.where(turned[:, None, None], across.flip(1), across)
+    rows = torch.bmm(down, pixels.flatten(2).float())  # (N, crop, width x 3)
+    views = across[:, None] @ rows.unflatten(2, (width, 3))  # (N, crop, crop, 3)
+    return (views + 0.5).clamp(0, 255).to(torch.uint8)
+
+
+def tent_weights(start: Tensor, scale: Tensor, *, size: int, crop: int) -> Tensor:
+    """(N, crop, size): how much of each pixel along a side goes into each of the view's.
+
+    The antialiased bilinear filter: a tent around the view's pixel, wider where it shrinks.
+    """
+    numbers = torch.arange(max(size, crop), device=start.device) + 0.5
+    centers = start[:, None] + numbers[:crop] * scale[:, None]  # (N, crop)
+    distance = (numbers[:size] - centers[..., None]) / scale.clamp(min=1)[:, None, None]
+    weights = (1 - distance.abs()).clamp(min=0)
+    return weights / weights.sum(-1, keepdim=True)
