@@ -2,15 +2,15 @@
 size and fit. Two matrix products cut, resize and flip a batch."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from delving.data.augment import augmentation_of, pick_side, resized_size, rows_of, samples_of
+from delving.data.augment import augmentation_of, pick_side, resized_size
 from delving.data.images import Images, UndecodableImageError
-from delving.data.loader import Batch, count_cores, name_few
+from delving.data.loader import Batch, TrainingBatches, count_cores
 
 LOOKED_AT = 64  # images whose sizes are compared before any is decoded
 TOGETHER = 1024  # images decoded before they go to the device
@@ -88,23 +88,14 @@ def _next_good(good: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class ResidentBatches:
+class ResidentBatches(TrainingBatches):
     """The batch of each step, as TrainingBatches makes it, but for rounding of a grey level.
 
     ours: on a GPU images of one size are resized there, in floating point; Pillow rounds between
     the two directions, so that a pixel may differ by a grey level.
-
-    Attributes are those of TrainingBatches.
     """
 
     source: Resident
-    _: KW_ONLY
-    batch: int
-    crop: int
-    sides: tuple[int, int]
-    flip: bool
-    seed: int
-    share: tuple[int, int] = (0, 1)
 
     def __getitem__(self, step: int) -> Batch:
         images, device = self.source.images, self.source.pixels.device
@@ -117,17 +108,6 @@ class ResidentBatches:
         pixels = cut(chosen, draws, crop=self.crop, sides=self.sides, flip=self.flip)
         labels, color = images.labels[used], draws[:, 4:]
         return Batch(pixels, *(torch.from_numpy(x).to(device) for x in (labels, color)), bad)
-
-    def describe(self, step: int) -> str:
-        """The step and its first images, for messages."""
-        return f"step {step} ({name_few(self.source.images, self._samples(step)[1])})"
-
-    def _samples(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """The epochs and indices of this rank's rows."""
-        count = len(self.source.images)
-        epochs, indices = samples_of(step, self.batch, seed=self.seed, images=count)
-        rows = rows_of(self.batch, *self.share)
-        return epochs[rows], indices[rows]
 
 
 def cut(
