@@ -18,7 +18,7 @@ from delving.reproduce import count_jobs, work_runs
 from delving.request import load_request
 
 MODELS = {22: "b"}  # by depth; others are the small model lengthened
-INITS = ("he", "xavier")
+AGAINST = "xavier"
 
 
 def compare_inits(words: Sequence[str], say: Overview) -> Path:
@@ -26,18 +26,20 @@ def compare_inits(words: Sequence[str], say: Overview) -> Path:
     does to the signal layer by layer (signal.png). Returns the first one's path.
 
     Args:
-        words: depth=N, inits=he,xavier, and overrides.
+        words: depth=N, inits=he,xavier (by default the scale's own, and xavier), and overrides.
 
     Raises:
         ValueError: a depth or an initialiser that there is not, or a run that failed.
     """
     own = dict(word.split("=", 1) for word in words if word.startswith(("depth=", "inits=")))
     rest = [word for word in words if not word.startswith(("depth=", "inits="))]
-    depth, inits = own.get("depth", "30"), own.get("inits", ",".join(INITS)).split(",")
+    depth = own.get("depth", "30")
     if not depth.isdigit():
         raise ValueError(f"depth={depth}: a number of conv and fc layers, 14 or more")
     usual = [] if any(word.startswith("act=") for word in rest) else ["act=relu"]
     model = MODELS.get(int(depth), f"small{depth}")
+    usual_init = configs.compose([f"model={model}", *usual, *rest]).init.name
+    inits = own.get("inits", f"{usual_init},{AGAINST}").split(",")
     nets = {init: configs.compose([f"model={model}", f"init={init}", *usual, *rest])
             for init in inits}  # fmt: skip
     first = next(iter(nets.values()))

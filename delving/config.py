@@ -26,6 +26,7 @@ from delving.schema import (
     Detect,
     Families,
     Reproduce,
+    Seeds,
     check_value,
     leaves,
     validate,
@@ -43,8 +44,13 @@ class _Composed(Config):
 
 ConfigStore.instance().store(name="schema", node=_Composed)
 DETECT = {key: f for key, _, f in leaves(Detect(), "detect.")}
+SEEDS = {key: f for key, _, f in leaves(Seeds(), "reproduce.seeds.")}
 OWN = {key: f for key, _, f in leaves(Config())}
-KNOBS = OWN | DETECT
+# What knobs read of small nets' values and of large nets', by its own key.
+FAMILY = {f.default.replace("${model.family}", size)[2:-1]: f for size in ("small", "large")
+          for f in OWN.values() if str(f.default).startswith("${family.")}  # fmt: skip
+WORDS = OWN | FAMILY
+KNOBS = WORDS | DETECT | SEEDS
 KEYS = {key: f.type for key, f in OWN.items()}
 LISTS = tuple(key for key, f in KNOBS.items() if "list[" in str(f.type))
 TEXTS = tuple(key for key, f in KNOBS.items() if "str" in str(f.type) and key not in LISTS)
@@ -110,14 +116,14 @@ def paper_recipe(model: str, act: str) -> Config:
     return _without_family(_compose_all(words))
 
 
-def plan_of(scale: str) -> Reproduce:
-    """What a scale gives `delving reproduce`."""
-    return _compose_all(_check(f"scale={scale}")).reproduce
+def plan_of(scale: str, words: Sequence[str] = ()) -> Reproduce:
+    """What a scale gives `delving reproduce`, with `reproduce.seeds.role=n` words; as compose."""
+    composed = _compose_all(_check(f"scale={scale}"))
+    return _assign(composed, [word for text in words for word in _check(text, SEEDS)]).reproduce
 
 
 def compose_detect(scale: str, words: Sequence[str]) -> Detect:
-    """A scale's settings of `delving detect` with `detect.key=value` words set; ValueError as of
-    compose."""
+    """A scale's settings of `delving detect` with `detect.key=value` words; as compose."""
     composed = _compose_all(_check(f"scale={scale}"))
     checked = [word for text in words for word in _check(text, DETECT)]
     found = validate(_assign(composed, checked)).detect
@@ -204,14 +210,15 @@ def _without_family(composed: _Composed) -> Config:
     return Config(**{f.name: getattr(composed, f.name) for f in fields(Config)})
 
 
-def _check(text: str, keys: Mapping = KEYS) -> list[str]:
+def _check(text: str, keys: Mapping = WORDS) -> list[str]:
     """Refuses what Hydra would not, and words lists and small-N as Hydra wants them."""
     key, sign, value = text.partition("=")
     if not sign:
         raise ValueError(f"{cut(text)!r} is not key=value; for example model=c train.lr=0.02")
-    if key in DETECT and keys is KEYS:
-        raise ValueError(f"{key}: a setting of `delving detect`")
-    groups = GROUPS if keys is KEYS else ()
+    if keys is WORDS and key in (*DETECT, *SEEDS):
+        command = "detect" if key in DETECT else "reproduce"
+        raise ValueError(f"{key}: a setting of `delving {command}`")
+    groups = GROUPS if keys is WORDS else ()
     if key not in keys and key not in groups:
         raise ValueError(f"there is no {cut(key)!r}{nearest(cut(key), [*groups, *keys])}")
     if key.endswith(".name"):

@@ -1,6 +1,7 @@
 """What a run will take, as reckoned before any was trained here."""
 
-from delving.build import build_model
+from delving.build import CLASSES, build_model
+from delving.data.sources import SIZES
 from delving.net import describe
 from delving.notation import count_depth
 from delving.schema import Config
@@ -8,15 +9,26 @@ from delving.schema import Config
 # Seconds of a run before anything was measured here: so many multiplications a second of a small
 # net on one CPU core, and what a layer costs each step besides. Finished runs correct both.
 RATE, LAYER = 4e10, 1.2e-3
+UNKNOWN = (100_000, 10_000)  # images of a data set that has no size of its own
 BACKWARD = 3  # forward and backward, in forwards
 
 
 def estimate_seconds(config: Config, work: tuple[int, int]) -> float:
     """Of a run's training, on one worker, by its net's (mult-adds, depth)."""
     multiply_adds, depth = work
-    images = config.train.epochs * (config.data.train_images or 100_000)
+    images = config.train.epochs * count_images(config)[0]
     steps = images / config.train.batch
     return BACKWARD * (multiply_adds * images / RATE + LAYER * depth * steps / 2)
+
+
+def count_images(config: Config) -> tuple[int, int]:
+    """Training and validation images, as far as configuration and data set's name tell: of the
+    first n classes their share."""
+    name, data = config.data.name, config.data
+    share = min(1.0, data.classes / CLASSES.get(name, 1000)) if data.classes else 1.0
+    whole = (round(count * share) for count in SIZES.get(name, UNKNOWN))
+    return tuple(given or known for given, known in
+                 zip((data.train_images, data.val_images), whole, strict=True))  # fmt: skip
 
 
 def measure_work(config: Config) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import delving
 from delving import config as configs
 from delving import record
 from delving.artefact import Asked, Shown
+from delving.curves import count_images
 from delving.detect.record import read_detection, read_pictures
 from delving.groups import choices
 from delving.plan import Plan, ask, fingerprint, load_measured
@@ -55,7 +56,7 @@ def draw_artefact(plan: Plan, name: str, to: Path) -> None:
             "artefact": name,
             "scale": plan.scale,
             "title": shown.title,
-            "caption": shown.caption,
+            "caption": shown.caption + _tell_images(asked),
             "notes": shown.notes,
             "command": " ".join(["delving reproduce", name, f"scale={plan.scale}", *plan.told]),
             "runs": runs,
@@ -64,6 +65,15 @@ def draw_artefact(plan: Plan, name: str, to: Path) -> None:
         },
     )
     record.write_json(to.parent / "drawn.json", drawn | {name: stamp})
+
+
+def _tell_images(asked: Asked) -> str:
+    """What the runs that an artefact shows were trained and tested on, as a last sentence."""
+    runs = [run for arm in asked.arms.values() for run in arm]
+    told = sorted({count_images(run.folder) for run in runs})
+    parts = [f"{train:,} training images of {classes:,} classes, {val:,} validation images"
+             for classes, train, val in told]  # fmt: skip
+    return f" Made of {'; '.join(parts)}." if parts else ""
 
 
 def find_lack(plan: Plan, asked: Asked) -> str | None:

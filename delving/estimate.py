@@ -8,7 +8,7 @@ from delving import config as configs
 from delving.bench.rounds import round_off, seconds_each
 from delving.bench.training import FORWARDS, Bench, build_for, memory_of
 from delving.build import CLASSES, build_model
-from delving.data.sources import SIZES
+from delving.cost import count_images
 from delving.evaluate import name_protocols
 from delving.net import Net, describe, map_side
 from delving.plan import Plan, make_plan
@@ -149,7 +149,7 @@ def reckon_memory(net: Net, config: Config) -> float:
 def cost_of(config: Config, rate: Rate) -> Cost:
     """Of one run."""
     net, multiply_adds = _measure_net(config)
-    train_images, val_images = _images(config)
+    train_images, val_images = count_images(config)
     training = config.train.epochs * train_images / rate.images
     looks = config.train.epochs / config.eval.every * min(config.eval.images, val_images)
     views = looks + val_images * sum(_forwards(net, config, multiply_adds).values())
@@ -188,11 +188,6 @@ def _forwards(net: Net, config: Config, multiply_adds: int) -> dict[str, float]:
         whole = (multiply_adds - fc) * (side / crop) ** 2 + windows * fc
         found["dense"] += 2 * whole / multiply_adds  # and flipped
     return {name: found[name] for name in config.eval.protocols}
-
-
-def _images(config: Config) -> tuple[int, int]:
-    known = SIZES.get(config.data.name, (0, 0))
-    return config.data.train_images or known[0], config.data.val_images or known[1]
 
 
 def _measure_net(config: Config) -> tuple[Net, int]:

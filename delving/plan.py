@@ -1,5 +1,4 @@
-"""What artefacts ask for: which runs by which configuration, which of them are there, how long the
-others will take."""
+"""What artefacts ask for: by which runs, which of them are there, how long the others will take."""
 
 import dataclasses
 import hashlib
@@ -7,20 +6,19 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from statistics import median
-
-import yaml
 
 from delving import config as configs
 from delving import record
 from delving.artefact import Asked, Run
 from delving.cost import estimate_seconds, measure_work
-from delving.detect.naming import detection_folder, find_other
-from delving.foreign import check_yaml, read_text
+from delving.detect.naming import detection_folder, find_other_detection
 from delving.groups import choices
 from delving.naming import name_run
 from delving.request import load_request
+from delving.same import find_other
 from delving.schema import (
     DETECT_NEUTRAL,
     NEUTRAL,
@@ -28,8 +26,6 @@ from delving.schema import (
     Config,
     Reproduce,
     Request,
-    differences,
-    leaves,
 )
 
 SMALL = "table2"
@@ -46,6 +42,7 @@ class Plan:
         runs: {name: configuration} of every run asked for.
         small: names of the small nets' runs by arm, Table 2's: what seeds alone change.
         refused: {name: why} of those whose folder holds another run.
+        seeds: `reproduce.seeds...` words, which `budget` has.
         detect: settings of `delving detect`, for artefacts whose runs learn to detect objects.
         left_out: {artefact: why} of those that lack data.
     """
@@ -59,6 +56,7 @@ class Plan:
     runs: dict[str, Config] = field(default_factory=dict)
     small: list[list[str]] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    seeds: list[str] = field(default_factory=list)
     detect: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -70,7 +68,8 @@ class Plan:
     @property
     def told(self) -> list[str]:
         """The overrides that change a result."""
-        return self.telling + [w for w in self.detect if w.partition("=")[0] not in DETECT_NEUTRAL]
+        detect = [w for w in self.detect if w.partition("=")[0] not in DETECT_NEUTRAL]
+        return self.telling + self.seeds + detect
 
     def folder(self, run: str) -> Path:
         return self.root / "runs" / run
@@ -138,8 +137,7 @@ def make_plan(
     Raises:
         ValueError: an unknown artefact or key, or one that artefacts set themselves.
     """
-    detect = [word for word in words if word.startswith("detect.")]
-    words = [word for word in words if not word.startswith("detect.")]
+    words, seeds, detect = split_words(words)
     base = configs.compose(words)
     configs.compose_detect(base.scale, detect)
     owned = [word for word in words if word.split("=")[0] in OWN[:-1]]
@@ -150,13 +148,15 @@ def make_plan(
     wanted = everything if not artefacts or "all" in artefacts else list(named)
     overrides = [word for word in words if not word.startswith("scale=")]
     root = source or Path(base.output_root) / base.scale
-    plan = Plan(base.scale, overrides, root, configs.plan_of(base.scale), detect=detect)
+    budget = configs.plan_of(base.scale, seeds)
+    plan = Plan(base.scale, overrides, root, budget, seeds=seeds, detect=detect)
     asked = {name: load_request(name) for name in wanted}
     needed = {need: load_request(need) for one in asked.values() for need in one.needs}
     plan.requests = {name: (asked | needed)[name] for name in everything if name in asked | needed}
     for name, request in plan.requests.items():
         plan.arms[name] = {arm: _plan_arm(plan, one) for arm, one in request.runs.items()}
     _look_at_detections(plan, named, need_data and source is None)
+    _look_at_seeds(plan, named)
     aside = dataclasses.replace(
         plan, runs={}, refused={}
     )  # they are looked at where they are there
@@ -164,29 +164,47 @@ def make_plan(
     return plan
 
 
-def _look_at_detections(plan: Plan, named: Collection[str], need_data: bool) -> None:
-    """Refuses those whose folders hold others, and leaves out artefacts that lack their images.
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """The words of runs, of `reproduce` and of `detect`."""
+    own = {prefix: [word for word in words if word.startswith(prefix)]
+           for prefix in ("reproduce.", "detect.")}  # fmt: skip
+    return [word for word in words if word not in chain(*own.values())], *own.values()
 
-    Raises:
-        ValueError: for such an artefact that was asked for by name.
-    """
+
+def _look_at_detections(plan: Plan, named: Collection[str], need_data: bool) -> None:
+    """Refuses those whose folders hold others, and leaves out artefacts that lack their images."""
     settings = configs.compose_detect(plan.scale, plan.detect)
     for run in plan.detectors():
-        if why := find_other(plan.detection(run), settings):
+        if why := find_other_detection(plan.detection(run), settings):
             plan.refused[f"{run} detection"] = why
     lacking = need_data and settings.data == "voc2007" and settings.root is None
     if lacking and not all(map(plan.detected, plan.detectors())):
         for name in [name for name, request in plan.requests.items() if request.detect]:
-            plan.left_out[name] = "detect.root=... tells where VOC 2007 lies"
-            if name in named:
-                raise ValueError(f"{name}: {plan.left_out[name]}")
-            del plan.requests[name], plan.arms[name]
+            _leave_out(plan, name, "detect.root=... tells where VOC 2007 lies", named)
+
+
+def _look_at_seeds(plan: Plan, named: Collection[str]) -> None:
+    """Leaves out artefacts none of whose nets is to be trained, and those that need them."""
+    for name, arms in list(plan.arms.items()):
+        if arms and not any(arms.values()):
+            _leave_out(plan, name, "reproduce.seeds gives its nets no training", named)
+    for name, request in list(plan.requests.items()):
+        for need in [need for need in request.needs if need in plan.left_out]:
+            _leave_out(plan, name, f"it shows what {need} measures", named)
+
+
+def _leave_out(plan: Plan, name: str, why: str, named: Collection[str]) -> None:
+    """ValueError for one that was asked for by name."""
+    if name in named:
+        raise ValueError(f"{name}: {why}")
+    plan.left_out[name] = why
+    del plan.requests[name], plan.arms[name]
 
 
 def _plan_arm(plan: Plan, arm: Arm) -> list[str]:
     config = configs.compose([f"scale={plan.scale}", *arm.words, *plan.overrides])
     return [add_run(plan, dataclasses.replace(config, seed=seed))
-            for seed in range(plan.budget.seeds[arm.seeds])]  # fmt: skip
+            for seed in range(getattr(plan.budget.seeds, arm.seeds))]  # fmt: skip
 
 
 def add_run(plan: Plan, config: Config) -> str:
@@ -197,46 +215,9 @@ def add_run(plan: Plan, config: Config) -> str:
         plan.runs[name] = dataclasses.replace(plan.runs[name], eval=looks)
         return name
     plan.runs[name] = config
-    saved = plan.folder(name) / "config.yaml"
-    if saved.exists() and not _plainly_same(config, saved):
-        _check_same(plan, name, saved)
+    if why := find_other(plan.runs[name], plan.folder(name)):
+        plan.refused[name] = why
     return name
-
-
-def _plainly_same(config: Config, saved: Path) -> bool:
-    """Whether a file surely holds the same run: a quick look, before OmegaConf takes a tenth of a
-    second over each."""
-    try:
-        text = read_text(saved)
-        check_yaml(text)
-        tree = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        ours = dataclasses.asdict(config)
-        return all(
-            _value_at(tree, key) == _value_at(ours, key)
-            for key, _, _ in leaves(config)
-            if key not in NEUTRAL
-        )
-    except (yaml.YAMLError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _value_at(tree: dict, key: str) -> object:
-    for part in key.split("."):
-        tree = tree[part]
-    return tree
-
-
-def _check_same(plan: Plan, name: str, saved: Path) -> None:
-    try:
-        changed = differences(plan.runs[name], configs.load(saved))
-    except ValueError as error:
-        plan.refused[name] = f"{error}. Move {plan.folder(name)} away"
-        return
-    if changed:
-        keys = "; ".join(
-            f"{k} {ours} asked for, {theirs} there" for k, (ours, theirs) in changed.items()
-        )
-        plan.refused[name] = f"{plan.folder(name)} holds another run: {keys}. Move it away"
 
 
 def ask(plan: Plan, artefact: str) -> Asked:

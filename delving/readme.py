@@ -36,7 +36,7 @@ def paragraphs(lines: list[str], kind: str) -> Iterator[str]:
     """The texts of a kind's tags: to the end of the comment, or of the docstring's paragraph."""
     for number, line in enumerate(lines):
         found = TAG.search(line)
-        if not found or found[1] != kind:
+        if not found or found[1] != kind or _is_code(lines, number, found):
             continue
         before, comment = line[: found.start(1)], "#" in line[: found.start(1)]
         parts = [found[2].removesuffix('"""')]
@@ -45,6 +45,12 @@ def paragraphs(lines: list[str], kind: str) -> Iterator[str]:
             parts += _continued(lines[number + 1 :], comment)
         text = " ".join(" ".join(parts).split())
         yield text[:1].upper() + text[1:].rstrip(". \"'") + "."
+
+
+def _is_code(lines: list[str], number: int, found: re.Match) -> bool:
+    """Whether what opens a line is a field of that name, as no docstring is open there."""
+    opens = not lines[number][: found.start(1)].strip()
+    return opens and sum(line.count('"""') for line in lines[:number]) % 2 == 0
 
 
 def _continued(lines: list[str], comment: bool) -> Iterator[str]:

@@ -64,12 +64,20 @@ class Families:
 
 
 @dataclass
+class Seeds:
+    """Trainings of an arm, by the arm's role; 0: none, and what they would show is left out."""
+
+    rectifiers: int = knob(5, integer(0, 1000))  # the small nets whose rectifiers are compared
+    small: int = knob(3, integer(0, 1000))  # other small nets
+    deep: int = knob(1, integer(0, 1000))  # He against Xavier at 22 and 30 layers
+    large: int = knob(1, integer(0, 1000))  # A, B, C
+
+
+@dataclass
 class Reproduce:
     """What a scale gives `delving reproduce`: trainings per arm by role, and seconds by purpose."""
 
-    seeds: dict[str, int] = field(
-        default_factory=lambda: {"rectifiers": 5, "small": 3, "deep": 1, "large": 1}
-    )
+    seeds: Seeds = field(default_factory=Seeds)
     seconds: dict[str, float] = field(default_factory=dict)  # planned, of wall time; {}: not shared
 
 
@@ -78,7 +86,7 @@ class Arm:
     """Trainings of an artefact that differ in their seed alone."""
 
     words: list[str] = field(default_factory=list)  # overrides, beside the scale's
-    seeds: str = "small"  # a role in Reproduce.seeds
+    seeds: str = "small"  # a role of Seeds
 
 
 @dataclass

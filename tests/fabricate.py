@@ -12,7 +12,7 @@ from delving import record
 from delving.artefact import Asked, Run
 from delving.plan import make_plan
 from delving.request import load_request
-from delving.schema import Reproduce
+from delving.schema import Reproduce, Seeds
 
 CLASSES, IMAGES, EVERY, EPOCH = 4, 1000, 20, 100  # EVERY steps a line, EPOCH steps an epoch
 BLIND = math.log(CLASSES)
@@ -89,7 +89,8 @@ def seeded_plan(monkeypatch, folder, *artefacts, seeds=5):
     """A plan at scale=smoke, of outputs below `folder`, that gives every arm so many seeds."""
     monkeypatch.chdir(folder)  # the same words for all tests, which are composed once
     roles = dict.fromkeys(("rectifiers", "small", "deep", "large"), seeds)
-    monkeypatch.setattr("delving.plan.configs.plan_of", lambda scale: Reproduce(seeds=roles))
+    budget = Reproduce(seeds=Seeds(**roles))
+    monkeypatch.setattr("delving.plan.configs.plan_of", lambda scale, words: budget)
     return make_plan(artefacts, ["scale=smoke"])
 
 

@@ -34,7 +34,7 @@ FLOORS = [
     ],
     ["checkpoint", "lock", "ranks"],
     ["config", "request", "initializer", "display", "plot", "curves", "report"],
-    ["naming"],
+    ["naming", "same"],
     ["net", "data", "readme", "workers"],
     ["build", "train", "evaluate", "signal"],
     ["session", "fisher", "ensemble", "artefact"],

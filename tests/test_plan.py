@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from delving import config as configs
 from delving import record
+from delving.cost import count_images
 from delving.groups import CONF, choices
 from delving.plan import SMALL, ask, load_measured, make_plan, save_measured
 from delving.reproduce import list_tasks
@@ -72,7 +73,7 @@ def test_every_artefact_loads_and_can_be_shown(name):
 
 @pytest.mark.parametrize("scale", choices("scale"))
 def test_every_scale_gives_seeds_to_every_role(scale):
-    seeds = configs.plan_of(scale).seeds
+    seeds = dataclasses.asdict(configs.plan_of(scale).seeds)
     for name in ARTEFACTS:
         for arm in load_request(name).runs.values():
             assert seeds[arm.seeds] >= 1
@@ -166,7 +167,7 @@ def test_seeds_rise_from_zero_as_the_scale_gives_them():
     plan = plan_for("table2")
     for arm, role in {"prelu": "rectifiers", "xavier": "small"}.items():
         seeds = [plan.runs[name].seed for name in plan.arms["table2"][arm]]
-        assert seeds == list(range(plan.budget.seeds[role]))
+        assert seeds == list(range(getattr(plan.budget.seeds, role)))
 
 
 def test_overrides_reach_every_run_and_neutral_ones_change_no_name():
@@ -249,7 +250,93 @@ def test_a_source_is_read_in_place_of_the_output_folder(tmp_path):
     assert {plan.folder(run).parent for run in plan.runs} == {tmp_path / "other" / "runs"}
 
 
+# --- fewer nets, smaller ones ---
+def test_seeds_can_be_given_by_role(whole):
+    plan = plan_for("table2", words=["reproduce.seeds.rectifiers=1", "reproduce.seeds.small=3"])
+    counts = {arm: len(names) for arm, names in plan.arms["table2"].items()}
+    assert counts == {
+        "relu": 1,
+        "lrelu": 3,
+        "prelu_shared": 3,
+        "prelu": 1,
+        "xavier": 3,
+        "small30": 3,
+    }
+    assert set(plan.told) == {"reproduce.seeds.rectifiers=1", "reproduce.seeds.small=3"}
+    # A run is the same, however many others are asked for.
+    assert plan.arms["table2"]["relu"] == whole.arms["table2"]["relu"][:1]
+
+
+def test_artefacts_without_nets_and_those_that_show_what_these_measure_are_left_out(whole):
+    plan = plan_for(words=["reproduce.seeds.large=0"])
+    assert set(whole.requests) - set(plan.requests) == {
+        "table4", "table5", "table6", "table7", "figure4", "figure5", "figure6", "figure7",
+    }  # fmt: skip
+    assert "reproduce.seeds" in plan.left_out["table4"]
+    assert "table7" in plan.left_out["figure7"]
+    assert set(plan.runs) < set(whole.runs)
+    assert plan.arms["convergence"]["small14_relu"]  # the rest of what it shows is there
+    assert plan.arms["convergence"]["a_relu"] == []
+
+
+def test_an_artefact_without_nets_that_is_asked_for_by_name_is_refused():
+    with pytest.raises(ValueError, match=r"table4: reproduce\.seeds gives its nets no training"):
+        plan_for("table4", words=["reproduce.seeds.large=0"])
+    with pytest.raises(ValueError, match="figure7: it shows what table7 measures"):
+        plan_for("figure7", words=["reproduce.seeds.large=0"])
+
+
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("reproduce.seeds.lagre=0", r"lagre'; did you mean reproduce\.seeds\.large"),
+        ("reproduce.seeds.large=-1", r"reproduce\.seeds\.large=-1: must be an integer from 0"),
+        ("reproduce.seeds.large=few", r"reproduce\.seeds\.large=few"),
+        ("reproduce.seconds=3", r"reproduce\.seconds"),
+        ("family.small.epochs=0", r"family\.small\.epochs=0: must be"),
+        ("family.smal.epochs=1", r"did you mean family\.small\.epochs"),
+    ],
+)
+def test_a_wrong_number_of_trainings_or_a_familys_wrong_value_is_refused_by_name(word, named):
+    with pytest.raises(ValueError, match=named):
+        plan_for("table2", words=[word])
+
+
+def test_trainings_are_counted_by_reproduce_alone():
+    with pytest.raises(ValueError, match="a setting of `delving reproduce`"):
+        configs.compose(["reproduce.seeds.large=0"])
+
+
+def test_small_and_large_nets_have_settings_of_their_own():
+    words = ["family.small.epochs=3", "family.large.width=0.125", "family.large.lr=0.001"]
+    plan = plan_for("table2", "table5", words=words)
+    small = {run: c for run, c in plan.runs.items() if c.model.family == "small"}
+    large = {run: c for run, c in plan.runs.items() if c.model.family == "large"}
+    assert small
+    assert large
+    assert {c.train.epochs for c in small.values()} == {3}
+    assert {(c.model.width, c.train.lr) for c in large.values()} == {(0.125, 0.001)}
+    assert all("epochs3" in run and "width" not in run for run in small)
+    # What a family is given and what a net is given make the same run.
+    given = configs.compose(["scale=smoke", "act=relu", "train.epochs=3"])
+    assert small["small14-relu-he-epochs3-s0"] == given
+
+
 # --- how long ---
+@pytest.mark.parametrize(
+    ("words", "images"),
+    [
+        (["data=tiny_imagenet"], (100_000, 10_000)),
+        (["data=tiny_imagenet", "data.classes=50"], (25_000, 2_500)),
+        (["data=tiny_imagenet", "data.classes=50", "data.train_images=100"], (100, 2_500)),
+        (["data=cifar10", "data.classes=20"], (50_000, 10_000)),
+        (["data=shapes", "data.train_images=10", "data.val_images=5"], (10, 5)),
+    ],
+)
+def test_images_are_counted_by_the_data_sets_name_and_the_share_of_its_classes(words, images):
+    assert count_images(configs.compose(["scale=quarter", *words])) == images
+
+
 def test_the_longest_run_comes_first():
     plan = plan_for("figure3", "figure1")
     estimates = [plan.estimate(run) for run in plan.missing()]

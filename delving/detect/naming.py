@@ -64,7 +64,7 @@ def load_about(path: Path) -> Detection:
     return about
 
 
-def find_other(folder: Path, settings: Detect) -> str | None:
+def find_other_detection(folder: Path, settings: Detect) -> str | None:
     """What a folder holds, where it holds a detection by other settings; None where it does not."""
     if not (folder / "config.yaml").exists():
         return None
