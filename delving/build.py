@@ -22,7 +22,7 @@ from delving.schema import Config
 
 WIDEST, LARGEST, FINEST = 100_000, 999, 64  # filters, window, SPP's bins along a side
 SPARE = 4  # times this machine's memory: a net for another machine may be looked at here
-CLASSES = {"tiny_imagenet": 200, "imagenette": 10, "cifar10": 10, "cifar100": 100}
+CLASSES = {"imagenet": 1000, "tiny_imagenet": 200, "imagenette": 10, "cifar10": 10, "cifar100": 100}
 
 
 def build_model(config: Config, classes: int) -> tuple[Net, list[Layer]]:

@@ -55,7 +55,7 @@ def reproduce(
 
 
 def compare_init(words: Overrides = None) -> None:
-    """He against Xavier at any depth: depth=14|22|30|N inits=he,xavier, and key=value."""
+    """The scale's initialiser against Xavier, or inits=a,b, at any depth=14|22|30|N."""
     refuse_ranks("compare-init")
     disk.check_writable(Path(asked_root(words or [])))
     from delving.compare import compare_inits

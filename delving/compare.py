@@ -26,7 +26,7 @@ def compare_inits(words: Sequence[str], say: Overview) -> Path:
     does to the signal layer by layer (signal.png). Returns the first one's path.
 
     Args:
-        words: depth=N, inits=he,xavier (by default the scale's own, and xavier), and overrides.
+        words: depth=N, inits=he,xavier (if not given, the scale's own and xavier), and overrides.
 
     Raises:
         ValueError: a depth or an initialiser that there is not, or a run that failed.
@@ -34,6 +34,8 @@ def compare_inits(words: Sequence[str], say: Overview) -> Path:
     own = dict(word.split("=", 1) for word in words if word.startswith(("depth=", "inits=")))
     rest = [word for word in words if not word.startswith(("depth=", "inits="))]
     depth = own.get("depth", "30")
+    if strange := [word for word in rest if word.startswith("init=")]:
+        raise ValueError(f"{strange[0]}: compare-init takes inits=he,xavier")
     if not depth.isdigit():
         raise ValueError(f"depth={depth}: a number of conv and fc layers, 14 or more")
     usual = [] if any(word.startswith("act=") for word in rest) else ["act=relu"]

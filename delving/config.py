@@ -21,6 +21,7 @@ from yaml import YAMLError
 from delving.foreign import check_nesting, check_yaml, read_text, root_of
 from delving.groups import CONF, GROUPS, choices, choose
 from delving.schema import (
+    FAMILY,
     NEUTRAL,
     Config,
     Detect,
@@ -41,14 +42,14 @@ class _Composed(Config):
     reproduce: Reproduce = field(default_factory=Reproduce)
     detect: Detect = field(default_factory=Detect)
 
+    def own(self) -> Config:
+        return Config(**{f.name: getattr(self, f.name) for f in fields(Config)})
+
 
 ConfigStore.instance().store(name="schema", node=_Composed)
 DETECT = {key: f for key, _, f in leaves(Detect(), "detect.")}
 SEEDS = {key: f for key, _, f in leaves(Seeds(), "reproduce.seeds.")}
 OWN = {key: f for key, _, f in leaves(Config())}
-# What knobs read of small nets' values and of large nets', by its own key.
-FAMILY = {f.default.replace("${model.family}", size)[2:-1]: f for size in ("small", "large")
-          for f in OWN.values() if str(f.default).startswith("${family.")}  # fmt: skip
 WORDS = OWN | FAMILY
 KNOBS = WORDS | DETECT | SEEDS
 KEYS = {key: f.type for key, f in OWN.items()}
@@ -93,7 +94,7 @@ def expand(words: Sequence[str], *, limit: int = 1000) -> list[list[str]]:
 
 
 def _compose(words: list[str]) -> Config:
-    return validate(_without_family(_compose_all(words)))
+    return validate(_compose_all(words).own())
 
 
 def _compose_all(words: list[str]) -> _Composed:
@@ -113,24 +114,27 @@ def paper_recipe(model: str, act: str) -> Config:
     """The paper's own knobs for a model and a rectifier, as no scale has touched them."""
     groups = (f"model={model}", f"act={act}")
     words = [*(word for text in groups for word in _check(text)), "~scale"]
-    return _without_family(_compose_all(words))
+    return _compose_all(words).own()
 
 
 def plan_of(scale: str, words: Sequence[str] = ()) -> Reproduce:
     """What a scale gives `delving reproduce`, with `reproduce.seeds.role=n` words; as compose."""
-    composed = _compose_all(_check(f"scale={scale}"))
-    return _assign(composed, [word for text in words for word in _check(text, SEEDS)]).reproduce
+    return _settle(scale, words, SEEDS).reproduce
 
 
 def compose_detect(scale: str, words: Sequence[str]) -> Detect:
     """A scale's settings of `delving detect` with `detect.key=value` words; as compose."""
-    composed = _compose_all(_check(f"scale={scale}"))
-    checked = [word for text in words for word in _check(text, DETECT)]
-    found = validate(_assign(composed, checked)).detect
+    found = _settle(scale, words, DETECT).detect
     if found.rois < found.images:
         raise ValueError(f"detect.rois={found.rois}: one at least of each of the {found.images} "
                          "images of a batch (detect.images)")  # fmt: skip
     return found
+
+
+def _settle(scale: str, words: Sequence[str], keys: Mapping) -> _Composed:
+    """A scale, with words of such keys set that are no knobs of a run."""
+    checked = [word for text in words for word in _check(text, keys)]
+    return validate(_assign(_compose_all(_check(f"scale={scale}")), checked))
 
 
 def load(path: Path) -> Config:
@@ -206,10 +210,6 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def _without_family(composed: _Composed) -> Config:
-    return Config(**{f.name: getattr(composed, f.name) for f in fields(Config)})
-
-
 def _check(text: str, keys: Mapping = WORDS) -> list[str]:
     """Refuses what Hydra would not, and words lists and small-N as Hydra wants them."""
     key, sign, value = text.partition("=")
@@ -218,14 +218,15 @@ def _check(text: str, keys: Mapping = WORDS) -> list[str]:
     if keys is WORDS and key in (*DETECT, *SEEDS):
         command = "detect" if key in DETECT else "reproduce"
         raise ValueError(f"{key}: a setting of `delving {command}`")
-    groups = GROUPS if keys is WORDS else ()
-    if key not in keys and key not in groups:
-        raise ValueError(f"there is no {cut(key)!r}{nearest(cut(key), [*groups, *keys])}")
+    known = [*GROUPS, *WORDS, *SEEDS] if keys is WORDS else list(keys)
+    if key not in known:
+        raise ValueError(f"there is no {cut(key)!r}{nearest(cut(key), known)}")
     if key.endswith(".name"):
         group = key.removesuffix(".name")
         raise ValueError(f"{key} comes with its group: {group}=... ({', '.join(choices(group))})")
     if _sweep_of(text):
-        raise ValueError(f"{shown(text)}: one value here; `train -m` makes a run of each")
+        hint = "; `train -m` makes a run of each" if keys is WORDS else ""
+        raise ValueError(f"{shown(text)}: one value here{hint}")
     return choose(key, value) if key in GROUPS else [_check_knob(key, value)]
 
 
@@ -262,7 +263,7 @@ def _fit(key: str, value: object) -> None:
 def _sweep_of(text: str) -> Several | None:
     """The words that a word with a list or a range stands for; None for one value."""
     key, _, value = text.partition("=")
-    if key in UNSWEPT or key not in (*KEYS, *GROUPS) or not re.search(r"[,(]|\.\.", value):
+    if key in UNSWEPT or key not in (*KNOBS, *GROUPS) or not re.search(r"[,(]|\.\.", value):
         return None
     try:
         check_nesting(text)
@@ -295,5 +296,5 @@ def _explain(error: Exception) -> str:
     if file.startswith("In '"):
         text = f"conf/{file[4:].rstrip(chr(39))}.yaml: {text}"
     if key and key not in KEYS and "not in" in text:
-        return f"{text.split(': ')[0]}: unknown key {key!r}{nearest(key, list(KEYS))}"
+        return f"{text.split(': ')[0]}: unknown key {key!r}{nearest(key, list(KNOBS))}"
     return f"{key}: {text}" if key and key not in text else text

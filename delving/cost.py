@@ -1,5 +1,7 @@
 """What a run will take, as reckoned before any was trained here."""
 
+import math
+
 from delving.build import CLASSES, build_model
 from delving.data.sources import SIZES
 from delving.net import describe
@@ -9,7 +11,7 @@ from delving.schema import Config
 # Seconds of a run before anything was measured here: so many multiplications a second of a small
 # net on one CPU core, and what a layer costs each step besides. Finished runs correct both.
 RATE, LAYER = 4e10, 1.2e-3
-UNKNOWN = (100_000, 10_000)  # images of a data set that has no size of its own
+ASSUMED = (100_000, 10_000)  # images of a data set that has no size of its own
 BACKWARD = 3  # forward and backward, in forwards
 
 
@@ -22,11 +24,11 @@ def estimate_seconds(config: Config, work: tuple[int, int]) -> float:
 
 
 def count_images(config: Config) -> tuple[int, int]:
-    """Training and validation images, as far as configuration and data set's name tell: of the
-    first n classes their share."""
+    """Training and validation images, as far as configuration and data set's name tell; of the
+    first n of its classes their share."""
     name, data = config.data.name, config.data
-    share = min(1.0, data.classes / CLASSES.get(name, 1000)) if data.classes else 1.0
-    whole = (round(count * share) for count in SIZES.get(name, UNKNOWN))
+    share = min(1.0, (data.classes or math.inf) / CLASSES[name]) if name in SIZES else 1.0
+    whole = (round(count * share) for count in SIZES.get(name, ASSUMED))
     return tuple(given or known for given, known in
                  zip((data.train_images, data.val_images), whole, strict=True))  # fmt: skip
 

@@ -36,13 +36,13 @@ def load_curves(folder: Path) -> pd.DataFrame:
     return frame
 
 
-def count_images(folder: Path) -> tuple[int, int, int]:
-    """Classes, training and validation images of a run; ValueError where its log tells none."""
+def read_counts(folder: Path) -> tuple[int, int, int]:
+    """Classes, training and validation images of a run; ValueError where its log does not tell."""
     keys = ("classes", "train_images", "val_images")
     told = [tuple(event[key] for key in keys) for event in load_events(folder, "start", keys)]
     if not told:
         raise ValueError(f"{folder / 'log.jsonl'} is damaged: it has no start")
-    return told[-1]
+    return told[0]
 
 
 def count_classes(folder: Path) -> int:

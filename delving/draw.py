@@ -11,7 +11,7 @@ import delving
 from delving import config as configs
 from delving import record
 from delving.artefact import Asked, Shown
-from delving.curves import count_images
+from delving.curves import read_counts
 from delving.detect.record import read_detection, read_pictures
 from delving.groups import choices
 from delving.plan import Plan, ask, fingerprint, load_measured
@@ -45,6 +45,7 @@ def draw_artefact(plan: Plan, name: str, to: Path) -> None:
     if drawn.get(name) == stamp and (to / "verdict.json").exists():
         return
     shown = importlib.import_module(f"delving.paper.{name}").show(asked)
+    caption = shown.caption + _tell_images(plan, name)
     for old in DRAWN:
         (to / old).unlink(missing_ok=True)
     _write(shown, to)
@@ -56,7 +57,7 @@ def draw_artefact(plan: Plan, name: str, to: Path) -> None:
             "artefact": name,
             "scale": plan.scale,
             "title": shown.title,
-            "caption": shown.caption + _tell_images(asked),
+            "caption": caption,
             "notes": shown.notes,
             "command": " ".join(["delving reproduce", name, f"scale={plan.scale}", *plan.told]),
             "runs": runs,
@@ -67,13 +68,14 @@ def draw_artefact(plan: Plan, name: str, to: Path) -> None:
     record.write_json(to.parent / "drawn.json", drawn | {name: stamp})
 
 
-def _tell_images(asked: Asked) -> str:
-    """What the runs that an artefact shows were trained and tested on, as a last sentence."""
-    runs = [run for arm in asked.arms.values() for run in arm]
-    told = sorted({count_images(run.folder) for run in runs})
-    parts = [f"{train:,} training images of {classes:,} classes, {val:,} validation images"
+def _tell_images(plan: Plan, artefact: str) -> str:
+    """What the nets that an artefact shows were trained and tested on, as a last sentence."""
+    asked = (artefact, *plan.requests[artefact].needs)
+    runs = {run for name in asked for arm in plan.arms[name].values() for run in arm}
+    told = sorted({read_counts(plan.folder(run)) for run in runs if plan.finished(run)})
+    parts = [f"{train:,} images of {classes:,} classes, tested on {val:,}"
              for classes, train, val in told]  # fmt: skip
-    return f" Made of {'; '.join(parts)}." if parts else ""
+    return f" Nets trained on {'; on '.join(parts)}." if parts else ""
 
 
 def find_lack(plan: Plan, asked: Asked) -> str | None:
@@ -200,6 +202,7 @@ def check_records(plan: Plan) -> None:
         load_measured(plan, artefact)
     for folder in (plan.folder(run) for run in plan.runs if plan.finished(run)):
         record.read_result(folder)
+        read_counts(folder)
         record.load_slopes(folder)
         load_environment(folder)
         scoring_seconds(folder)

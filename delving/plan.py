@@ -44,7 +44,7 @@ class Plan:
         refused: {name: why} of those whose folder holds another run.
         seeds: `reproduce.seeds...` words, which `budget` has.
         detect: settings of `delving detect`, for artefacts whose runs learn to detect objects.
-        left_out: {artefact: why} of those that lack data.
+        left_out: {artefact: why} of those that lack data, or trainings.
     """
 
     scale: str
@@ -135,9 +135,10 @@ def make_plan(
         need_data: whether artefacts are left out that lack theirs.
 
     Raises:
-        ValueError: an unknown artefact or key, or one that artefacts set themselves.
+        ValueError: an unknown artefact or key, one that artefacts set themselves, or an artefact
+            named that is left out.
     """
-    words, seeds, detect = split_words(words)
+    words, seeds, detect = part_words(words)
     base = configs.compose(words)
     configs.compose_detect(base.scale, detect)
     owned = [word for word in words if word.split("=")[0] in OWN[:-1]]
@@ -164,7 +165,7 @@ def make_plan(
     return plan
 
 
-def split_words(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+def part_words(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     """The words of runs, of `reproduce` and of `detect`."""
     own = {prefix: [word for word in words if word.startswith(prefix)]
            for prefix in ("reproduce.", "detect.")}  # fmt: skip
@@ -187,14 +188,17 @@ def _look_at_seeds(plan: Plan, named: Collection[str]) -> None:
     """Leaves out artefacts none of whose nets is to be trained, and those that need them."""
     for name, arms in list(plan.arms.items()):
         if arms and not any(arms.values()):
-            _leave_out(plan, name, "reproduce.seeds gives its nets no training", named)
+            roles = sorted({arm.seeds for arm in plan.requests[name].runs.values()})
+            none = ", ".join(f"reproduce.seeds.{role}" for role in roles)
+            _leave_out(plan, name, f"{none}: its nets get no training", named)
     for name, request in list(plan.requests.items()):
-        for need in [need for need in request.needs if need in plan.left_out]:
-            _leave_out(plan, name, f"it shows what {need} measures", named)
+        if lacking := [need for need in request.needs if need in plan.left_out]:
+            why = f"it shows what {lacking[0]} measures; {plan.left_out[lacking[0]]}"
+            _leave_out(plan, name, why, named)
 
 
 def _leave_out(plan: Plan, name: str, why: str, named: Collection[str]) -> None:
-    """ValueError for one that was asked for by name."""
+    """Takes an artefact out of the plan; ValueError where it was asked for by name."""
     if name in named:
         raise ValueError(f"{name}: {why}")
     plan.left_out[name] = why

@@ -9,14 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
 
+from delving.config import load
+from delving.curves import read_counts
 from delving.groups import choices
-from delving.record import read_events, read_json
-from delving.report import ledger_markdown, ledger_rows, verdict_words
+from delving.record import read_json
+from delving.report import duration, ledger_markdown, ledger_rows, verdict_words
 
 TAG = re.compile(r"(?:^\s*|# |\. |\"\"\")(assumed|ours): (.*)")
-TAIL = 10  # log lines that the training columns average
 REFERENCE = Path(__file__).parent.parent / "outputs" / "reference"
 
 
@@ -64,68 +64,59 @@ def _continued(lines: list[str], comment: bool) -> Iterator[str]:
             return
 
 
-HEAD = ("run", "images", "seen", "training loss", "training err", "protocol", "top-1", "top-5",
-        "scored on", "status")  # fmt: skip
-
-
-def results(name: str) -> list[str]:
-    """A table of the committed runs below outputs/reference/<name>, and their spread over seeds."""
-    folders = [path.parent for path in sorted((REFERENCE / name).glob("*/result.json"))]
-    rows = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|", *map(_row, folders)]
-    return rows + _spread([read_json(folder / "result.json") for folder in folders])
-
-
-def _row(folder: Path) -> str:
-    result, [start] = read_json(folder / "result.json"), read_events(folder, "start")
-    last = read_events(folder, "step")[-TAIL:]
-    loss, error = (fmean(e[key] for e in last) for key in ("loss", "err"))
-    [(protocol, scores)] = list(result["eval"].items())[-1:]
-    cells = [
-        f"`{result['run']}`",
-        f"{start['train_images']:,}",
-        f"{result['images_seen']:,}",
-        f"{loss:.3f}",
-        f"{error:.1f} %",
-        protocol,
-        f"{scores['top1_err']:.1f} %",
-        f"{scores['top5_err']:.1f} %",
-        f"{scores['images']:,}",
-        result["status"],
-    ]
-    return "| " + " | ".join(cells) + " |"
-
-
-def _spread(runs: list[dict]) -> list[str]:
-    groups: dict[str, list[float]] = {}
-    for result in runs:
-        [(_, scores)] = list(result["eval"].items())[-1:]
-        groups.setdefault(result["run"].rpartition("-s")[0], []).append(scores["top1_err"])
-    lines = [
-        f"- `{name}`: top-1 {fmean(errors):.1f} %, standard deviation {stdev(errors):.1f} over "
-        f"{len(errors)} seeds"
-        for name, errors in groups.items()
-        if len(errors) > 1
-    ]
-    return ["", *lines] if lines else []
-
-
-def ledger() -> list[str]:
-    """Every claim and its verdict, from the committed records of scale cpu."""
-    folder, order = REFERENCE / "cpu", choices("paper")
-    words, rows = verdict_words("cpu"), ledger_rows(folder, order)
+def ledger(scale: str) -> list[str]:
+    """Every claim and its verdict, from a scale's committed records."""
+    folder, order = REFERENCE / scale, choices("paper")
+    words, rows = verdict_words(scale), ledger_rows(folder, order)
     counts = Counter(row["verdict"] for row in rows)
     told = ", ".join(f"{counts[verdict]} {word}" for verdict, word in words.items())
     trainings = len(list(folder.glob("runs/*/result.json")))
     detectors = len(list(folder.glob("detections/*/result.json")))
-    summary = (f"{len(rows)} claims: {told}. They rest on {trainings} independent trainings and "
-               f"{detectors} detectors made of them.")  # fmt: skip
-    return [summary, "", *ledger_markdown(folder, order, "cpu")]
+    summary = f"{len(rows)} claims: {told}. They rest on {trainings} independent trainings"
+    summary += f" and {detectors} detectors made of them." if detectors else "."
+    return [summary, "", *ledger_markdown(folder, order, scale)]
 
 
-def table(artefact: str) -> list[str]:
+def table(scale: str, artefact: str) -> list[str]:
     """An artefact's table, from the same."""
-    path = REFERENCE / "cpu" / artefact / "table.md"
+    path = REFERENCE / scale / artefact / "table.md"
     return path.read_text(encoding="utf-8").splitlines()
+
+
+def about(scale: str) -> list[str]:
+    """What a scale's committed records were made of, by which command, on which machine."""
+    folder = REFERENCE / scale
+    runs = [path.parent for path in sorted(folder.glob("runs/*/result.json"))]
+    images = sorted({read_counts(run) for run in runs})
+    machines = sorted({_machine(read_json(run / "env.json")) for run in runs})
+    times = read_json(folder / "reproduce.json")
+    commands = {_words(path) for path in sorted(folder.glob("*/verdict.json"))}
+    return [
+        *(f"- Images: {train:,} for training, of {classes:,} classes; {val:,} for testing."
+          for classes, train, val in images),
+        f"- Nets: {len(runs)}, each trained once: {_tell_nets(runs)}.",
+        f"- Time: {duration(sum(times['seconds']['used'].values()))} in all, {times['jobs']} side "
+        f"by side, {'; '.join(machines)}.",
+        *(f"- Command: `delving reproduce ... {words}`" for words in sorted(commands)),
+    ]  # fmt: skip
+
+
+def _machine(env: dict) -> str:
+    return f"{env['device']}, {env['precision']}, torch {env['torch']}"
+
+
+def _words(verdict: Path) -> str:
+    return " ".join(word for word in read_json(verdict)["command"].split() if "=" in word)
+
+
+def _tell_nets(runs: list[Path]) -> str:
+    """How many of each model, width and number of epochs."""
+    configs = [load(run / "config.yaml") for run in runs]
+    counts = Counter((c.model.name, c.model.width, c.train.epochs) for c in configs)
+    return ", ".join(
+        f"{count} {model} at width {width:g} for {epochs:g} epochs"
+        for (model, width, epochs), count in sorted(counts.items())
+    )
 
 
 def robustness() -> list[str]:
@@ -149,19 +140,23 @@ def speed() -> list[str]:
 BLOCKS: dict[str, Callable[[], list[str]]] = {
     "assumptions": partial(collect, "assumed"),
     "deviations": partial(collect, "ours"),
-    "real": partial(results, "first-tiny-imagenet"),
-    "ledger": ledger,
+    "about_quarter": partial(about, "quarter"),
+    "ledger_quarter": partial(ledger, "quarter"),
+    "table2_quarter": partial(table, "quarter", "table2"),
+    "ledger": partial(ledger, "cpu"),
     "robustness": robustness,
     "speed": speed,
-    "table2": partial(table, "table2"),
-    "table1": partial(table, "table1"),
-    "detection": partial(table, "detection"),
+    "table2": partial(table, "cpu", "table2"),
+    "table1": partial(table, "cpu", "table1"),
+    "detection": partial(table, "cpu", "detection"),
 }
 
 
 def refresh(readme: str) -> str:
     """The README with every block as source and results have it now."""
     for title, make in BLOCKS.items():
+        if f"<!-- {title} -->" not in readme:
+            continue
         block = f"<!-- {title} -->\n" + "\n".join(make()) + f"\n<!-- end {title} -->"
         pattern = rf"<!-- {title} -->.*?<!-- end {title} -->"
         readme = re.sub(pattern, lambda _, block=block: block, readme, flags=re.S)

@@ -20,7 +20,7 @@ from delving.draw import (
     scoring_seconds,
 )
 from delving.estimate import estimate_seconds
-from delving.plan import Plan, ask, load_measured, make_plan, split_words
+from delving.plan import Plan, ask, load_measured, make_plan, part_words
 from delving.report import ledger_rows, verdict_heading, verdict_words
 from delving.tasks import (
     count_jobs,
@@ -160,7 +160,7 @@ def reproduce_artefacts(
     plan = make_plan(artefacts, words, source)
     check_records(plan)
     tasks = [] if source else list_tasks(plan, words)
-    config = configs.compose(split_words(words)[0])
+    config = configs.compose(part_words(words)[0])
     jobs = count_jobs(config.device, jobs)
     if math.isfinite(minutes):
         probe_nets(plan, say)

@@ -243,6 +243,11 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
             yield prefix + f.name, value, f
 
 
+# Small nets' values and large nets', by keys of their own, with the knobs that read them.
+FAMILY = {f.default.replace("${model.family}", size)[2:-1]: f for size in ("small", "large")
+          for _, _, f in leaves(Config()) if str(f.default).startswith("${family.")}  # fmt: skip
+
+
 def differences(ours: Config, theirs: Config) -> dict[str, tuple]:
     """{key: (ours, theirs)} of the knobs that change a result and differ."""
     other = {key: value for key, value, _ in leaves(theirs)}

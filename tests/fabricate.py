@@ -42,7 +42,8 @@ def make_run(folder, **told):
 
 
 def _events(name, made):
-    yield {"event": "start", "run": name, "steps": made["steps"], "classes": CLASSES}
+    yield {"event": "start", "run": name, "steps": made["steps"], "classes": CLASSES,
+           "train_images": 32 * EPOCH, "val_images": IMAGES}  # fmt: skip
     for step in range(EVERY, made["steps"] + 1, EVERY):
         loss = BLIND if step < made["leaves"] else BLIND / 2
         yield {"event": "step", "step": step, "epoch": step / EPOCH, "loss": loss,

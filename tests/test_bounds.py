@@ -7,7 +7,7 @@ import torch
 
 from delving import build
 from delving.build import build_model, describe_model, materialise
-from delving.config import KEYS, KNOBS, compose
+from delving.config import KEYS, KNOBS, WORDS, compose
 from delving.schema import NEUTRAL
 
 HUGE = ["1000000000000", "1e30", "1e400", "-1000000000000", "9" * 400]
@@ -30,7 +30,7 @@ def warm():
     describe_model(compose(["scale=smoke"]))
 
 
-NUMBERS = [key for key, kind in KEYS.items() if any(t in str(kind) for t in ("int", "float"))]
+NUMBERS = [key for key, f in WORDS.items() if any(t in str(f.type) for t in ("int", "float"))]
 
 
 @pytest.mark.parametrize("key", [key for key in NUMBERS if key not in (*FREE, "seed")])

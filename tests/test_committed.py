@@ -1,6 +1,8 @@
-"""outputs/reference/cpu is what the README shows: from its records alone everything is redrawn."""
+"""outputs/reference/<scale> is what the README shows: from its records alone everything is
+redrawn."""
 
 import io
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -8,40 +10,72 @@ from rich.console import Console
 
 from delving.display import Overview
 from delving.groups import choices
+from delving.record import read_json
 from delving.reproduce import reproduce_artefacts
 
-REFERENCE = Path(__file__).parent.parent / "outputs" / "reference" / "cpu"
+REFERENCE = Path(__file__).parent.parent / "outputs" / "reference"
+SCALES = ("cpu", "quarter")
 COMPARED = ("table.csv", "table.md", "verdict.json")
+LARGEST = 5_000_000  # bytes of a scale's records; 10 MB in all
+
+
+def shown(scale):
+    """The artefacts that are committed."""
+    return [name for name in choices("paper") if (REFERENCE / scale / name).is_dir()]
+
+
+def words_of(scale):
+    """What they were asked for by: the words of each one's command."""
+    commands = {
+        tuple(word for word in read_json(path)["command"].split() if "=" in word)
+        for path in (REFERENCE / scale).glob("*/verdict.json")
+    }
+    assert len(commands) == 1
+    return list(commands.pop())
 
 
 @pytest.fixture(scope="module")
 def redrawn(tmp_path_factory):
-    root = tmp_path_factory.mktemp("redrawn")
-    say = Overview(Console(file=io.StringIO()))
-    words = ["scale=cpu", f"output_root={root}"]
-    failed = reproduce_artefacts([], words, source=REFERENCE, say=say)
-    return root / "cpu", failed
+    @cache
+    def draw(scale):
+        root = tmp_path_factory.mktemp("redrawn")
+        words, say = words_of(scale), Overview(Console(file=io.StringIO()))
+        source = REFERENCE / scale
+        failed = reproduce_artefacts(
+            shown(scale), [*words, f"output_root={root}"], source=source, say=say
+        )
+        return root / scale, failed
+
+    return draw
 
 
-def test_every_artefact_is_redrawn_from_the_records_alone(redrawn):
-    folder, failed = redrawn
+def test_at_scale_cpu_all_of_the_papers_artefacts_are_there():
+    assert len(shown("cpu")) >= 18
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_artefact_is_redrawn_from_the_records_alone(redrawn, scale):
+    folder, failed = redrawn(scale)
     assert failed == {}
-    assert all((folder / name / "verdict.json").exists() for name in choices("paper"))
+    assert all((folder / name / "verdict.json").exists() for name in shown(scale))
     assert (folder / "report.html").stat().st_size > 100_000
     assert not (folder / "runs").exists()
 
 
-@pytest.mark.parametrize("name", choices("paper"))
-def test_tables_and_verdicts_are_the_committed_ones_byte_for_byte(redrawn, name):
-    folder, _ = redrawn
+@pytest.mark.parametrize(("scale", "name"), [(s, name) for s in SCALES for name in shown(s)])
+def test_tables_and_verdicts_are_the_committed_ones_byte_for_byte(redrawn, scale, name):
+    folder, _ = redrawn(scale)
     for file in COMPARED:
-        committed = REFERENCE / name / file
+        committed = REFERENCE / scale / name / file
         assert committed.exists() == (folder / name / file).exists(), file
         if committed.exists():
             assert (folder / name / file).read_bytes() == committed.read_bytes(), file
 
 
-def test_the_records_are_small_and_hold_no_weights():
-    files = [path for path in REFERENCE.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 5_000_000
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_records_are_small_and_hold_no_weights_and_no_places(scale):
+    files = [path for path in (REFERENCE / scale).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < LARGEST
     assert not [path for path in files if path.suffix in (".safetensors", ".pt")]
+    configs = [path.read_text(encoding="utf-8") for path in files if path.name == "config.yaml"]
+    assert all("  root: null" in text for text in configs)

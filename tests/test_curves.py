@@ -2,7 +2,7 @@
 
 import pytest
 
-from delving.curves import count_classes, load_curves
+from delving.curves import count_classes, load_curves, read_counts
 from delving.plot import draw_curves, smooth
 from delving.record import append_event, shortest_labels
 
@@ -73,3 +73,13 @@ def test_smoothing_keeps_a_short_run_as_it_is_and_the_mean_of_a_constant(run):
 )
 def test_labels_are_what_tells_runs_apart(names, labels):
     assert list(shortest_labels(names).values()) == labels
+
+
+def test_a_start_tells_classes_and_images(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(ValueError, match=r"log\.jsonl is damaged: it has no start"):
+        read_counts(folder)
+    started = {"event": "start", "classes": 10, "train_images": 96, "val_images": 24}
+    append_event(folder / "log.jsonl", started)
+    assert read_counts(folder) == (10, 96, 24)

@@ -80,8 +80,8 @@ def test_every_scale_gives_seeds_to_every_role(scale):
 
 
 def test_artefacts_come_in_the_papers_order_whatever_order_they_are_asked_in(whole):
-    assert ARTEFACTS == PAPER_ORDER
-    assert list(whole.requests) == PAPER_ORDER
+    assert [name for name in ARTEFACTS if name in PAPER_ORDER] == PAPER_ORDER
+    assert list(whole.requests) == ARTEFACTS
     assert list(plan_for("table2", "figure1").requests) == ["figure1", "table2"]
 
 
@@ -280,9 +280,11 @@ def test_artefacts_without_nets_and_those_that_show_what_these_measure_are_left_
 
 
 def test_an_artefact_without_nets_that_is_asked_for_by_name_is_refused():
-    with pytest.raises(ValueError, match=r"table4: reproduce\.seeds gives its nets no training"):
+    with pytest.raises(ValueError, match=r"table4: reproduce\.seeds\.large: its nets get no"):
         plan_for("table4", words=["reproduce.seeds.large=0"])
-    with pytest.raises(ValueError, match="figure7: it shows what table7 measures"):
+    with pytest.raises(
+        ValueError, match=r"figure7: it shows what table7 measures; reproduce\.seeds"
+    ):
         plan_for("figure7", words=["reproduce.seeds.large=0"])
 
 
@@ -293,8 +295,8 @@ def test_an_artefact_without_nets_that_is_asked_for_by_name_is_refused():
         ("reproduce.seeds.large=-1", r"reproduce\.seeds\.large=-1: must be an integer from 0"),
         ("reproduce.seeds.large=few", r"reproduce\.seeds\.large=few"),
         ("reproduce.seconds=3", r"reproduce\.seconds"),
-        ("family.small.epochs=0", r"family\.small\.epochs=0: must be"),
-        ("family.smal.epochs=1", r"did you mean family\.small\.epochs"),
+        ("family.small.epochs=0", r"family\.small\.epochs=0.*must be"),
+        ("family.smal.epochs=1", r"did you mean .*family\.small\.epochs"),
     ],
 )
 def test_a_wrong_number_of_trainings_or_a_familys_wrong_value_is_refused_by_name(word, named):
@@ -330,6 +332,8 @@ def test_small_and_large_nets_have_settings_of_their_own():
         (["data=tiny_imagenet", "data.classes=50"], (25_000, 2_500)),
         (["data=tiny_imagenet", "data.classes=50", "data.train_images=100"], (100, 2_500)),
         (["data=cifar10", "data.classes=20"], (50_000, 10_000)),
+        (["data=imagenet", "data.classes=100"], (128_117, 5_000)),
+        (["data=folder", "data.classes=10"], (100_000, 10_000)),
         (["data=shapes", "data.train_images=10", "data.val_images=5"], (10, 5)),
     ],
 )

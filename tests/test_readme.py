@@ -1,12 +1,19 @@
 """The README's generated blocks say what source and results say now."""
 
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from delving.readme import BLOCKS, collect, paragraphs, refresh
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PLACE = re.compile(r"(.*?) +# (\S+\.py|\S+\.yaml|in RECTIFIERS)$")
 
 
 def test_the_readme_is_fresh():
@@ -41,6 +48,7 @@ def test_a_stale_block_is_rewritten_and_nothing_else():
         (["# assumed: to the empty", "# line.", "#", "# Not this."], ["To the empty line."]),
         (["# ours: another kind"], []),
         (["def f(assumed: int):"], []),
+        (["class Row:", "    assumed: float"], []),
     ],
 )  # fmt: skip
 def test_a_tag_reaches_to_the_end_of_its_comment_or_paragraph(lines, texts):
@@ -50,4 +58,67 @@ def test_a_tag_reaches_to_the_end_of_its_comment_or_paragraph(lines, texts):
 def test_each_tag_names_its_file():
     assert all(
         line.startswith("- ") and line.endswith((".py))", ".yaml))")) for line in collect("assumed")
+    )
+
+
+# --- how to extend it, as the README tells ---
+def examples():
+    """{where it belongs: its lines} of the code in the README's section."""
+    section = (
+        README.read_text(encoding="utf-8").partition("## Extending it")[2].partition("\n## ")[0]
+    )
+    found, place = {}, None
+    for line in section.splitlines():
+        if line and not line.startswith("    "):
+            place = None
+        elif told := PLACE.match(line):
+            place = told[2]
+            found[place] = [told[1][4:]]
+        elif place:
+            found[place].append(line[4:])
+    return {place: "\n".join(lines).strip() + "\n" for place, lines in found.items()}
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    """A copy of the program with the README's rectifier, net and artefact; runs it."""
+    root = tmp_path_factory.mktemp("extended")
+    for name in ("delving", "conf"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    code = examples()
+    path = root / "delving" / "rectifier.py"
+    function, line = code.pop("delving/rectifier.py"), code.pop("in RECTIFIERS")
+    text = path.read_text(encoding="utf-8").replace("RECTIFIERS: ", f"{function}\n\nRECTIFIERS: ")
+    path.write_text(
+        text.replace('    "relu": build', f'    {line}    "relu": build'), encoding="utf-8"
+    )
+    for name, text in code.items():
+        (root / name).write_text(text, encoding="utf-8")
+
+    def run(*words):
+        command = [sys.executable, "-m", "delving", *words, "scale=smoke", "output_root=out"]
+        env = os.environ | {"PYTHONPATH": str(root)}
+        return subprocess.run(
+            command, cwd=root, env=env, capture_output=True, text=True, check=False
+        )
+
+    return root, run
+
+
+@pytest.mark.long
+def test_a_rectifier_and_a_net_are_added_as_the_readme_says(extended):
+    root, run = extended
+    done = run("train", "model=slim", "act=elu")
+    assert done.returncode == 0, done.stderr
+    assert (root / "out/smoke/runs/slim-elu-he-s0/result.json").exists()
+
+
+@pytest.mark.long
+def test_an_artefact_is_added_as_the_readme_says(extended):
+    root, run = extended
+    done = run("reproduce", "slopes")
+    assert done.returncode == 0, done.stderr
+    assert "| conv1 | 0." in (root / "out/smoke/slopes/table.md").read_text(encoding="utf-8")
+    assert "conv1's slope is positive" in (root / "out/smoke/report.html").read_text(
+        encoding="utf-8"
     )

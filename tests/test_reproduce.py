@@ -210,6 +210,7 @@ DAMAGED = {  # {kind: (file of the record, what it holds, what is said of it)}
     "scores without a time": (f"runs/{RUNS[1]}/eval/ten_view.json", {}, "seconds"),
     "a list of measurements": ("table1/measured.json", [1], "table"),
     "no measurement": ("table1/measured.json", {"asked": {}, "found": 3}, "found"),
+    "a log without a start": (f"runs/{RUNS[1]}/log.jsonl", {"event": "start"}, "no start"),
     "a list of results": (f"runs/{RUNS[1]}/result.json", [1], "table"),
 }  # fmt: skip
 

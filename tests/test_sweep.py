@@ -33,6 +33,7 @@ some = settings(deadline=None, derandomize=True, max_examples=50)
         ("train.s=[8,8],[8,16]", "[8,8] [8,16]"), ("train.switch=[],[0.5]", "[] [0.5]"),
         ("eval.protocols=[center],[center,dense]", "[center] [center,dense]"),
         ("eval.protocols=choice(center,dense)", "center dense"),
+        ("family.small.epochs=1,2", "1 2"), ("family.large.s=[8,8],[8,16]", "[8,8] [8,16]"),
         ("eval.dense_s=sort(12,8)", "8 12"), ("eval.dense_s=choice([8],[8,12])", "[8] [8,12]"),
     ],
 )  # fmt: skip
@@ -133,6 +134,8 @@ def test_the_limit_is_the_callers_and_what_meets_it_passes():
         ("train.lr=${seed},1", "interpolation"), ("train.s=[8,8],8", "train.s=[8]"),
         ("train.s=[8,8],[16,8]", "train.s=[16, 8]"), ("train.s=shuffle([8,16])", "random"),
         ("eval.dense_s=8..12", "eval.dense_s"), ("precision=fp32,fp8", "precision=fp8"),
+        ("reproduce.seeds.large=0,1", "a setting of `delving reproduce`"),
+        ("family.small.epochs=1,x", "family.small.epochs=x"),
         ("device=cpu,cuda", "device=cpu,cuda"), ("seed=1,-1", "seed=-1"), ("act", "not key=value"),
     ],
 )  # fmt: skip

@@ -39,19 +39,38 @@ def show(asked: Asked) -> Shown:
 
 
 def _draw(asked: Asked):
-    figure, axes = new_figure(2, 2, size=(7.2, 5.2))
-    for panel, (model, title) in zip(axes.flat, MODELS.items(), strict=True):
-        ends = []
-        for act, color, name in (("relu", BLUE, "ReLU"), ("prelu", RED, "PReLU")):
-            runs = [run for run in asked.arms[f"{model}_{act}"] if run.logged]
-            drawn = [_draw_run(panel, run, color) for run in runs]
-            if drawn:
-                ends.append((drawn[0][0], float(np.mean([y for _, y in drawn])), name, color))
-        panel.set(xlabel="epoch", ylabel="top-1 error (%)", ylim=(0, 100))
-        panel.set_title(title, fontsize=9)
+    """A panel for each model of which there are runs."""
+    trained = [model for model in MODELS if _logged(asked, model)] or list(MODELS)
+    rows, columns = -(-len(trained) // 2), min(2, len(trained))
+    figure, axes = new_figure(rows, columns, size=(0.6 + 3.3 * columns, 0.2 + 2.5 * rows))
+    panels = dict(zip(trained, axes.flat, strict=False))
+    ends = {model: _draw_model(panel, asked, model) for model, panel in panels.items()}
+    lowest = min(panel.get_ylim()[0] for panel in panels.values())
+    for model, panel in panels.items():
+        panel.set(xlabel="epoch", ylabel="top-1 error (%)")
+        panel.set_title(MODELS[model], fontsize=9)
         panel.set_xlim(0, panel.get_xlim()[1] * 1.16)
-        label_lines(panel, ends)
+        panel.set_ylim(max(0, 10 * (lowest // 10)), 100)
+        label_lines(panel, ends[model])
+    for panel in axes.flat[len(panels) :]:
+        panel.set_visible(False)
     return figure
+
+
+def _draw_model(panel: Axes, asked: Asked, model: str) -> list[tuple[float, float, str, str]]:
+    """Every run of a model; where each rectifier's lines end, its name and colour."""
+    ends = []
+    for act, color, name in (("relu", BLUE, "ReLU"), ("prelu", RED, "PReLU")):
+        drawn = [_draw_run(panel, run, color) for run in _logged(asked, model, act)]
+        if drawn:
+            ends.append((drawn[0][0], float(np.mean([y for _, y in drawn])), name, color))
+    return ends
+
+
+def _logged(asked: Asked, model: str, act: str | None = None) -> list[Run]:
+    """A model's runs, of one rectifier or both, that got as far as a line to draw."""
+    acts = (act,) if act else ("relu", "prelu")
+    return [run for one in acts for run in asked.arms[f"{model}_{one}"] if run.logged]
 
 
 def _draw_run(panel: Axes, run: Run, color: str) -> tuple[float, float]:

@@ -74,7 +74,7 @@ def draw_slopes(arms: dict[str, Sequence[Run]]) -> Figure:
         if layers == list(paper):
             values = [pair[0 if _is_shared(runs, place) else 1] for pair in paper.values()]
             panel.plot(values, color=GREY, lw=1.2, ls=(0, (3, 2)), marker="s", ms=2.5)
-            label_line(panel, len(layers) - 1, values[-1], "paper", GREY, shift=-9)
+            label_line(panel, len(layers) - 1, values[-1], "paper", GREY, shift=9)
         panel.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
         panel.axhline(0, color="#555555", lw=0.6)
         panel.set(ylabel="mean slope a", xlim=(-0.5, len(layers) + 0.8))
