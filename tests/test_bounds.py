@@ -12,7 +12,7 @@ from delving.schema import NEUTRAL
 
 HUGE = ["1000000000000", "1e30", "1e400", "-1000000000000", "9" * 400]
 # What may be as large as it likes: it changes numbers, and neither time nor memory.
-FREE = ("train.lr", "train.weight_decay", "train.color")
+FREE = ("train.lr", "train.weight_decay", "train.color", "family.small.lr", "family.large.lr")
 
 
 def refuse(words, start=None):
