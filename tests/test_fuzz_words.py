@@ -7,11 +7,11 @@ from calling import call
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from delving.config import KNOBS, compose, expand
+from delving.config import SEEDS, WORDS, compose, expand
 from delving.groups import GROUPS, choices
 from delving.words import cut, shown
 
-NAMES = [*GROUPS, *KNOBS]
+NAMES = [*GROUPS, *WORDS, *SEEDS]
 QUICK = settings(derandomize=True, deadline=None, max_examples=60,
                  suppress_health_check=list(HealthCheck))  # fmt: skip
 THOROUGH = settings(QUICK, max_examples=2000)
