@@ -8,7 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from delving.groups import CONF, choices
-from delving.schema import Arm, Request
+from delving.schema import Arm, Request, Seeds
 from delving.words import first_line, nearest
 
 
@@ -20,9 +20,18 @@ def load_request(name: str) -> Request:
         raise ValueError(f"artefact {name!r}: choose from {', '.join(known)}{nearest(name, known)}")
     try:
         tree = OmegaConf.merge(OmegaConf.structured(Request), OmegaConf.load(path))
-        return OmegaConf.to_object(tree)
+        return _check_roles(OmegaConf.to_object(tree), path.name)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name}: {_explain_request(error)}") from error
+
+
+def _check_roles(request: Request, file: str) -> Request:
+    roles = [f.name for f in fields(Seeds)]
+    for name, arm in request.runs.items():
+        if arm.seeds not in roles:
+            choose = f"choose from {', '.join(roles)}{nearest(arm.seeds, roles)}"
+            raise ValueError(f"{file}: runs.{name}.seeds: {arm.seeds!r}; {choose}")
+    return request
 
 
 def _explain_request(error: Exception) -> str:

@@ -100,6 +100,7 @@ def test_an_artefact_brings_those_whose_measurements_it_shows():
         ("place: first", "place: .*first"),
         ("alone: maybe", "alone: .*maybe"),
         ("place: [", "parsing"),
+        ("runs: {he: {seeds: lagre}}", "runs.he.seeds: 'lagre'; choose from .*did you mean large"),
     ],
 )
 def test_a_typo_in_an_artefacts_configuration_is_refused_by_its_key(
