@@ -87,6 +87,7 @@ class Arm:
 
     words: list[str] = field(default_factory=list)  # overrides, beside the scale's
     seeds: str = "small"  # a role of Seeds
+    epochs: int | None = None  # at least so many, whatever the scale has
 
 
 @dataclass

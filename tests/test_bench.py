@@ -13,7 +13,7 @@ from delving.bench import loading, racing, rounds, table, testing, training
 from delving.bench.plain import make_plain
 from delving.evaluate import score_windows
 
-WORDS = ["scale=smoke", "train.dropout=0", "device=cpu"]
+WORDS = ["scale=smoke", "train.dropout=0", "device=cpu", "precision=fp32"]
 
 
 @pytest.fixture
