@@ -65,6 +65,7 @@ def _devices() -> Iterator[tuple[str, str]]:
     scale = "cpu" if device.type == "cpu" else "quarter or paper"
     yield "device", f"{devices.name_device(device)}, precision {precision}; fitting scale: {scale}"
     yield "kernels", _kernels(device.type)
+    yield "loading", _loading()
 
 
 def _kernels(kind: str) -> str:
@@ -77,6 +78,14 @@ def _kernels(kind: str) -> str:
         there = gpu.programs() is not None
         return "Triton's" if there else "none: `pip install triton` makes training faster"
     return "none for this device"
+
+
+def _loading() -> str:
+    from delving.data import regions
+
+    if regions.load() is not None:
+        return "of a JPEG file only the region of a view, by libjpeg-turbo"
+    return "whole images: a C++ compiler and libjpeg-turbo's headers make it faster"
 
 
 def _proposals() -> str:

@@ -51,6 +51,22 @@ def test_dense_testing_scores_as_the_loop_over_windows_does():
         )
 
 
+@pytest.mark.usefixtures("brief")
+def test_all_of_imagenets_validation_images_are_reckoned_from_a_few(monkeypatch):
+    """At three scales, with flips; ten times the images take ten times as long."""
+    seen = []
+
+    def score(net, x, autocast):
+        seen.append(tuple(x.shape))
+
+    monkeypatch.setattr(testing, "score_windows", score)
+    monkeypatch.setattr(testing, "seconds_each", lambda work, device: work() or 0.5)
+    row = testing._all_images(training.build(WORDS), 1, "cpu")
+    assert seen[:3] == [(2, 3, 32, 42), (2, 3, 48, 64), (2, 3, 60, 80)]
+    assert (row.ours, row.unit) == (3 * 0.5 * 50_000, "s")
+    assert row.row.endswith("50,000 images and their flips at 32, 48, 60")
+
+
 def test_windows_are_counted_as_dense_testing_has_them():
     bench = training.build(WORDS)
     maps = bench.net.features(torch.zeros(1, 3, 60, 60)).shape[2]
@@ -129,7 +145,7 @@ def test_the_loader_is_measured_on_the_files_that_are_given(kind, tmp_path, monk
     import zipfile
 
     monkeypatch.setattr(loading, "COUNT", 12)
-    words = ["data.workers=0"]
+    words = ["data.workers=0", "device=cpu", "model=small14", "model.width=0.0625"]
     files = list(loading._generated())[:12]
     if kind == "zip":
         with zipfile.ZipFile(tmp_path / "some.zip", "w") as some:
@@ -141,10 +157,12 @@ def test_the_loader_is_measured_on_the_files_that_are_given(kind, tmp_path, monk
         for number, data in enumerate(files):
             (tmp_path / "val" / f"{number}.jpg").write_bytes(data)
         words.append(f"data.root={tmp_path}")
-    [row] = loading.bench_loader(words, rounds=1)
-    assert ("generated" in row.row) == (kind == "generated")
-    assert row.ours > 0
-    assert row.baseline > 0
+    rate, waiting = loading.bench_loader(words, rounds=1)
+    assert ("generated" in rate.row) == (kind == "generated")
+    assert rate.ours > 0
+    assert rate.baseline > 0
+    assert 0 < waiting.ours < 100
+    assert waiting.unit == "%"
 
 
 def test_too_few_files_are_refused(tmp_path):

@@ -322,8 +322,8 @@ def test_doctor_tells_versions_devices_data_and_disk(delving, root, tmp_path):
     code, out, _ = delving("doctor", "--output-root", root)
     assert code == 0
     found = [line.split()[0] for line in out.splitlines()]
-    assert found == ["python", "packages", "operators", "device", "kernels", "proposals", "shapes",
-                     "disk"]  # fmt: skip
+    assert found == ["python", "packages", "operators", "device", "kernels", "loading", "proposals",
+                     "shapes", "disk"]  # fmt: skip
     assert "compiled operators load" in out
     assert "missing" not in out
     assert "-4x96+24" in out

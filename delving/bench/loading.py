@@ -5,6 +5,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -14,9 +15,13 @@ import torch
 from PIL import Image
 
 from delving.bench.rounds import ROUNDS, Row, compare, in_turns
+from delving.bench.training import build
 from delving.config import compose
 from delving.data.images import SUFFIXES, FolderReader, Images
 from delving.data.loader import TrainingBatches, cached, count_cores, count_workers, iterate
+from delving.device import name_device, pick_device
+from delving.meter import Meter
+from delving.train import Progress, train
 
 COUNT, CLASSES = 100, 10  # images, repeated for as long as it takes
 SIZE, QUALITY = (500, 375), 90  # as ImageNet's are on average
@@ -26,7 +31,8 @@ SECONDS = 3.0  # of a round
 
 def bench_loader(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
     """Images a second at s in [256, 512] and crop 224, by as many loader processes; of the JPEG
-    files of data.root, a folder or zip, where it is given, else of generated ones."""
+    files of data.root, a folder or zip, where it is given, else of generated ones. And how long a
+    net that trains with them waits: A on a GPU, small14 on a CPU, or the one that words name."""
     config = compose([*words, "scale=paper"])
     workers, root = count_workers(config.data.workers), config.data.root
     with tempfile.TemporaryDirectory() as scratch:
@@ -37,11 +43,43 @@ def bench_loader(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
             "decoding": lambda: _decode_rate(images),
         }
         found = in_turns(ways, rounds)
+        waiting = _waiting(words, images, rounds)
     limit = median(found["decoding"]) * max(1, min(workers, count_cores()))
     kind = "real" if root else "generated"
     name = f"loader, {kind} JPEG files, s in [256, 512], crop 224, {workers} processes"
-    return [compare(f"{name}: against torchvision's", found["ours"], found["torchvision"],
-                    limit=limit, unit="images/s", device=f"{count_cores()} cores")]  # fmt: skip
+    rate = compare(f"{name}: against torchvision's", found["ours"], found["torchvision"],
+                   limit=limit, unit="images/s", device=f"{count_cores()} cores")  # fmt: skip
+    return [rate, waiting]
+
+
+def _waiting(words: Sequence[str], images: Images, rounds: int) -> Row:
+    """The share of training's time in which it waits for these images."""
+    named = any(word.startswith("model=") for word in words)
+    device = pick_device(compose(list(words)).device)
+    model = "a" if device.type == "cuda" else "small14"
+    own = [w for w in words if not w.startswith("data.root=")]
+    bench = build([*own, "scale=paper", *([] if named else [f"model={model}"])])
+    workers, meter = count_workers(bench.config.data.workers), Meter(0.0)
+    source, count = cached(images, gigabytes=0, workers=workers), bench.recipe.batch
+    batches = TrainingBatches(source, batch=count, crop=CROP, sides=SIDES, flip=True, seed=0)
+    supply = iterate(batches, range(1_000_000), workers=workers, pin=device.type == "cuda")
+    with closing(supply):
+        steps = train(
+            bench.net, bench.input, bench.optimizer, batches=meter.timed(supply),
+            recipe=bench.recipe, progress=Progress(), autocast=bench.autocast,
+        )  # fmt: skip
+        found = in_turns({"wait": lambda: _waited(steps, meter)}, rounds)["wait"]
+    return compare(f"train {bench.name}, {workers} loader processes: time waited for data", found,
+                   unit="%", device=name_device(device))  # fmt: skip
+
+
+def _waited(steps: Iterator, meter: Meter) -> float:
+    """Percent of some seconds of steps."""
+    meter.rates()
+    start = time.perf_counter()
+    while time.perf_counter() - start < SECONDS:
+        next(steps)
+    return 100 * meter.rates()["wait"]
 
 
 def write_folder(root: Path, files: Iterator[bytes]) -> Images:

@@ -91,7 +91,7 @@ def compare(
     limit: float | None = None,
 ) -> Row:
     """The row of two ways' rounds; `unit` says what is better: of times and memory, less."""
-    less = unit in ("s", "ms", "GB")
+    less = unit in ("s", "ms", "GB", "%")
     mine = median(found)
     pairs = zip(found, theirs or found, strict=True)
     ratios = [b / a if less else a / b for a, b in pairs] if theirs else []

@@ -12,10 +12,13 @@ from delving.evaluate import score_windows
 
 S = 15  # sevenths of the crop: 480 pixels at the paper's 224
 CROPS = 8  # windows of which a forward pass is timed, in place of hundreds
+IMAGES, SCALES = 50_000, (8, 12, 15)  # ImageNet's for validation; the paper's multi-scale testing
+ON_A_GPU = 16  # images at a time
 
 
 def bench_dense(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
-    """Images a second at s = 480 (or its like at other scales), a view each."""
+    """Images a second at s = 480 (or its like at other scales), a view each; and what testing all
+    of ImageNet's validation images takes."""
     bench = build(words)
     net, side = bench.net.eval(), S * bench.config.data.crop // 7
     draws = torch.Generator().manual_seed(0)
@@ -45,7 +48,29 @@ def bench_dense(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
                 **about),
         compare(f"{name}: against a loop over windows of the map", found["ours"], found["loop"],
                 **about),
+        _all_images(bench, rounds, about["device"]),
     ]  # fmt: skip
+
+
+def _all_images(bench: Bench, rounds: int, device: str) -> Row:
+    """Seconds for 50,000 images of 4:3 and their flips at three scales, decoding left out."""
+    images = ON_A_GPU if bench.device.type == "cuda" else 1
+    sides = [s * bench.config.data.crop // 7 for s in SCALES]
+    views = {
+        s: bench.input(torch.zeros(2 * images, s, 4 * s // 3, 3, dtype=torch.uint8,
+                                   device=bench.device)) for s in sides
+    }  # fmt: skip
+
+    @torch.no_grad()
+    def seconds() -> float:
+        each = (seconds_each(lambda x=x: score_windows(bench.net, x, bench.autocast), bench.device)
+                for x in views.values())  # fmt: skip
+        return sum(each) * IMAGES / images
+
+    found = in_turns({"all": seconds}, min(rounds, 3))["all"]
+    scales = ", ".join(map(str, sides))
+    row = f"dense {bench.name.split(',')[0]}, {IMAGES:,} images and their flips at {scales}"
+    return compare(row, found, unit="s", device=device)
 
 
 @torch.no_grad()

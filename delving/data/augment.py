@@ -2,7 +2,9 @@
 loader processes nor an interruption changes it.
 """
 
+import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -95,8 +97,8 @@ def crop_at(
     """The crop x crop view of the image resized to shorter side s: uint8 (crop, crop, 3).
 
     `at` in [0, 1] says where along the free width and height; 0.5 is the center. An array is an
-    image resized before. A view is flipped last. Of an image only the view's own source box is
-    resized: Pillow's filter sees beyond the box, so that the view is that of the whole, but for
+    image resized before. A view is flipped last. Of an image only the view's own region is
+    resized, which has all that the filter sees, so that the view is that of the whole, but for
     rounding of a grey level.
     """
     if isinstance(image, np.ndarray):
@@ -104,13 +106,45 @@ def crop_at(
         x, y = _corner(whole.shape[1::-1], crop, at)
         view = whole[y : y + crop, x : x + crop]
         return view[:, ::-1] if flip else view
-    full = resized_size(image.size, s)
-    x, y = _corner(full, crop, at)
-    rx, ry = (side / whole for side, whole in zip(image.size, full, strict=True))
-    box = (x * rx, y * ry, (x + crop) * rx, (y + crop) * ry)
-    view = image.resize((crop, crop), RESAMPLING, box=box)
+    region = region_of(image.size, s, crop, at)
+    left, top, right, bottom = region.box
+    part = image.crop(region.sides)
+    # One side after the other: which one Pillow takes first depends on its version.
+    part = part.resize((crop, part.height), RESAMPLING, box=(left, 0, right, part.height))
+    view = part.resize((crop, crop), RESAMPLING, box=(0, top, crop, bottom))
     # By Pillow: an array is copied backwards pixel by pixel, which takes a fifth of decoding.
     return np.asarray(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else view)
+
+
+class Region(NamedTuple):
+    """What a view needs of an image, in its pixels: `sides`, whole ones, and within them the view's
+    own `box`; left, top, right, bottom each."""
+
+    sides: tuple[int, int, int, int]
+    box: tuple[float, float, float, float]
+
+
+def region_of(size: tuple[int, int], s: int, crop: int, at: tuple[float, float]) -> Region:
+    """The region of an image (width, height) for crop_at's view."""
+    full = resized_size(size, s)
+    corner = _corner(full, crop, at)
+    across, down = (
+        _part_of(side, whole, start, crop)
+        for side, whole, start in zip(size, full, corner, strict=True)
+    )
+    return Region(
+        (across[0], down[0], across[1], down[1]), (across[2], down[2], across[3], down[3])
+    )
+
+
+def _part_of(side: int, whole: int, start: int, crop: int) -> tuple[int, int, float, float]:
+    """Along one side: the first and the last pixel, and between them where the view is."""
+    scale = side / whole
+    reach = max(scale, 1.0) + 1.0  # half the filter's width, and its rounding to whole pixels
+    first = max(0, math.floor(start * scale - reach))
+    last = min(side, math.ceil((start + crop) * scale + reach))
+    end = min((start + crop) * scale, side)  # which it may be beyond by rounding
+    return first, last, start * scale - first, end - first
 
 
 def _corner(size: tuple[int, int], crop: int, at: tuple[float, float]) -> list[int]:
@@ -121,8 +155,15 @@ def augment(
     image: Picture, draws: np.ndarray, *, crop: int, sides: tuple[int, int], flip: bool
 ) -> np.ndarray:
     """Random s, random crop, flipped half the time: uint8 (crop, crop, 3)."""
-    turned = flip and draws[3] < 0.5
-    return crop_at(image, pick_side(draws[0], sides), crop, (draws[1], draws[2]), flip=turned)
+    s, at, turned = view_of(draws, sides=sides, flip=flip)
+    return crop_at(image, s, crop, at, flip=turned)
+
+
+def view_of(
+    draws: np.ndarray, *, sides: tuple[int, int], flip: bool
+) -> tuple[int, tuple[float, float], bool]:
+    """An image's draws (7,) as s, where its crop is, whether it is flipped."""
+    return pick_side(draws[0], sides), (draws[1], draws[2]), bool(flip and draws[3] < 0.5)
 
 
 CENTER = ((0.5, 0.5),)

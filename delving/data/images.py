@@ -65,7 +65,7 @@ class Images:
 
     def size(self, index: int) -> tuple[int, int]:
         """(width, height) as `load` would give it, from the file's header alone."""
-        with _opened(self.bytes_of(index), self.names[index]) as image:
+        with opened(self.bytes_of(index), self.names[index]) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
             # Of a TIFF Pillow gives the size it will have.
             return image.size[::-1] if turned and image.format != "TIFF" else image.size
@@ -90,7 +90,7 @@ def decode(data: bytes, name: str) -> Image.Image:
     Raises:
         UndecodableImageError: truncated, empty, not an image, or beyond the limits above.
     """
-    with _opened(data, name) as image:
+    with opened(data, name) as image:
         # assumed: an image is turned upright by its EXIF rotation.
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             image = ImageOps.exif_transpose(image)
@@ -102,7 +102,8 @@ def decode(data: bytes, name: str) -> Image.Image:
 
 
 @contextmanager
-def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
+def opened(data: bytes, name: str) -> Iterator[Image.Image]:
+    """An image of which only the header is read; whatever fails within the context names it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of oddities in images that it reads

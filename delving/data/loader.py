@@ -18,10 +18,12 @@ from delving.data.augment import (
     resize_whole,
     rows_of,
     samples_of,
+    view_of,
 )
-from delving.data.images import Images, UndecodableImageError
+from delving.data.images import Images, UndecodableImageError, decode
 from delving.data.parcel import map_tensors
 from delving.data.processes import Dataset, started, take
+from delving.data.regions import cut_region
 
 NAMED = 3  # images, in a message about a batch
 
@@ -37,7 +39,8 @@ class Batch(NamedTuple):
 
 @dataclass
 class Cache:
-    """Decoded images kept in memory until `budget` bytes; the rest is decoded every time.
+    """Decoded images kept in memory until one more would be more than `budget` bytes; the rest is
+    decoded every time.
 
     With `side` they are kept resized to that shorter side, as arrays, where every view is at that
     s: a view is then a slice.
@@ -52,7 +55,24 @@ class Cache:
     def load(self, index: int) -> Picture:
         if index in self.kept:
             return self.kept[index]
-        picture: Picture = self.images.load(index)
+        return self._decode(index, self.images.bytes_of(index))
+
+    def cut(
+        self, index: int, draws: np.ndarray, *, crop: int, sides: tuple[int, int], flip: bool
+    ) -> np.ndarray:
+        """augment's view of an image; where none is kept any more, from no more than it needs."""
+        if index in self.kept:
+            return augment(self.kept[index], draws, crop=crop, sides=sides, flip=flip)
+        data = self.images.bytes_of(index)
+        if not (self.budget or self.side):
+            s, at, turned = view_of(draws, sides=sides, flip=flip)
+            view = cut_region(data, self.images.names[index], s, crop, at, flip=turned)
+            if view is not None:
+                return view
+        return augment(self._decode(index, data), draws, crop=crop, sides=sides, flip=flip)
+
+    def _decode(self, index: int, data: bytes) -> Picture:
+        picture: Picture = decode(data, self.images.names[index])
         size = picture.width * picture.height * 4  # Pillow stores RGB in four bytes
         if self.side:
             picture = resize_whole(picture, self.side)
@@ -60,6 +80,8 @@ class Cache:
         if self.budget >= size:
             self.budget -= size
             self.kept[index] = picture
+        else:
+            self.budget = 0
         return picture
 
     def size(self, index: int) -> tuple[int, int]:
@@ -99,10 +121,7 @@ class TrainingBatches:
         pixels = np.empty((len(indices), self.crop, self.crop, 3), np.uint8)
         labels, bad = np.empty(len(indices), np.int64), []
         for row, index in enumerate(indices):
-            image, used = self._load(int(index), bad)
-            pixels[row] = augment(
-                image, draws[row], crop=self.crop, sides=self.sides, flip=self.flip
-            )
+            pixels[row], used = self._cut(int(index), draws[row], bad)
             labels[row] = self.source.images.labels[used]
         return Batch(*map(torch.from_numpy, (pixels, labels, draws[:, 4:])), bad)
 
@@ -117,14 +136,17 @@ class TrainingBatches:
         rows = rows_of(self.batch, *self.share)
         return epochs[rows], indices[rows]
 
-    def _load(self, index: int, bad: list[str]) -> tuple[Picture, int]:
-        """The image, or where it cannot be decoded the next that can."""
+    def _cut(self, index: int, draws: np.ndarray, bad: list[str]) -> tuple[np.ndarray, int]:
+        """The image's view, or where it cannot be decoded that of the next that can; and which."""
         count = len(self.source.images)
-        for used in range(index, index + count):
+        for used in (n % count for n in range(index, index + count)):
             try:
-                return self.source.load(used % count), used % count
+                view = self.source.cut(
+                    used, draws, crop=self.crop, sides=self.sides, flip=self.flip
+                )
+                return view, used
             except UndecodableImageError:
-                bad.append(self.source.images.names[used % count])
+                bad.append(self.source.images.names[used])
         raise ValueError("no training image can be decoded")
 
 

@@ -1,2 +1,3 @@
-"""Fused kernels: kernels.cpp for CPUs, gpu.py for CUDA. What they compute stands in rectifier.py
-and spp.py, whose plain forms serve wherever these cannot run."""
+"""Fused kernels: kernels.cpp for CPUs, programs.py for CUDA. What they compute stands in
+rectifier.py and spp.py, whose plain forms serve wherever these cannot run. jpeg.cpp cuts views out
+of JPEG files; data/regions.py says of which."""

@@ -1,31 +1,14 @@
-"""kernels.cpp: compiled once for each machine by its C++ compiler, then loaded."""
+"""kernels.cpp, called with tensors."""
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).parent / "kernels.cpp"
-# Products are not fused into sums, so that results are those of the plain forms.
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=off")
-# Tried in this order. OpenMP's calls find the library that torch has loaded, and its threads.
-TUNED = (
-    ("-march=native", "-mprefer-vector-width=512", "-fopenmp"),
-    ("-march=native", "-fopenmp"),
-    ("-march=native",),
-    ("-mcpu=native",),
-    (),
-)
-SECONDS = 120
+from delving.kernels.compiled import compile_and_load
+
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 VECTOR = 64  # numbers in a row of which the kernels make good use
 P, N = ctypes.c_void_p, ctypes.c_long
@@ -120,72 +103,4 @@ def _function(name: str, dtype: torch.dtype) -> ctypes._CFuncPtr:
 @cache
 def load() -> ctypes.CDLL | None:
     """The compiled kernels; None where there is no compiler, or none that compiles them."""
-    for tuning in TUNED:
-        try:
-            return ctypes.CDLL(str(_compiled([*FLAGS, *tuning])))
-        except (OSError, subprocess.SubprocessError):
-            continue
-    return None
-
-
-def _compiled(flags: list[str]) -> Path:
-    """The library's file, made where it is missing.
-
-    Raises:
-        OSError, SubprocessError: there is no compiler, it fails, or nothing can be written.
-    """
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        raise FileNotFoundError("no C++ compiler")
-    known = [SOURCE.read_text(encoding="utf-8"), *flags, compiler, _processor()]
-    library = _folder() / f"{_hash(chr(10).join(known).encode())[:16]}.so"
-    if not _is_whole(library):
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-            _compile(compiler, flags, Path(scratch))
-            for suffix in (".so", ".sha256"):
-                made = (Path(scratch) / "kernels").with_suffix(suffix)
-                os.replace(made, library.with_suffix(suffix))
-    return library
-
-
-def _compile(compiler: str, flags: list[str], scratch: Path) -> None:
-    # Linked without OpenMP's own library: a second one would have threads of its own.
-    for words in ([*flags, "-c", str(SOURCE), "-o", "kernels.o"],
-                  ["-shared", "kernels.o", "-o", "kernels.so"]):  # fmt: skip
-        subprocess.run(
-            [compiler, *words], cwd=scratch, check=True, capture_output=True, timeout=SECONDS
-        )
-    of_library = _hash((scratch / "kernels.so").read_bytes())
-    (scratch / "kernels.sha256").write_text(of_library, encoding="utf-8")
-
-
-def _is_whole(library: Path) -> bool:
-    """To load one that lacks its end would end the program."""
-    try:
-        told = library.with_suffix(".sha256").read_text(encoding="utf-8")
-        return told == _hash(library.read_bytes())
-    except (OSError, ValueError):
-        return False
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _folder() -> Path:
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as error:
-        raise FileNotFoundError("no home") from error
-    return base / "delving"
-
-
-def _processor() -> str:
-    """What `native` stands for: a disk may be shared by machines of several kinds."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    told = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
-    return "\n".join([platform.machine(), platform.processor(), *dict.fromkeys(told)])
+    return compile_and_load("kernels.cpp")

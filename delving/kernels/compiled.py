@@ -1,0 +1,102 @@
+"""C++ sources of this folder, compiled once for each machine by its own compiler."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+# Products are not fused into sums, so that results are those of the plain forms.
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=off")
+# Tried in this order. OpenMP's calls find the library that torch has loaded, and its threads.
+TUNED = (
+    ("-march=native", "-mprefer-vector-width=512", "-fopenmp"),
+    ("-march=native", "-fopenmp"),
+    ("-march=native",),
+    ("-mcpu=native",),
+    (),
+)
+SECONDS = 120
+
+
+def compile_and_load(
+    source: str, *, links: Sequence[str] = (), tuned: Sequence[Sequence[str]] = TUNED
+) -> ctypes.CDLL | None:
+    """A source's library; None where there is no compiler, or none that compiles it.
+
+    Args:
+        links: what it is linked with, `-l...`.
+        tuned: further flags, the first that do.
+    """
+    for tuning in tuned:
+        try:
+            return ctypes.CDLL(str(_compiled(FOLDER / source, [*FLAGS, *tuning], links)))
+        except (OSError, subprocess.SubprocessError):
+            continue
+    return None
+
+
+def _compiled(source: Path, flags: list[str], links: Sequence[str]) -> Path:
+    """The library's file, made where it is missing.
+
+    Raises:
+        OSError, SubprocessError: there is no compiler, it fails, or nothing can be written.
+    """
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        raise FileNotFoundError("no C++ compiler")
+    known = [source.read_text(encoding="utf-8"), *flags, *links, compiler, _processor()]
+    library = _folder() / f"{_hash(chr(10).join(known).encode())[:16]}.so"
+    if not _is_whole(library):
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+            _compile([compiler, *flags], source, links, Path(scratch))
+            for suffix in (".so", ".sha256"):
+                made = (Path(scratch) / "made").with_suffix(suffix)
+                os.replace(made, library.with_suffix(suffix))
+    return library
+
+
+def _compile(compiler: list[str], source: Path, links: Sequence[str], scratch: Path) -> None:
+    # Linked without OpenMP's own library: a second one would have threads of its own.
+    for words in ([*compiler, "-c", str(source), "-o", "made.o"],
+                  [compiler[0], "-shared", "made.o", *links, "-o", "made.so"]):  # fmt: skip
+        subprocess.run(words, cwd=scratch, check=True, capture_output=True, timeout=SECONDS)
+    of_library = _hash((scratch / "made.so").read_bytes())
+    (scratch / "made.sha256").write_text(of_library, encoding="utf-8")
+
+
+def _is_whole(library: Path) -> bool:
+    """To load one that lacks its end would end the program."""
+    try:
+        told = library.with_suffix(".sha256").read_text(encoding="utf-8")
+        return told == _hash(library.read_bytes())
+    except (OSError, ValueError):
+        return False
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _folder() -> Path:
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise FileNotFoundError("no home") from error
+    return base / "delving"
+
+
+def _processor() -> str:
+    """What `native` stands for: a disk may be shared by machines of several kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    told = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
+    return "\n".join([platform.machine(), platform.processor(), *dict.fromkeys(told)])
