@@ -155,6 +155,7 @@ def draw_report(plan: Plan, to: Path, failed: dict[str, str]) -> Path:
         "independent_trainings": len(runs),
         "shared": SHARED,
         "failed": [{"run": run, "error": error} for run, error in failed.items()],
+        "left_out": plan.left_out,
         "paper": CITATION,
         "made": f"delving {delving.__version__}, git {git_revision() or 'unknown'}",
     }

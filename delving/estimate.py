@@ -9,6 +9,7 @@ from delving.bench.rounds import round_off, seconds_each
 from delving.bench.training import FORWARDS, Bench, build_for, memory_of
 from delving.build import CLASSES, build_model
 from delving.cost import count_images
+from delving.data.sources import SIZES
 from delving.evaluate import name_protocols
 from delving.net import Net, describe, map_side
 from delving.plan import Plan, make_plan
@@ -59,6 +60,7 @@ def estimate(
         ValueError: as make_plan; a model that no artefact trains.
     """
     plan = make_plan(artefacts, words, need_data=False)
+    _tell(plan, say)
     stated = dict(stated or {})
     models = {config.model.name for config in plan.runs.values()}
     if strange := sorted(set(stated) - models):
@@ -72,6 +74,21 @@ def estimate(
     return [_row(name, set(_runs_of(plan, name)), costs) for name in plan.requests] + [
         _row("all of them", costs, costs)
     ]
+
+
+def _tell(plan: Plan, say: Callable[[str], None]) -> None:
+    """What the figures leave out, and how many images they are of."""
+    for name, why in plan.left_out.items():
+        say(f"left out: {name}; {why}")
+    told = [(c.data.name, count_images(c), c.data.name in SIZES or None not in _given(c))
+            for c in plan.runs.values()]  # fmt: skip
+    for data, (training, testing), known in dict.fromkeys(told):
+        assumed = "" if known else ", assumed: data.train_images and data.val_images tell"
+        say(f"{data}: {training:,} training and {testing:,} test images{assumed}")
+
+
+def _given(config: Config) -> tuple[int | None, int | None]:
+    return config.data.train_images, config.data.val_images
 
 
 def estimate_seconds(plan: Plan, say: Callable[[str], None]) -> dict[str, float]:

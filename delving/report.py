@@ -9,7 +9,7 @@ import csv
 import html
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ LARGEST_SVG = 400_000  # bytes; above it the PNG is lighter to open
 PNG_DPI = 160  # as plot.save_figure writes them
 FILES = ("table.csv", "data.csv", "figure.svg", "figure.png", "verdict.json")
 ABOUT = ("headline", "machine", "seconds", "deviations", "independent_trainings", "shared",
-         "failed", "paper", "made")  # fmt: skip
+         "failed", "left_out", "paper", "made")  # fmt: skip
 NUMBER = re.compile(r"[-+−–±~<>≤≥ ]*\.?\d")
 NO_NUMBER = ("", "-", "–", "—", "n/a")
 
@@ -42,7 +42,7 @@ def write_report(folder: Path, order: Sequence[str], about: dict) -> Path:
             absent.
         about: what no artefact knows, each key optional: scale, paper (citation), headline,
             machine (name to text), seconds (planned and used, name to seconds), deviations,
-            failed (run and error), independent_trainings, shared, made.
+            failed (run and error), left_out (artefact to why), independent_trainings, shared, made.
 
     Raises:
         ValueError: names a verdict.json that is damaged.
@@ -54,7 +54,7 @@ def write_report(folder: Path, order: Sequence[str], about: dict) -> Path:
     page = _template().render(
         about=about,
         artefacts=artefacts,
-        absent=[name for name in order if not _is_there(folder, name)],
+        absent=_absent(folder, order, about["left_out"] or {}),
         rows=[row | {"evidence": _first_part(row["evidence"])} for row in rows],
         counts={verdict: counts[verdict] for verdict in MARKS},
         times=_time_rows(about["seconds"] or {}),
@@ -137,6 +137,12 @@ def _template() -> Any:
     environment.filters |= {"label": label, "duration": duration}
     environment.globals["marks"] = MARKS
     return environment.get_template(TEMPLATE)
+
+
+def _absent(folder: Path, order: Sequence[str], left_out: Mapping[str, str]) -> list[str]:
+    """The artefacts that are not there, and why where that is known."""
+    names = [name for name in order if not _is_there(folder, name)]
+    return [f"{label(n)} ({left_out[n]})" if n in left_out else label(n) for n in names]
 
 
 def _is_there(folder: Path, name: str) -> bool:

@@ -98,6 +98,7 @@ def test_every_command_explains_itself(delving, command):
     ("words", "said"),
     [
         (["train", "model=d"], "model=d: choose from a, b, c"),
+        (["compare-init", "init=he"], "init=he: compare-init takes inits=he,xavier"),
         (["train", "train.lr=nan"], "train.lr=nan"),
         (["train", "trian.lr=1"], "train.lr"),
         (["train", "train.epochs=-1"], "train.epochs=-1"),

@@ -84,6 +84,24 @@ def test_the_command_tells_and_writes_the_same_rows():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["scale=paper"], "imagenet: 1,281,167 training and 50,000 test images\n"),
+        (["scale=quarter", "data.classes=50"],
+         "tiny_imagenet: 25,000 training and 2,500 test images\n"),
+        (["data=folder", "data.root=x"],
+         "folder: 100,000 training and 800 test images, assumed: data.train_images and"),
+        (["reproduce.seeds.large=0"], "left out: figure4; it shows what table7 measures"),
+    ],
+)  # fmt: skip
+def test_what_hours_are_of_is_told(words, said):
+    """The images, and the artefacts that are left out."""
+    code, out, _ = call("estimate", "all", *words, "--tflops", "400")
+    assert code == 0
+    assert said in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
         (["--rate", "a"], "--rate a: must be"),
         (["--rate", "a=-1"], "--rate a=-1: must be"),
         (["--rate", "a=nan"], "--rate a=nan: must be"),

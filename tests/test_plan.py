@@ -325,6 +325,29 @@ def test_small_and_large_nets_have_settings_of_their_own():
     assert small["small14-relu-he-epochs3-s0"] == given
 
 
+@pytest.mark.parametrize(
+    ("words", "epochs"),
+    [([], 12), (["family.small.epochs=30"], 30), (["family.small.epochs=3"], 12),
+     (["train.epochs=3"], 3)],
+)  # fmt: skip
+def test_figure_3_has_twelve_epochs_at_least(words, epochs):
+    """More do not help Xavier; with as many as small nets have, He's net is Table 2's."""
+    plan = plan_for("figure3", "table2", words=words)
+    runs = [run for arm in plan.arms["figure3"].values() for run in arm]
+    assert {plan.runs[run].train.epochs for run in runs} == {epochs}
+    shared = set(plan.arms["figure3"]["he"]) & set(plan.arms["table2"]["small30"])
+    assert bool(shared) == (words in (["family.small.epochs=30"], ["train.epochs=3"]))
+
+
+@pytest.mark.parametrize(("scale", "he"), [("paper", "he_backward"), ("quarter", "he")])
+def test_figures_2_and_3_compare_xavier_with_the_scales_own_form_of_he(scale, he):
+    plan = make_plan(["figure2", "figure3"], [f"scale={scale}"], need_data=False)
+    for figure in ("figure2", "figure3"):
+        inits = {arm: {plan.runs[run].init.name for run in runs}
+                 for arm, runs in plan.arms[figure].items()}  # fmt: skip
+        assert inits == {"he": {he}, "xavier": {"xavier"}}
+
+
 # --- how long ---
 @pytest.mark.parametrize(
     ("words", "images"),

@@ -136,9 +136,11 @@ def test_artefacts_follow_the_papers_order_after_the_ledger(folder):
 
 
 def test_an_absent_artefact_is_named(folder):
-    assert "Not made yet at this scale: Table 1." in report(folder).text
+    assert "Not made at this scale: Table 1." in report(folder).text
+    why = report(folder, left_out={"table1": "its nets get no training"}).text
+    assert "Not made at this scale: Table 1 (its nets get no training)." in why
     put(folder, "table1")
-    assert "Not made yet" not in report(folder).text
+    assert "Not made at" not in report(folder).text
 
 
 def test_every_link_has_its_place(folder):
