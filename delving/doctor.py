@@ -83,9 +83,9 @@ def _kernels(kind: str) -> str:
 def _loading() -> str:
     from delving.data import regions
 
-    if regions.load() is not None:
+    if regions.agrees():
         return "of a JPEG file only the region of a view, by libjpeg-turbo"
-    return "whole images: a C++ compiler and libjpeg-turbo's headers make it faster"
+    return "whole images; a C++ compiler and libjpeg-turbo 2.1 with its headers make it faster"
 
 
 def _proposals() -> str:

@@ -77,18 +77,19 @@ def estimate(
 
 
 def _tell(plan: Plan, say: Callable[[str], None]) -> None:
-    """What the figures leave out, and how many images they are of."""
+    """What the figures leave out, and how many images nets are trained and tested on."""
     for name, why in plan.left_out.items():
         say(f"left out: {name}; {why}")
-    told = [(c.data.name, count_images(c), c.data.name in SIZES or None not in _given(c))
-            for c in plan.runs.values()]  # fmt: skip
-    for data, (training, testing), known in dict.fromkeys(told):
-        assumed = "" if known else ", assumed: data.train_images and data.val_images tell"
-        say(f"{data}: {training:,} training and {testing:,} test images{assumed}")
+    for line in dict.fromkeys(_count(config) for config in plan.runs.values()):
+        say(line)
 
 
-def _given(config: Config) -> tuple[int | None, int | None]:
-    return config.data.train_images, config.data.val_images
+def _count(config: Config) -> str:
+    data, given = config.data, (config.data.train_images, config.data.val_images)
+    marks = ["" if number or data.name in SIZES else " (assumed)" for number in given]
+    parts = [f"{count:,}{mark} {kind}" for count, mark, kind in
+             zip(count_images(config), marks, ("training", "test"), strict=True)]  # fmt: skip
+    return f"{data.name}: {' and '.join(parts)} images"
 
 
 def estimate_seconds(plan: Plan, say: Callable[[str], None]) -> dict[str, float]:

@@ -208,8 +208,8 @@ def _leave_out(plan: Plan, name: str, why: str, named: Collection[str]) -> None:
 def _plan_arm(plan: Plan, arm: Arm) -> list[str]:
     words = [f"scale={plan.scale}", *arm.words, *plan.overrides]
     config = configs.compose(words)
-    told = any(word.startswith("train.epochs=") for word in plan.overrides)
-    if arm.epochs and not told and config.train.epochs < arm.epochs:
+    outright = any(word.startswith("train.epochs=") for word in plan.overrides)
+    if arm.epochs and not outright and config.train.epochs < arm.epochs:
         config = configs.compose([*words, f"train.epochs={arm.epochs}"])
     return [add_run(plan, dataclasses.replace(config, seed=seed))
             for seed in range(getattr(plan.budget.seeds, arm.seeds))]  # fmt: skip

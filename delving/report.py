@@ -1,7 +1,8 @@
 """The page of a scale, report.html, and its ledger of claims.
 
-A pure function of the artefact folders' files: it trains nothing, draws nothing and times nothing,
-so the same files give the same bytes. The page loads nothing: styles and figures stand inside it.
+A pure function of the artefact folders' files and of `about`: it trains nothing, draws nothing and
+times nothing, so the same files give the same bytes. The page loads nothing: styles and figures
+stand inside it.
 """
 
 import base64

@@ -64,7 +64,7 @@ def test_all_of_imagenets_validation_images_are_reckoned_from_a_few(monkeypatch)
     row = testing._all_images(training.build(WORDS), 1, "cpu")
     assert seen[:3] == [(2, 3, 32, 42), (2, 3, 48, 64), (2, 3, 60, 80)]
     assert (row.ours, row.unit) == (3 * 0.5 * 50_000, "s")
-    assert row.row.endswith("50,000 images and their flips at 32, 48, 60")
+    assert row.row.endswith("50,000 images and their flips at 32, 48, 60, without decoding")
 
 
 def test_windows_are_counted_as_dense_testing_has_them():

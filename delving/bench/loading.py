@@ -47,6 +47,7 @@ def bench_loader(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
     limit = median(found["decoding"]) * max(1, min(workers, count_cores()))
     kind = "real" if root else "generated"
     name = f"loader, {kind} JPEG files, s in [256, 512], crop 224, {workers} processes"
+    # The limit is that of who decodes whole images.
     rate = compare(f"{name}: against torchvision's", found["ours"], found["torchvision"],
                    limit=limit, unit="images/s", device=f"{count_cores()} cores")  # fmt: skip
     return [rate, waiting]
@@ -57,7 +58,7 @@ def _waiting(words: Sequence[str], images: Images, rounds: int) -> Row:
     named = any(word.startswith("model=") for word in words)
     device = pick_device(compose(list(words)).device)
     model = "a" if device.type == "cuda" else "small14"
-    own = [w for w in words if not w.startswith("data.root=")]
+    own = [w for w in words if not w.startswith("data.") or w.startswith("data.workers=")]
     bench = build([*own, "scale=paper", *([] if named else [f"model={model}"])])
     workers, meter = count_workers(bench.config.data.workers), Meter(0.0)
     source, count = cached(images, gigabytes=0, workers=workers), bench.recipe.batch

@@ -71,7 +71,11 @@ def _eval(words: Sequence[str], rounds: int) -> list[Row]:
 
 
 def _dense(words: Sequence[str], rounds: int) -> list[Row]:
-    return [row for net in _nets(words, ("a", "c")) for row in bench_dense(net, rounds)]
+    """On a CPU A at the paper's size too, which takes a minute: its windows share most."""
+    nets = _nets(words, ("a", "c"))
+    if len(nets) > 1 and pick_device(compose(list(words)).device).type == "cpu":
+        nets += [[*words, "scale=paper", "model=a"]]
+    return [row for net in nets for row in bench_dense(net, rounds)]
 
 
 def _scaling(words: Sequence[str], rounds: int) -> list[Row]:

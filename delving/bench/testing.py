@@ -69,7 +69,8 @@ def _all_images(bench: Bench, rounds: int, device: str) -> Row:
 
     found = in_turns({"all": seconds}, min(rounds, 3))["all"]
     scales = ", ".join(map(str, sides))
-    row = f"dense {bench.name.split(',')[0]}, {IMAGES:,} images and their flips at {scales}"
+    row = (f"dense {bench.name.split(',')[0]}, {bench.precision}, {IMAGES:,} images and their "
+           f"flips at {scales}, without decoding")  # fmt: skip
     return compare(row, found, unit="s", device=device)
 
 

@@ -125,8 +125,14 @@ class Region(NamedTuple):
 
 
 def region_of(size: tuple[int, int], s: int, crop: int, at: tuple[float, float]) -> Region:
-    """The region of an image (width, height) for crop_at's view."""
+    """The region of an image (width, height) for crop_at's view.
+
+    Raises:
+        ValueError: the view is larger than the image at this s.
+    """
     full = resized_size(size, s)
+    if crop > min(full):
+        raise ValueError(f"a crop of {crop} pixels of an image resized to {full[0]} x {full[1]}")
     corner = _corner(full, crop, at)
     across, down = (
         _part_of(side, whole, start, crop)
@@ -155,15 +161,24 @@ def augment(
     image: Picture, draws: np.ndarray, *, crop: int, sides: tuple[int, int], flip: bool
 ) -> np.ndarray:
     """Random s, random crop, flipped half the time: uint8 (crop, crop, 3)."""
-    s, at, turned = view_of(draws, sides=sides, flip=flip)
-    return crop_at(image, s, crop, at, flip=turned)
+    view = view_of(draws, crop=crop, sides=sides, flip=flip)
+    return crop_at(image, view.s, crop, view.at, flip=view.flip)
 
 
-def view_of(
-    draws: np.ndarray, *, sides: tuple[int, int], flip: bool
-) -> tuple[int, tuple[float, float], bool]:
-    """An image's draws (7,) as s, where its crop is, whether it is flipped."""
-    return pick_side(draws[0], sides), (draws[1], draws[2]), bool(flip and draws[3] < 0.5)
+class View(NamedTuple):
+    """What crop_at cuts: crop x crop pixels of the image resized to s, `at` where, perhaps
+    flipped."""
+
+    s: int
+    crop: int
+    at: tuple[float, float]
+    flip: bool
+
+
+def view_of(draws: np.ndarray, *, crop: int, sides: tuple[int, int], flip: bool) -> View:
+    """The view that an image's draws (7,) are."""
+    at, flipped = (draws[1], draws[2]), bool(flip and draws[3] < 0.5)
+    return View(pick_side(draws[0], sides), crop, at, flipped)
 
 
 CENTER = ((0.5, 0.5),)

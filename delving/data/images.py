@@ -103,7 +103,8 @@ def decode(data: bytes, name: str) -> Image.Image:
 
 @contextmanager
 def opened(data: bytes, name: str) -> Iterator[Image.Image]:
-    """An image of which only the header is read; whatever fails within the context names it."""
+    """An image of which only the header is read; what is wrong with it, also as found within the
+    context, is told by its name."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of oddities in images that it reads

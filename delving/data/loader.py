@@ -13,6 +13,7 @@ from torch import Tensor
 
 from delving.data.augment import (
     Picture,
+    View,
     augment,
     augmentation_of,
     resize_whole,
@@ -23,9 +24,10 @@ from delving.data.augment import (
 from delving.data.images import Images, UndecodableImageError, decode
 from delving.data.parcel import map_tensors
 from delving.data.processes import Dataset, started, take
-from delving.data.regions import cut_region
+from delving.data.regions import agrees, cut_region, look_at
 
 NAMED = 3  # images, in a message about a batch
+PIXEL = 4  # bytes, in which Pillow stores RGB
 
 
 class Batch(NamedTuple):
@@ -39,8 +41,7 @@ class Batch(NamedTuple):
 
 @dataclass
 class Cache:
-    """Decoded images kept in memory until one more would be more than `budget` bytes; the rest is
-    decoded every time.
+    """Decoded images kept in memory until `budget` bytes; the rest is decoded every time.
 
     With `side` they are kept resized to that shorter side, as arrays, where every view is at that
     s: a view is then a slice.
@@ -51,6 +52,7 @@ class Cache:
     side: int | None = None
     kept: dict[int, Picture] = field(default_factory=dict)
     sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    sound: dict[int, tuple[int, int]] = field(default_factory=dict)  # sizes of those cut before
 
     def load(self, index: int) -> Picture:
         if index in self.kept:
@@ -60,28 +62,40 @@ class Cache:
     def cut(
         self, index: int, draws: np.ndarray, *, crop: int, sides: tuple[int, int], flip: bool
     ) -> np.ndarray:
-        """augment's view of an image; where none is kept any more, from no more than it needs."""
+        """augment's view of an image. One that is neither kept nor resized as a whole is decoded
+        no further than the view needs, where that is possible."""
         if index in self.kept:
             return augment(self.kept[index], draws, crop=crop, sides=sides, flip=flip)
         data = self.images.bytes_of(index)
-        if not (self.budget or self.side):
-            s, at, turned = view_of(draws, sides=sides, flip=flip)
-            view = cut_region(data, self.images.names[index], s, crop, at, flip=turned)
-            if view is not None:
-                return view
+        if not (self.side or self._has_room(index)):
+            pixels = self._cut(index, data, view_of(draws, crop=crop, sides=sides, flip=flip))
+            if pixels is not None:
+                return pixels
         return augment(self._decode(index, data), draws, crop=crop, sides=sides, flip=flip)
+
+    def _cut(self, index: int, data: bytes, view: View) -> np.ndarray | None:
+        new = index not in self.sound
+        size = look_at(data, self.images.names[index]) if new else self.sound[index]
+        pixels = cut_region(data, size, view, new=new) if size else None
+        if pixels is not None:
+            self.sound[index] = size
+        return pixels
+
+    def _has_room(self, index: int) -> bool:
+        if not self.budget:
+            return False
+        width, height = self.size(index)
+        return self.budget >= width * height * PIXEL
 
     def _decode(self, index: int, data: bytes) -> Picture:
         picture: Picture = decode(data, self.images.names[index])
-        size = picture.width * picture.height * 4  # Pillow stores RGB in four bytes
+        size = picture.width * picture.height * PIXEL
         if self.side:
             picture = resize_whole(picture, self.side)
             size = picture.nbytes
         if self.budget >= size:
             self.budget -= size
             self.kept[index] = picture
-        else:
-            self.budget = 0
         return picture
 
     def size(self, index: int) -> tuple[int, int]:
@@ -240,4 +254,6 @@ def count_cores() -> int:
 
 def cached(images: Images, *, gigabytes: float, workers: int, side: int | None = None) -> Cache:
     """Keeps decoded images only in this process: loader processes would each keep their own."""
+    if workers and not side:
+        agrees()  # compiled here, once, where no loader process is waited for
     return Cache(images, gigabytes * 1e9 if workers == 0 else 0, side)

@@ -1,8 +1,8 @@
 """Views cut from JPEG files of which no more is decoded than they need, by libjpeg-turbo itself.
 
 The pixels are augment.py's of the whole image, bit for bit. Where that cannot be promised (no
-compiler, no libjpeg-turbo, an image that is turned, cut short, damaged or of an unusual kind)
-there is no such view, and the whole image is to be decoded.
+compiler, no libjpeg-turbo 2.1 with its headers, an image that is rotated, progressive, cut short,
+damaged or of an unusual kind) there is no such view, and the whole image is to be decoded.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 from PIL import ExifTags, Image
 
-from delving.data.augment import crop_at, region_of
+from delving.data.augment import View, crop_at, region_of
 from delving.data.images import decode, opened
 from delving.kernels.compiled import compile_and_load
 
@@ -24,59 +24,58 @@ P, N, INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 SIDES, BOX = ctypes.c_long * 4, ctypes.c_float * 4
 
 
-def cut_region(
-    data: bytes, name: str, s: int, crop: int, at: tuple[float, float], *, flip: bool
-) -> np.ndarray | None:
-    """crop_at's view of a file, or None where the whole image has to be decoded.
+def look_at(data: bytes, name: str) -> tuple[int, int] | None:
+    """A file's (width, height) by its header, if it is of the kind that views are cut from.
 
     Raises:
         UndecodableImageError: the file has no header of an image, or is beyond decode's limits.
     """
-    if not (data.startswith(JPEG) and data.endswith(END)) or (cut := load()) is None:
+    if not (data.startswith(JPEG) and data.endswith(END) and agrees()):
         return None
     with opened(data, name) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        if image.format != "JPEG" or image.mode not in ("RGB", "L") or turned:
-            return None
-        size = image.size
-    return _cut(cut, data, size, s, crop, at, flip)
+        rotated = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        usual = image.format == "JPEG" and image.mode in ("RGB", "L") and not rotated
+        return image.size if usual else None
 
 
-def _cut(
-    cut: Callable,
-    data: bytes,
-    size: tuple[int, int],
-    s: int,
-    crop: int,
-    at: tuple[float, float],
-    flip: bool,
-) -> np.ndarray | None:
-    region, out = region_of(size, s, crop, at), np.empty((crop, crop, 3), np.uint8)
-    sides, box = SIDES(*region.sides), BOX(*region.box)
-    refused = cut(data, len(data), *size, sides, box, crop, int(flip), out.ctypes.data)
+def cut_region(data: bytes, size: tuple[int, int], view: View, *, new: bool) -> np.ndarray | None:
+    """crop_at's view of a file: uint8 (crop, crop, 3), or None where the whole image has to be
+    decoded.
+
+    Args:
+        size: look_at's.
+        new: whether the file gave no view before; it is then read to its end.
+    """
+    if (decoder := load()) is None:
+        return None
+    region = region_of(size, view.s, view.crop, view.at)
+    out = np.empty((view.crop, view.crop, 3), np.uint8)
+    how = (SIDES(*region.sides), BOX(*region.box), view.crop, int(view.flip), int(new))
+    refused = decoder(data, len(data), *size, *how, out.ctypes.data)
     return None if refused else out
 
 
 @cache
 def load() -> Callable | None:
-    """jpeg.cpp's function; None where it does not compile, or cuts otherwise than Pillow."""
+    """jpeg.cpp's function; None where it does not compile."""
     library = compile_and_load("jpeg.cpp", links=("-ljpeg",), tuned=TUNED)
     if library is None:
         return None
-    cut = library.jpeg_view
-    cut.argtypes = [ctypes.c_char_p, ctypes.c_size_t, N, N, SIDES, BOX, INT, INT, P]
-    return cut if _agrees(cut) else None
+    decoder = library.jpeg_view
+    decoder.argtypes = [ctypes.c_char_p, ctypes.c_size_t, N, N, SIDES, BOX, INT, INT, INT, P]
+    return decoder
 
 
-def _agrees(cut: Callable) -> bool:
-    """Whether it cuts as Pillow does: both may be of any version."""
+@cache
+def agrees() -> bool:
+    """Whether its pixels are Pillow's, as both may be of any version; False where there is none."""
     rng = np.random.Generator(np.random.Philox(0))
-    pixels = rng.integers(0, 256, (75, 98, 3), np.uint8)
+    pixels, view = rng.integers(0, 256, (75, 98, 3), np.uint8), View(60, 28, (0.7, 0.4), True)
     for subsampling in (0, 1, 2):
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "JPEG", quality=90, subsampling=subsampling)
-        data, view = file.getvalue(), (60, 28, (0.7, 0.4))
-        mine = _cut(cut, data, (98, 75), *view, True)
-        if mine is None or (mine != crop_at(decode(data, ""), *view, flip=True)).any():
+        found = cut_region(file.getvalue(), (98, 75), view, new=True)
+        wanted = crop_at(decode(file.getvalue(), ""), *view[:3], flip=True)
+        if found is None or (found != wanted).any():
             return False
     return True

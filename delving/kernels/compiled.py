@@ -35,10 +35,19 @@ def compile_and_load(
     """
     for tuning in tuned:
         try:
-            return ctypes.CDLL(str(_compiled(FOLDER / source, [*FLAGS, *tuning], links)))
+            return _load(_compiled(FOLDER / source, [*FLAGS, *tuning], links))
         except (OSError, subprocess.SubprocessError):
             continue
     return None
+
+
+def _load(library: Path) -> ctypes.CDLL:
+    """One that does not load, as what it was linked with is gone, is to be made anew."""
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError:
+        library.unlink(missing_ok=True)
+        raise
 
 
 def _compiled(source: Path, flags: list[str], links: Sequence[str]) -> Path:

@@ -4,6 +4,8 @@
 // columns.
 //
 // What it cannot promise to be right it leaves alone: every warning of the decoder is a refusal.
+// A file is read to its end when it is new, also where the view ends before: whether a damaged one
+// gives a view must not depend on where the view lies.
 
 #include <algorithm>
 #include <cmath>
@@ -23,7 +25,9 @@
 namespace {
 
 constexpr int BITS = 22;     // of a weight
-constexpr long MARGIN = 32;  // columns beside a region: chroma is smoothed across its edges
+// Columns beside a region: chroma is smoothed with its neighbours, a block of 16 at most, and a
+// decoder that begins at a block knows none to its left.
+constexpr long MARGIN = 32;
 constexpr int PIXEL = 4;     // bytes: red, green, blue and one for nothing, which fills a vector
 
 typedef int32_t Sum __attribute__((vector_size(16)));
@@ -63,7 +67,7 @@ Side tent(int size, float from, float to, int pixels) {
 
 inline uint8_t level(int32_t sum) { return uint8_t(std::clamp(sum >> BITS, 0, 255)); }
 
-void shrink_row(const uint8_t *row, const Side &across, uint8_t *to) {
+void resample_row(const uint8_t *row, const Side &across, uint8_t *to) {
     const int pixels = int(across.first.size());
     for (int i = 0; i < pixels; i++) {
         const uint8_t *from = row + across.first[i] * PIXEL;
@@ -76,7 +80,7 @@ void shrink_row(const uint8_t *row, const Side &across, uint8_t *to) {
 }
 
 // The view, of rows that are `pixels` wide.
-void shrink_rows(const uint8_t *rows, const Side &down, int pixels, bool flip, uint8_t *out) {
+void resample_rows(const uint8_t *rows, const Side &down, int pixels, bool flip, uint8_t *out) {
     const int width = pixels * PIXEL;
     std::vector<int32_t> sums(width);
     for (size_t y = 0; y < down.first.size(); y++, out += pixels * 3) {
@@ -92,9 +96,11 @@ void shrink_rows(const uint8_t *rows, const Side &down, int pixels, bool flip, u
     }
 }
 
-// Whether all versions agree on how chroma is smoothed: half as many columns, and rows or not.
-bool usual(const jpeg_decompress_struct &codec) {
+// Whether all versions of the decoder give the same pixels. They differ in how they mend what a
+// progressive file may lack, and in chroma that is halved in other ways than across, or both.
+bool agreed(const jpeg_decompress_struct &codec) {
     const jpeg_component_info *parts = codec.comp_info;
+    if (codec.progressive_mode) return false;
     if (codec.num_components == 1) return true;
     if (codec.num_components != 3 || parts[0].v_samp_factor > parts[0].h_samp_factor) return false;
     if (parts[0].h_samp_factor > 2) return false;
@@ -119,7 +125,7 @@ struct Region {
 // image's width; `done` is told each row of the region.
 template <class Done>
 bool decode(const uint8_t *data, size_t size, long width, long height, const Region &region,
-            uint8_t *row, Done &done) {
+            bool to_end, uint8_t *row, Done &done) {
     jpeg_decompress_struct codec;
     Errors errors;
     codec.err = jpeg_std_error(&errors.base);
@@ -133,7 +139,7 @@ bool decode(const uint8_t *data, size_t size, long width, long height, const Reg
     jpeg_mem_src(&codec, const_cast<uint8_t *>(data), size);
     jpeg_read_header(&codec, TRUE);
     bool good = false;
-    if (long(codec.image_width) == width && long(codec.image_height) == height && usual(codec)) {
+    if (long(codec.image_width) == width && long(codec.image_height) == height && agreed(codec)) {
         codec.out_color_space = JCS_EXT_RGBX;
         jpeg_start_decompress(&codec);
         JDIMENSION from = JDIMENSION(std::max(0L, region.left - MARGIN));
@@ -144,6 +150,11 @@ bool decode(const uint8_t *data, size_t size, long width, long height, const Reg
             jpeg_read_scanlines(&codec, &row, 1);
             done(row + (region.left - from) * PIXEL, y - region.top);
         }
+        if (to_end && region.bottom < height) {  // the last row is read: to skip it is to stop
+            jpeg_skip_scanlines(&codec, JDIMENSION(height - 1 - region.bottom));
+            jpeg_read_scanlines(&codec, &row, 1);
+        }
+        if (to_end) jpeg_finish_decompress(&codec);
         good = errors.base.num_warnings == 0;
     }
     jpeg_destroy_decompress(&codec);
@@ -153,10 +164,11 @@ bool decode(const uint8_t *data, size_t size, long width, long height, const Reg
 }  // namespace
 
 // A view to out (pixels, pixels, 3). `sides` are left, top, right and bottom of the region that it
-// needs, `box` those of the view itself, in pixels of the region. Returns 0, or 1 where it is left
-// to others.
+// needs, `box` those of the view itself, in pixels of the region. `to_end` where the file is new.
+// Returns 0, or 1 where it is left to others.
 extern "C" int jpeg_view(const uint8_t *data, size_t size, long width, long height,
-                         const long *sides, const float *box, int pixels, int flip, uint8_t *out) {
+                         const long *sides, const float *box, int pixels, int flip, int to_end,
+                         uint8_t *out) {
     const Region region{sides[0], sides[1], sides[2], sides[3]};
     try {
         const Side across = tent(int(region.right - region.left), box[0], box[2], pixels);
@@ -164,10 +176,10 @@ extern "C" int jpeg_view(const uint8_t *data, size_t size, long width, long heig
         std::vector<uint8_t> row(size_t(width) * PIXEL);
         std::vector<uint8_t> rows(size_t(region.bottom - region.top) * pixels * PIXEL);
         auto done = [&](const uint8_t *found, long y) {
-            shrink_row(found, across, rows.data() + y * pixels * PIXEL);
+            resample_row(found, across, rows.data() + y * pixels * PIXEL);
         };
-        if (!decode(data, size, width, height, region, row.data(), done)) return 1;
-        shrink_rows(rows.data(), down, pixels, flip, out);
+        if (!decode(data, size, width, height, region, to_end, row.data(), done)) return 1;
+        resample_rows(rows.data(), down, pixels, flip, out);
         return 0;
     } catch (const std::bad_alloc &) {
         return 1;

@@ -1,7 +1,6 @@
 """Views cut from JPEG files without decoding the whole of them are those of the whole image, bit
 for bit; what cannot be cut so is left to the whole image."""
 
-import io
 import zipfile
 
 import numpy as np
@@ -12,15 +11,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from delving.data import regions
-from delving.data.augment import crop_at, draw_augmentation, pick_side
+from delving.data.augment import View, crop_at, draw_augmentation, pick_side, region_of
 from delving.data.images import Images, UndecodableImageError, decode
 from delving.data.loader import Cache, TrainingBatches
-from delving.data.regions import cut_region
+from delving.data.regions import agrees, look_at
 from delving.kernels import compiled
 
 some = settings(deadline=None, derandomize=True, max_examples=150)
 places = st.floats(0, 1, exclude_max=True, width=32, allow_subnormal=False)
-cutting = pytest.mark.skipif(regions.load() is None, reason="no C++ compiler or no libjpeg-turbo")
+cutting = pytest.mark.skipif(not agrees(), reason="no C++ compiler or no libjpeg-turbo")
 
 
 def noisy(width, height, seed=0):
@@ -29,30 +28,66 @@ def noisy(width, height, seed=0):
     return (smooth_pixels(width, height, seed).astype(int) + noise).clip(0, 255).astype(np.uint8)
 
 
-def whole(data, *view, flip):
-    return crop_at(decode(data, "x"), *view, flip=flip)
+def whole(data, view):
+    return crop_at(decode(data, "x"), *view[:3], flip=view.flip)
+
+
+def cut(data, view, new=True):
+    """As a cache does, of a file that is new to it or not."""
+    size = look_at(data, "x")
+    return size and regions.cut_region(data, size, view, new=new)
+
+
+def outcome(make, *arguments):
+    """What it gives, or the error that it raises."""
+    try:
+        return make(*arguments)
+    except UndecodableImageError as error:
+        return error
 
 
 @cutting
 @some
 @given(
-    width=st.integers(15, 150), height=st.integers(15, 150), crop=st.integers(1, 40),
+    width=st.integers(2, 150), height=st.integers(2, 150), crop=st.integers(1, 40),
     more=st.integers(0, 60), at=st.tuples(places, places), flip=st.booleans(),
     sampling=st.sampled_from([0, 1, 2]), quality=st.integers(20, 100), gray=st.booleans(),
-    progressive=st.booleans(), seed=st.integers(0, 9),
+    restart=st.integers(0, 3), seed=st.integers(0, 9),
 )  # fmt: skip
 def test_a_cut_view_is_the_whole_images(
-    width, height, crop, more, at, flip, sampling, quality, gray, progressive, seed
+    width, height, crop, more, at, flip, sampling, quality, gray, restart, seed
 ):
     """Larger and smaller, high and wide, with chroma at full, half and quarter resolution."""
     image = Image.fromarray(noisy(width, height, seed))
     image = image.convert("L") if gray else image
     kind = {} if gray else {"subsampling": sampling}
-    data = encode(image, "JPEG", quality=quality, progressive=progressive, **kind)
-    view = (crop + more, crop, at)
-    cut = cut_region(data, "x", *view, flip=flip)
-    assert cut is not None
-    np.testing.assert_array_equal(cut, whole(data, *view, flip=flip))
+    data = encode(image, "JPEG", quality=quality, restart_marker_blocks=restart, **kind)
+    view = View(crop + more, crop, at, flip)
+    for new in (True, False):
+        found = cut(data, view, new)
+        assert found is not None
+        np.testing.assert_array_equal(found, whole(data, view))
+
+
+@some
+@given(size=st.tuples(st.integers(1, 300), st.integers(1, 300)), crop=st.integers(1, 60),
+       more=st.integers(0, 60), at=st.tuples(places, places))  # fmt: skip
+def test_a_region_has_all_that_the_filter_sees(size, crop, more, at):
+    """Within the image, and half the filter's width around the view where there is so much."""
+    region = region_of(size, crop + more, crop, at)
+    for side, first, last, begin, end in zip(
+        size, region.sides[:2], region.sides[2:], region.box[:2], region.box[2:], strict=True
+    ):
+        reach = max(1.0, (end - begin) / crop)
+        assert 0 <= first < last <= side
+        assert 0 <= begin < end <= last - first
+        assert first == 0 or begin >= reach
+        assert last == side or last - first - end >= reach
+
+
+def test_a_view_larger_than_its_image_is_refused():
+    with pytest.raises(ValueError, match="a crop of 24 pixels of an image resized to 20 x 30"):
+        region_of((40, 60), 20, 24, (0, 0))
 
 
 @cutting
@@ -60,95 +95,108 @@ def test_a_cut_view_is_the_whole_images(
 def test_of_a_hundred_real_images_nearly_all_are_cut_and_all_alike():
     with zipfile.ZipFile(SHARED / "imagenet_sample_100.zip") as real:
         files = [real.read(name) for name in real.namelist() if name.endswith(".JPEG")]
-    draws, cut = draw_augmentation(0, 0, len(files)), 0
+    draws, count = draw_augmentation(0, 0, len(files)), 0
     for data, (u, x, y, turn) in zip(files, draws[:, :4], strict=True):
-        view = (pick_side(u, (256, 512)), 224, (x, y))
-        found = cut_region(data, "x", *view, flip=turn < 0.5)
-        cut += found is not None
+        view = View(pick_side(u, (256, 512)), 224, (x, y), bool(turn < 0.5))
+        found = cut(data, view)
+        count += found is not None
         if found is not None:
-            np.testing.assert_array_equal(found, whole(data, *view, flip=turn < 0.5))
-    assert cut > 90
+            np.testing.assert_array_equal(found, whole(data, view))
+    assert count > 90
 
 
-def turned():
+# --- what is left to the whole image ---
+def rotated():
     exif = Image.Exif()
     exif[274] = 6
-    return encode(noisy(40, 30), "JPEG", exif=exif)
+    return encode(noisy(64, 48), "JPEG", exif=exif)
 
 
-LEFT = {
-    "PNG": encode(noisy(40, 30)),
-    "a JPEG that is turned": turned(),
-    "a JPEG for printers": encode(Image.fromarray(noisy(40, 30)).convert("CMYK"), "JPEG"),
-    "a JPEG cut short": encode(noisy(40, 30), "JPEG")[:-40],
-    "a JPEG with something after its end": encode(noisy(40, 30), "JPEG") + b"\0",
-    "no image at all": b"\xff\xd8nothing\xff\xd9"[2:],
-}
+def with_size(data, height):
+    """The same with another height in its header."""
+    at = data.index(b"\xff\xc0") + 5
+    return data[:at] + height.to_bytes(2, "big") + data[at + 2 :]
 
 
-@pytest.mark.parametrize("kind", LEFT)
-def test_other_files_are_left_to_the_whole_image(kind):
-    assert cut_region(LEFT[kind], "x", 32, 16, (0.5, 0.5), flip=False) is None
-
-
-def test_what_has_no_header_is_named():
-    if regions.load() is not None:
-        with pytest.raises(UndecodableImageError, match=r"a\.JPEG cannot be decoded"):
-            cut_region(b"\xff\xd8nothing\xff\xd9", "a.JPEG", 32, 16, (0.5, 0.5), flip=False)
+def halved_downwards():
+    """Chroma of half as many rows and all columns, as a camera turned on its side leaves it."""
+    data = bytearray(encode(noisy(64, 64), "JPEG", subsampling=1))
+    at = data.index(b"\xff\xc0") + 11
+    assert data[at] == 0x21
+    data[at] = 0x12
+    return bytes(data)
 
 
 SOUND = encode(noisy(64, 48), "JPEG", quality=80)
-MANY = encode(noisy(64, 48), "JPEG", quality=80, progressive=True, restart_marker_blocks=2)
+RESTARTED = encode(noisy(64, 48), "JPEG", quality=80, restart_marker_blocks=2)
+PROGRESSIVE = encode(noisy(64, 48), "JPEG", quality=80, progressive=True)
+# A table of Huffman codes that is none, just before the end: only who reads on finds it.
+BROKEN_BEHIND = SOUND[:-2] + b"\xff\xc4\x00\x03\x00" + SOUND[-2:]
+TOP = View(96, 16, (0.1, 0.0), False)
+
+LEFT = {
+    "PNG": encode(noisy(40, 30)),
+    "rotated": rotated(),
+    "for printers": encode(Image.fromarray(noisy(64, 48)).convert("CMYK"), "JPEG"),
+    "progressive": PROGRESSIVE,
+    "chroma halved downwards": halved_downwards(),
+    "cut short": SOUND[:-40],
+    "cut in half, with an end": SOUND[: len(SOUND) // 2] + b"\xff\xd9",
+    "broken behind the view": BROKEN_BEHIND,
+    "higher than its data": with_size(SOUND, 200),
+    "something after its end": SOUND + b"\0",
+    "no image at all": b"nothing",
+}
+
+
+@cutting
+@pytest.mark.parametrize("kind", LEFT)
+def test_other_files_are_left_to_the_whole_image(kind):
+    assert cut(SOUND, TOP) is not None
+    assert cut(LEFT[kind], TOP) is None
+
+
+@cutting
+def test_what_has_no_header_is_named():
+    with pytest.raises(UndecodableImageError, match=r"a\.JPEG cannot be decoded"):
+        look_at(b"\xff\xd8nothing\xff\xd9", "a.JPEG")
 
 
 @cutting
 @some
-@given(data=st.sampled_from([SOUND, MANY]), place=st.floats(0, 1, exclude_max=True),
+@given(data=st.sampled_from([SOUND, RESTARTED]), place=st.floats(0, 1, exclude_max=True),
        mask=st.integers(1, 255), at=st.tuples(places, places))  # fmt: skip
-def test_a_damaged_byte_gives_the_whole_images_view_or_none(data, place, mask, at):
-    """What the decoder warns of is refused, so that nothing depends on how it mends."""
+def test_a_damaged_byte_gives_no_view_or_the_whole_images(data, place, mask, at):
+    """A file that the whole image's decoder refuses gives none, wherever its damage is."""
     broken = bytearray(data)
     broken[int(place * len(data))] ^= mask
-    try:
-        cut = cut_region(bytes(broken), "x", 40, 16, at, flip=False)
-        wanted = whole(bytes(broken), 40, 16, at, flip=False)
-    except UndecodableImageError:
-        return
-    if cut is not None:
-        np.testing.assert_array_equal(cut, wanted)
+    view = View(40, 16, at, False)
+    found = outcome(cut, bytes(broken), view)
+    wanted = outcome(whole, bytes(broken), view)
+    if isinstance(wanted, UndecodableImageError):
+        assert found is None or isinstance(found, UndecodableImageError)
+    elif found is not None:
+        np.testing.assert_array_equal(found, wanted)
 
 
+# --- without a compiler, or with another decoder ---
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "true"])
-def test_where_nothing_compiles_whole_images_are_decoded(monkeypatch, tmp_path, compiler):
+def test_where_nothing_compiles_there_are_no_views(monkeypatch, tmp_path, compiler):
     monkeypatch.setenv("CXX", compiler)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert regions.load.__wrapped__() is None
-    monkeypatch.setattr(regions, "load", lambda: None)
-    assert cut_region(SOUND, "x", 40, 16, (0.5, 0.5), flip=False) is None
+    for function in (regions.load, agrees):
+        function.cache_clear()
+    try:
+        assert regions.load() is None
+        assert cut(SOUND, TOP) is None
+    finally:
+        for function in (regions.load, agrees):
+            function.cache_clear()
 
 
-def test_one_that_cuts_otherwise_than_pillow_is_not_used(monkeypatch):
-    class Library:
-        @staticmethod
-        def jpeg_view(*_):
-            return 0  # and leaves what was in memory
-
-    monkeypatch.setattr(regions, "compile_and_load", lambda *_, **__: Library)
-    assert regions.load.__wrapped__() is None
-
-
-def test_batches_are_the_same_of_kept_images_and_of_cut_ones():
-    files = {f"{i}.jpg": encode(noisy(40 + i, 60 - i, i), "JPEG") for i in range(7)}
-    names = list(files)
-    images = Images(names, np.arange(7), names, names, MemoryReader(files))
-    for step in range(4):
-        cut, kept = (
-            TrainingBatches(Cache(images, budget), batch=5, crop=24, sides=(28, 56), flip=True,
-                            seed=3)[step]
-            for budget in (0, 1e9)
-        )  # fmt: skip
-        assert (cut.pixels == kept.pixels).all()
-        assert (cut.labels == kept.labels).all()
+def test_a_decoder_of_other_pixels_than_pillows_is_not_used(monkeypatch):
+    monkeypatch.setattr(regions, "load", lambda: lambda *_: 0)  # leaves what was in memory
+    assert not agrees.__wrapped__()
 
 
 def test_libraries_of_other_links_are_other_files(tmp_path, monkeypatch):
@@ -160,17 +208,64 @@ def test_libraries_of_other_links_are_other_files(tmp_path, monkeypatch):
     assert len(list(tmp_path.rglob("*.so"))) == 2
 
 
-def test_a_views_own_bytes_are_its_images(tmp_path):
-    """A cache with no room reads a file once for each view."""
+def test_a_library_that_does_not_load_any_more_is_made_anew(tmp_path, monkeypatch):
+    """As when what it was linked with has another name by now."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+    if compiled.compile_and_load("kernels.cpp", tuned=((),)) is None:
+        pytest.skip("no C++ compiler here")
+    [name] = [path.name for path in tmp_path.rglob("*.so")]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
+    made = tmp_path / "second" / "delving" / name
+    made.parent.mkdir(parents=True)
+    made.write_bytes(b"no library")
+    made.with_suffix(".sha256").write_text(compiled._hash(b"no library"))
+    assert compiled.compile_and_load("kernels.cpp", tuned=((),)) is None
+    assert not made.exists()
+    assert compiled.compile_and_load("kernels.cpp", tuned=((),)) is not None
+
+
+# --- in batches ---
+def split_of(files):
+    names = [f"{i}.jpg" for i in range(len(files))]
+    reader = MemoryReader(dict(zip(names, files, strict=True)))
+    return Images(names, np.arange(len(files)), names, names, reader)
+
+
+@cutting
+def test_batches_are_the_same_of_kept_images_and_of_cut_ones(monkeypatch):
+    """Also where a file is broken behind the view: it is as bad for both."""
+    found = []
+
+    def seen(*arguments, **named):
+        found.append(regions.cut_region(*arguments, **named))
+        return found[-1]
+
+    monkeypatch.setattr("delving.data.loader.cut_region", seen)
+    files = [encode(noisy(40 + i, 60 - i, i), "JPEG") for i in range(7)]
+    images = split_of([*files, BROKEN_BEHIND, PROGRESSIVE])
+    cut_anew, kept = (
+        TrainingBatches(Cache(images, budget), batch=5, crop=24, sides=(28, 56), flip=True, seed=3)
+        for budget in (0, 1e9)
+    )
+    for step in range(6):
+        assert all((a == b).all() for a, b in zip(cut_anew[step][:3], kept[step][:3], strict=True))
+        assert cut_anew[step].bad == kept[step].bad
+    assert sum(view is not None for view in found) > 12
+
+
+@pytest.mark.parametrize("data", [SOUND, PROGRESSIVE])
+def test_a_file_is_read_once_for_a_view(data):
     calls = []
-
-    def read(name):
-        calls.append(name)
-        return SOUND
-
-    images = Images(["a"], np.zeros(1, int), ["a"], ["a"], read)
-    cache, draws = Cache(images, 0), draw_augmentation(0, 0, 1)[0]
-    view = cache.cut(0, draws, crop=16, sides=(20, 40), flip=True)
+    images = Images(["a"], np.zeros(1, int), ["a"], ["a"], lambda name: calls.append(name) or data)
+    draws = draw_augmentation(0, 0, 1)[0]
+    view = Cache(images, 0).cut(0, draws, crop=16, sides=(20, 40), flip=True)
     assert view.shape == (16, 16, 3)
     assert calls == ["a"]
-    assert Image.open(io.BytesIO(SOUND)).size == (64, 48)
+
+
+def test_images_are_kept_while_there_is_room_also_after_one_that_is_too_large():
+    images = split_of([encode(noisy(200, 200), "JPEG"), SOUND, SOUND, SOUND])
+    cache, draws = Cache(images, 2 * 64 * 48 * 4), draw_augmentation(0, 0, 4)
+    for index in (0, 1, 2, 3):
+        cache.cut(index, draws[index], crop=16, sides=(20, 40), flip=True)
+    assert list(cache.kept) == [1, 2]
