@@ -143,6 +143,7 @@ BLOCKS: dict[str, Callable[[], list[str]]] = {
     "about_quarter": partial(about, "quarter"),
     "ledger_quarter": partial(ledger, "quarter"),
     "table2_quarter": partial(table, "quarter", "table2"),
+    "table4_quarter": partial(table, "quarter", "table4"),
     "ledger": partial(ledger, "cpu"),
     "robustness": robustness,
     "speed": speed,

@@ -18,7 +18,7 @@ OF_RUN = ("env.json", "log.jsonl", "result.json", "slopes.json", "eval/*.json", 
 OF_ARTEFACT = ("table.csv", "table.md", "data.csv", "verdict.json", "measured.json")
 OF_DETECTION = ("config.yaml", "env.json", "log.jsonl", "result.json", "pictures.json")
 PICTURES = ("figure1", "table1", "figure2", "figure3", "signal", "convergence", "fisher",
-            "detection")  # fmt: skip
+            "detection", "figure4", "figure5")  # fmt: skip
 
 
 def copy_records(source: Path, to: Path) -> None:
