@@ -134,13 +134,9 @@ def region_of(size: tuple[int, int], s: int, crop: int, at: tuple[float, float])
     if crop > min(full):
         raise ValueError(f"a crop of {crop} pixels of an image resized to {full[0]} x {full[1]}")
     corner = _corner(full, crop, at)
-    across, down = (
-        _part_of(side, whole, start, crop)
-        for side, whole, start in zip(size, full, corner, strict=True)
-    )
-    return Region(
-        (across[0], down[0], across[1], down[1]), (across[2], down[2], across[3], down[3])
-    )
+    left, right, x0, x1 = _part_of(size[0], full[0], corner[0], crop)
+    top, bottom, y0, y1 = _part_of(size[1], full[1], corner[1], crop)
+    return Region((left, top, right, bottom), (x0, y0, x1, y1))
 
 
 def _part_of(side: int, whole: int, start: int, crop: int) -> tuple[int, int, float, float]:
