@@ -158,7 +158,7 @@ def augment(
 ) -> np.ndarray:
     """Random s, random crop, flipped half the time: uint8 (crop, crop, 3)."""
     view = view_of(draws, crop=crop, sides=sides, flip=flip)
-    return crop_at(image, view.s, crop, view.at, flip=view.flip)
+    return crop_at(image, *view[:3], flip=view.flip)
 
 
 class View(NamedTuple):

@@ -14,8 +14,8 @@ from torch import Tensor
 from delving.data.augment import (
     Picture,
     View,
-    augment,
     augmentation_of,
+    crop_at,
     resize_whole,
     rows_of,
     samples_of,
@@ -59,19 +59,18 @@ class Cache:
             return self.kept[index]
         return self._decode(index, self.images.bytes_of(index))
 
-    def cut(
-        self, index: int, draws: np.ndarray, *, crop: int, sides: tuple[int, int], flip: bool
-    ) -> np.ndarray:
-        """augment's view of an image. One that is neither kept nor resized as a whole is decoded
+    def cut(self, index: int, view: View) -> np.ndarray:
+        """crop_at's view of an image. One that is neither kept nor resized as a whole is decoded
         no further than the view needs, where that is possible."""
-        if index in self.kept:
-            return augment(self.kept[index], draws, crop=crop, sides=sides, flip=flip)
-        data = self.images.bytes_of(index)
-        if not (self.side or self._has_room(index)):
-            pixels = self._cut(index, data, view_of(draws, crop=crop, sides=sides, flip=flip))
-            if pixels is not None:
-                return pixels
-        return augment(self._decode(index, data), draws, crop=crop, sides=sides, flip=flip)
+        picture = self.kept.get(index)
+        if picture is None:
+            data = self.images.bytes_of(index)
+            if not (self.side or self._has_room(index)):
+                pixels = self._cut(index, data, view)
+                if pixels is not None:
+                    return pixels
+            picture = self._decode(index, data)
+        return crop_at(picture, *view[:3], flip=view.flip)
 
     def _cut(self, index: int, data: bytes, view: View) -> np.ndarray | None:
         new = index not in self.sound
@@ -135,7 +134,8 @@ class TrainingBatches:
         pixels = np.empty((len(indices), self.crop, self.crop, 3), np.uint8)
         labels, bad = np.empty(len(indices), np.int64), []
         for row, index in enumerate(indices):
-            pixels[row], used = self._cut(int(index), draws[row], bad)
+            view = view_of(draws[row], crop=self.crop, sides=self.sides, flip=self.flip)
+            pixels[row], used = self._cut(int(index), view, bad)
             labels[row] = self.source.images.labels[used]
         return Batch(*map(torch.from_numpy, (pixels, labels, draws[:, 4:])), bad)
 
@@ -150,15 +150,12 @@ class TrainingBatches:
         rows = rows_of(self.batch, *self.share)
         return epochs[rows], indices[rows]
 
-    def _cut(self, index: int, draws: np.ndarray, bad: list[str]) -> tuple[np.ndarray, int]:
+    def _cut(self, index: int, view: View, bad: list[str]) -> tuple[np.ndarray, int]:
         """The image's view, or where it cannot be decoded that of the next that can; and which."""
         count = len(self.source.images)
         for used in (n % count for n in range(index, index + count)):
             try:
-                view = self.source.cut(
-                    used, draws, crop=self.crop, sides=self.sides, flip=self.flip
-                )
-                return view, used
+                return self.source.cut(used, view), used
             except UndecodableImageError:
                 bad.append(self.source.images.names[used])
         raise ValueError("no training image can be decoded")
