@@ -156,7 +156,7 @@ def make_plan(
     plan.requests = {name: (asked | needed)[name] for name in everything if name in asked | needed}
     for name, request in plan.requests.items():
         plan.arms[name] = {arm: _plan_arm(plan, one) for arm, one in request.runs.items()}
-    _look_at_detections(plan, named, need_data and source is None)
+    _look_at_detections(plan, named, need_data, from_records=source is not None)
     _look_at_seeds(plan, named)
     aside = dataclasses.replace(
         plan, runs={}, refused={}
@@ -172,16 +172,22 @@ def part_words(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     return [word for word in words if word not in chain(*own.values())], *own.values()
 
 
-def _look_at_detections(plan: Plan, named: Collection[str], need_data: bool) -> None:
+def _look_at_detections(
+    plan: Plan, named: Collection[str], need_data: bool, *, from_records: bool
+) -> None:
     """Refuses those whose folders hold others, and leaves out artefacts that lack their images."""
     settings = configs.compose_detect(plan.scale, plan.detect)
     for run in plan.detectors():
         if why := find_other_detection(plan.detection(run), settings):
             plan.refused[f"{run} detection"] = why
-    lacking = need_data and settings.data == "voc2007" and settings.root is None
-    if lacking and not all(map(plan.detected, plan.detectors())):
+    there = [plan.detected(run) for run in plan.detectors()]
+    why = "detect.root=... tells where VOC 2007 lies"
+    lacking = need_data and settings.data == "voc2007" and settings.root is None and not all(there)
+    if from_records:
+        why, lacking = "these records hold no detections", not any(there)
+    if lacking:
         for name in [name for name, request in plan.requests.items() if request.detect]:
-            _leave_out(plan, name, "detect.root=... tells where VOC 2007 lies", named)
+            _leave_out(plan, name, why, named)
 
 
 def _look_at_seeds(plan: Plan, named: Collection[str]) -> None:

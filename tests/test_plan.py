@@ -325,6 +325,14 @@ def test_small_and_large_nets_have_settings_of_their_own():
     assert small["small14-relu-he-epochs3-s0"] == given
 
 
+def test_records_without_detections_are_redrawn_without_them(tmp_path):
+    """Also where scenes could be generated: from records nothing is trained."""
+    plan = make_plan(["all"], ["scale=smoke"], tmp_path)
+    assert plan.left_out == {"detection": "these records hold no detections"}
+    with pytest.raises(ValueError, match="detection: these records hold no detections"):
+        make_plan(["detection"], ["scale=smoke"], tmp_path)
+
+
 @pytest.mark.parametrize(
     ("words", "epochs"),
     [([], 12), (["family.small.epochs=30"], 30), (["family.small.epochs=3"], 12),
