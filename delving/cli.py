@@ -105,9 +105,13 @@ def list_(
 @app.command("plot-curves", short_help="Draw the training curves of runs.")
 def plot_curves(
     runs: Annotated[list[str], typer.Argument(help="Folders or names of runs.")],
-    to: Annotated[Path, typer.Option(help="The picture; its data.csv lies beside it.")] = Path(
-        "outputs/curves/curves.png"
-    ),
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            help="The picture, its .csv beside it; if not given, <output-root>/curves/curves.png.",
+            show_default=False,
+        ),
+    ] = None,
     output_root: Annotated[str, typer.Option(help="Where outputs lie.")] = "outputs",
 ) -> None:
     """Draw the training curves of runs: loss, training and validation error."""
@@ -118,6 +122,7 @@ def plot_curves(
     from delving.plot import draw_curves, save_figure
 
     folders = [record.find_run(run, output_root) for run in runs]
+    to = to or Path(output_root) / "curves" / "curves.png"
     disk.check_writable(to.parent)
     curves = pd.concat([load_curves(folder) for folder in folders])
     labels = record.shortest_labels([folder.name for folder in folders])

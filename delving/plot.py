@@ -77,13 +77,18 @@ def label_line(
 
 
 def label_lines(axes: Axes, ends: Sequence[tuple[float, float, str, str]], *, gap: float = 11):
-    """Direct labels at the ends (x, y, text, colour) of several lines, `gap` points apart at least.
+    """Direct labels at the ends (x, y, text, colour) of several lines, `gap` points apart at least,
+    none on the x axis.
 
     Call it once the limits of the axes are final.
     """
     scale = 72 / axes.figure.dpi
     at = [axes.transData.transform((x, y))[1] * scale for x, y, _, _ in ends]
     places = _spread(at, gap)
+    lowest = axes.transData.transform((0, axes.get_ylim()[0]))[1] * scale + gap / 2
+    for i in sorted(range(len(places)), key=lambda i: places[i]):
+        places[i] = max(places[i], lowest)
+        lowest = places[i] + gap
     for (x, y, text, color), before, place in zip(ends, at, places, strict=True):
         label_line(axes, x, y, text, color, shift=place - before)
 
@@ -121,6 +126,7 @@ def draw_curves(curves: pd.DataFrame, *, labels: dict[str, str], classes: int) -
         classes: ln(classes), the loss of a blind guess, is drawn dotted.
     """
     figure, ((left, right),) = new_figure(1, 2, size=(7.2, 2.9))
+    ends = {left: [], right: []}
     for color, (run, label) in zip(cycle(COLORS), labels.items(), strict=False):
         mine = curves[curves.run == run].set_index("curve")
         for axes, curve, look in (
@@ -129,16 +135,19 @@ def draw_curves(curves: pd.DataFrame, *, labels: dict[str, str], classes: int) -
             (right, "validation error", {"lw": 1.6}),
         ):
             line = mine.loc[[curve]]
-            axes.plot(line.epoch, smooth(line.value), color=color, **look)
+            values = smooth(line.value)
+            axes.plot(line.epoch, values, color=color, **look)
             if curve != "training error":
-                label_line(axes, line.epoch.iloc[-1], smooth(line.value).iloc[-1], label, color)
+                ends[axes].append((line.epoch.iloc[-1], values.iloc[-1], label, color))
     left.axhline(np.log(classes), color="#888888", lw=0.8, ls=":")
     left.set_title(f"dotted: ln {classes}, a blind guess", fontsize=8, color="#555555")
     right.set_title("solid: validation; dashed: training", fontsize=8, color="#555555")
     left.set(xlabel="epoch", ylabel="training loss")
     right.set(xlabel="epoch", ylabel="top-1 error (%)")
-    for axes in (left, right):
+    for axes, own in ends.items():
         axes.set_xlim(0, axes.get_xlim()[1] * 1.12)
+        axes.set_ylim(*axes.get_ylim())
+        label_lines(axes, own)
     return figure
 
 

@@ -36,6 +36,20 @@ def test_two_lines_that_end_together_get_two_places():
     assert abs(shifts[0] - shifts[1]) == pytest.approx(11)
 
 
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_no_label_lies_on_the_x_axis_or_on_another(heights):
+    _, ((axes,),) = new_figure(1, 1, size=(3, 2))
+    axes.set_ylim(0, 1)
+    label_lines(axes, [(1, y, "a", "black") for y in heights])
+    per_unit = axes.transData.transform([(0, 0), (0, 1)])[:, 1] * 72 / axes.figure.dpi
+    middles = sorted(
+        y * (per_unit[1] - per_unit[0]) + note.xyann[1]
+        for y, note in zip(heights, axes.texts, strict=True)
+    )
+    assert middles[0] >= 5.5 - 1e-6
+    assert all(b - a >= 11 - 1e-6 for a, b in pairwise(middles))
+
+
 @pytest.mark.parametrize("ending", ["svg", "png"])
 def test_the_same_picture_is_the_same_file(tmp_path, ending):
     files = []

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from delving.artefact import Asked, Claim, Shown, published
 from delving.build import materialise, plan_stds
@@ -100,7 +101,6 @@ def _measure_example(settings: dict) -> dict:
 
 def _propagate(net, rule, x: torch.Tensor, seed: int) -> float:
     stds = partial(layer_stds, rule=rule, slope=0.0, range="raw")  # paper: fc 0.01, 0.01, 0.001
-
     initialize(net, stds, seed=seed)
     labels = torch.zeros(len(x), dtype=torch.long)
     return propagated_gradient(layer_moments(net, x, labels))
@@ -164,7 +164,9 @@ def draw_signal(nets: dict[str, dict[str, dict]]) -> Figure:
                 (*_draw_init(panel, net["layers"], key, color, limits), init, color)
                 for (init, net), color in zip(by_init.items(), COLORS, strict=False)
             ]
-            panel.set_xlim(1, panel.get_xlim()[1] * 1.25)
+            depth = max(len(net["layers"]) for net in by_init.values())
+            panel.set_xticks(MaxNLocator(7, integer=True, prune="both").tick_values(0, depth))
+            panel.set_xlim(1, 1.25 * depth)
             panel.set_ylim(*limits)
             label_lines(panel, ends)
     return figure
@@ -181,15 +183,20 @@ def _limits(by_init: dict, key: str) -> tuple[float, float]:
 def _draw_init(
     panel: Axes, rows: list[dict], key: str, color: str, limits: tuple[float, float]
 ) -> tuple[float, float]:
-    """Mean, spread and theory of an initialiser; where the line ends or leaves the panel."""
+    """Mean, spread and theory of an initialiser; where its line ends, or crosses the panel's
+    bottom, beside which there is room for a name."""
     depth = np.arange(1, len(rows) + 1)
     mean, spread, here = (np.array([row[f"{key}_{part}"] for row in rows])
                           for part in ("measured", "spread", "here"))  # fmt: skip
     panel.plot(depth, mean, color=color, lw=1.4)
     panel.fill_between(depth, mean - spread, mean + spread, color=color, alpha=0.18, lw=0)
     panel.plot(depth, here, color=color, lw=1.1, ls=":")
-    last = np.flatnonzero((mean > limits[0]) & (mean < limits[1]))[-1]
-    return float(depth[last]), float(mean[last])
+    below = mean < limits[0]
+    crossings = np.flatnonzero(below[1:] != below[:-1])
+    if not len(crossings):
+        return float(depth[-1]), float(mean[-1])
+    i = crossings[0]
+    return float(depth[i] + (limits[0] - mean[i]) / (mean[i + 1] - mean[i])), limits[0]
 
 
 def _claims(found: dict) -> list[Claim]:
