@@ -61,8 +61,10 @@ def evaluate(
 def show(overrides: Overrides = None, as_json: AsJson = False) -> None:
     """The layers of a net, its parameters and cost, and what deviates from the paper's recipe."""
     from delving.config import compose
+    from delving.schema import check_families
 
     config = compose(overrides or [])
+    check_families(overrides or [], [config])
     from delving.build import describe_model
 
     card = describe_model(config)

@@ -39,6 +39,7 @@ def _find(words: list[str]):
     from delving import config as configs
     from delving import record
     from delving.naming import name_run
+    from delving.schema import check_families
 
     runs = [word for word in words if "=" not in word]
     rest = [word for word in words if "=" in word]
@@ -49,6 +50,7 @@ def _find(words: list[str]):
         config = configs.amend(folder / "config.yaml", rest)
     else:
         config = configs.compose(rest)
+        check_families(rest, [config])
         folder = record.run_folder(config.output_root, config.scale, name_run(config))
     if not (folder / "result.json").exists():
         how = " ".join(["delving train", *rest]) if not runs else "delving train"

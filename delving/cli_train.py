@@ -75,8 +75,10 @@ def _train_one(words: list[str]) -> None:
 
 def _prepare(words: list[str]):
     from delving.config import compose
+    from delving.schema import check_families
 
     config = compose(words)
+    check_families(words, [config])
     disk.check_writable(Path(config.output_root) / config.scale / "runs")
     return config
 

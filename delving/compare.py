@@ -16,6 +16,7 @@ from delving.plan import Plan, add_run
 from delving.plot import save_figure
 from delving.reproduce import count_jobs, work_runs
 from delving.request import load_request
+from delving.schema import check_families
 
 MODELS = {22: "b"}  # by depth; others are the small model lengthened
 AGAINST = "xavier"
@@ -44,6 +45,7 @@ def compare_inits(words: Sequence[str], say: Overview) -> Path:
     inits = own.get("inits", f"{usual_init},{AGAINST}").split(",")
     nets = {init: configs.compose([f"model={model}", f"init={init}", *usual, *rest])
             for init in inits}  # fmt: skip
+    check_families(rest, nets.values())
     first = next(iter(nets.values()))
     plan = Plan(first.scale, rest, Path(first.output_root) / first.scale,
                 configs.plan_of(first.scale))  # fmt: skip

@@ -15,7 +15,7 @@ from delving.cost import measure_work
 from delving.display import Overview, clock
 from delving.naming import name_run
 from delving.plan import Plan, add_run
-from delving.schema import Config, differences
+from delving.schema import Config, check_families, differences
 from delving.tasks import count_jobs, estimate_run, make_data_once, train_task, watching
 from delving.workers import work_through
 
@@ -71,6 +71,8 @@ def plan_sweep(words: Sequence[str], *, cap: int = CAP, several: bool = True) ->
             _add(sweep, asked, config, " ".join(one))
         except ValueError as error:
             raise ValueError(f"{' '.join(one)}: {error}" if several else str(error)) from error
+    runs = [config for plan in sweep.plans.values() for config in plan.runs.values()]
+    check_families(words, runs)
     return sweep
 
 

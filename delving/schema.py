@@ -4,7 +4,7 @@
 its large ones (Table 3); the `${...}` defaults below read it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -247,6 +247,18 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
 # Small nets' values and large nets', by keys of their own, with the knobs that read them.
 FAMILY = {f.default.replace("${model.family}", size)[2:-1]: f for size in ("small", "large")
           for _, _, f in leaves(Config()) if str(f.default).startswith("${family.")}  # fmt: skip
+
+
+def check_families(words: Sequence[str], runs: Iterable[Config]) -> None:
+    """ValueError for a `family.` word that sets none of the runs, as one on large nets where all
+    are small ones; in a reproduction, whose artefacts ask for either, it is none."""
+    trained = {config.model.family: config.model.name for config in runs}
+    for word in words:
+        key = word.partition("=")[0]
+        if key in FAMILY and trained and (other := key.split(".")[1]) not in trained:
+            [(family, model)] = trained.items()
+            raise ValueError(f"{shown(word)}: sets {other} nets, and {model} is a {family} one: "
+                             f"{key.replace(other, family)} sets it")  # fmt: skip
 
 
 def differences(ours: Config, theirs: Config) -> dict[str, tuple]:

@@ -14,7 +14,7 @@ from delving import config, groups
 from delving.config import KEYS, amend, compose, load, to_yaml
 from delving.groups import GROUPS, choices
 from delving.naming import deviations, name_run
-from delving.schema import NEUTRAL, differences, leaves
+from delving.schema import NEUTRAL, check_families, differences, leaves
 
 few = settings(deadline=None, derandomize=True, max_examples=4)
 many = settings(deadline=None, derandomize=True, max_examples=200)
@@ -286,6 +286,19 @@ def test_hydras_own_syntax_opens_no_back_door(word):
 def test_interpolations_are_refused(word):
     with pytest.raises(ValueError, match=r"interpolation"):
         compose([word])
+
+
+@pytest.mark.parametrize(
+    ("model", "word", "own"),
+    [("small14", "family.large.epochs=2", "family.small.epochs"),
+     ("c", "family.small.s=[8,8]", "family.large.s")],
+)  # fmt: skip
+def test_a_word_on_the_other_family_of_nets_is_refused_where_it_would_do_nothing(model, word, own):
+    words = ["scale=smoke", f"model={model}", word]
+    with pytest.raises(ValueError, match=re.escape(own)):
+        check_families(words, [compose(words)])
+    assert compose(words) == compose(words[:2])  # a reproduction has nets of both
+    check_families(words, [compose(["scale=smoke", f"model={name}"]) for name in ("small14", "c")])
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,7 @@ def test_over_scales_runs_are_told_apart_by_their_folders(train, no_workers, hom
         (["seed=0..999999999999"], "1,000,000,000,000 runs"),
         (["act=relu,prelo"], "did you mean prelu"),
         (["atc=relu,prelu"], "did you mean act"),
+        (["family.large.epochs=2"], "small14 is a small one: family.small.epochs sets it"),
         (["act=relu", "data.crop=28,7"], "act=relu data.crop=7"),
         (["model.depth=14,15,99999"], "99999"),
         (["--cap", "0"], "cap"),
