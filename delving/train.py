@@ -241,9 +241,9 @@ def drop_on_plateau(progress: Progress, error: float) -> None:
 
 
 def final_status(progress: Progress, classes: int) -> str:
-    """`stalled` where the last tenth's mean loss is within 2 % of ln(classes), a blind guess."""
+    """`stalled` where the last tenth's mean loss is not 2 % below ln(classes), a blind guess."""
     if progress.status == "diverged":
         return "diverged"
     blind = math.log(classes)
     mean = progress.tail_loss / max(1, progress.tail_steps)
-    return "stalled" if abs(mean - blind) <= STALLED * blind else "converged"
+    return "stalled" if mean >= (1 - STALLED) * blind else "converged"

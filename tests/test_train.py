@@ -350,10 +350,11 @@ def test_a_non_finite_value_is_caught_before_the_optimiser_sees_it(where, value)
 @pytest.mark.parametrize(
     ("share", "status"),
     [(1.0, "stalled"), (0.985, "stalled"), (1.015, "stalled"), (0.97, "converged"),
-     (1.03, "converged"), (0.1, "converged")],
+     (1.5, "stalled"), (0.1, "converged")],
 )  # fmt: skip
-def test_a_last_tenth_within_2_percent_of_ln_classes_is_stalled(share, status):
-    """Only the mean over the last tenth counts: neither what came before nor one step's loss."""
+def test_a_last_tenth_that_is_not_2_percent_below_ln_classes_is_stalled(share, status):
+    """Only the mean over the last tenth counts: neither what came before nor one step's loss. A
+    loss above that of a blind guess is no better than one."""
     recipe, progress = replace(RECIPE, steps=40), Progress()
     for step in range(40):
         blind = math.log(CLASSES)
