@@ -152,9 +152,9 @@ def tell(
     if seen.n == 0:
         text = "no trained pair"
     elif seen.n == 1:
-        known = f", {limits} by {NOISES} seed deviations: {why}"
+        known = f", {limits} by {NOISES} seed deviations of small nets: {why}"
         rest = known if math.isfinite(seen.high) else ": how much seeds vary is not known"
-        text = f"difference {mean}, these two nets only{rest}"
+        text = f"difference {mean}, n = 1{rest}"
     elif seen.n < ENOUGH:
         text = f"mean difference {mean}, n = {seen.n}: three trained pairs are needed"
     return f"{text}; {images}" if images else text

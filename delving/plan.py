@@ -214,9 +214,12 @@ def _leave_out(plan: Plan, name: str, why: str, named: Collection[str]) -> None:
 def _plan_arm(plan: Plan, arm: Arm) -> list[str]:
     words = [f"scale={plan.scale}", *arm.words, *plan.overrides]
     config = configs.compose(words)
-    outright = any(word.startswith("train.epochs=") for word in plan.overrides)
-    if arm.epochs and not outright and config.train.epochs < arm.epochs:
-        config = configs.compose([*words, f"train.epochs={arm.epochs}"])
+    given = {word.partition("=")[0] for word in plan.overrides}
+    if arm.epochs and "train.epochs" not in given and config.train.epochs < arm.epochs:
+        words.append(f"train.epochs={arm.epochs}")
+    if plan.budget.switch and "train.switch" not in given and not config.train.switch:
+        words.append(f"train.switch={plan.budget.switch}")
+    config = configs.compose(words)
     return [add_run(plan, dataclasses.replace(config, seed=seed))
             for seed in range(getattr(plan.budget.seeds, arm.seeds))]  # fmt: skip
 

@@ -75,9 +75,14 @@ class Seeds:
 
 @dataclass
 class Reproduce:
-    """What a scale gives `delving reproduce`: trainings per arm by role, and seconds by purpose."""
+    """What a scale gives `delving reproduce`: trainings per arm by role, and seconds by purpose.
+
+    `switch` is train.switch of nets that the scale leaves to the plateau rule: what is compared
+    switches after the same number of epochs (paper: 3).
+    """
 
     seeds: Seeds = field(default_factory=Seeds)
+    switch: list[float] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)  # planned, of wall time; {}: not shared
 
 

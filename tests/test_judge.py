@@ -186,7 +186,7 @@ def test_two_pairs_are_too_few_whatever_they_show(rule):
 def test_a_single_pair_without_known_noise_decides_nothing(rule):
     finding = rule([50], delta=1)
     assert finding.verdict == INCONCLUSIVE
-    assert "these two nets only: how much seeds vary is not known" in finding.evidence
+    assert "n = 1: how much seeds vary is not known" in finding.evidence
 
 
 @pytest.mark.parametrize(
@@ -209,8 +209,8 @@ def test_a_single_pair_without_known_noise_decides_nothing(rule):
 def test_a_single_pair_speaks_beyond_three_seed_deviations(rule, difference, expected):
     finding = rule([difference], delta=5, noise=1)
     assert finding.verdict == expected
-    assert "these two nets only" in finding.evidence
-    assert "by 3 seed deviations" in finding.evidence
+    assert "n = 1, " in finding.evidence
+    assert "by 3 seed deviations of small nets" in finding.evidence
 
 
 @pytest.mark.parametrize("rule", [judge_better, judge_alike])

@@ -446,3 +446,12 @@ def test_what_a_worker_is_told_of_a_run_is_its_whole_configuration():
     plan = plan_for("figure1")
     for name, task in tasks_of(plan).items():
         assert configs.from_yaml(task.message["config"], name) == plan.runs[name]
+
+
+@pytest.mark.parametrize(("words", "switch"), [([], [0.7, 0.9]), (["train.switch=[0.5]"], [0.5])])
+def test_what_is_compared_at_the_paper_scale_switches_after_the_same_epochs(words, switch):
+    """paper, 3: by its own plateau an arm that starts late would be switched before it does."""
+    names = ["table2", "table4", "figure2", "figure3"]
+    plan = make_plan(names, ["scale=paper", *words], need_data=False)
+    assert {tuple(config.train.switch) for config in plan.runs.values()} == {tuple(switch)}
+    assert configs.compose(["scale=paper", "model=small14"]).train.switch == []

@@ -11,7 +11,8 @@ from delving.data.augment import crop_at
 from delving.data.images import UndecodableImageError
 from delving.data.loader import Cache
 
-# ours: mean image and colour eigenvectors come from at most 10,000 training images, evenly spaced.
+# ours: mean image and colour eigenvectors come from at most 10,000 training images, evenly spaced,
+# center crops at s = 8/7 of the crop, whatever s a net is trained with.
 SAMPLED = 10_000
 
 

@@ -36,7 +36,9 @@ from delving.signal import (
     weight_layers,
 )
 
-INITS = ("he", "he_backward", "xavier", "gaussian")
+# With PReLU, Eq. 15's, only what the equation is of.
+INITS = {"relu": ("he", "he_backward", "xavier", "gaussian"), "prelu": ("he", "he_backward")}
+TITLES = {"relu": "ReLU", "prelu": "PReLU"}
 BITS = 0.1  # a layer: a tenth of what parts He from Xavier
 FACTOR = 0.1  # powers of ten, of the example's 1.7e4
 EXAMPLE_STD = 0.01  # paper: 2.2
@@ -44,13 +46,18 @@ EXAMPLE_STD = 0.01  # paper: 2.2
 
 def measure(asked: Asked) -> dict:
     """Moments over draws of the weights for every net and initialiser, and the text's example."""
-    usual = [f"scale={asked.scale}", "act=relu", *asked.overrides]
+    usual = [f"scale={asked.scale}", *asked.overrides]
     nets = {
-        model: {
-            init: measure_net([f"model={model}", f"init={init}", *usual], asked.settings)
-            for init in INITS
+        act: {
+            model: {
+                init: measure_net(
+                    [f"model={model}", f"act={act}", f"init={init}", *usual], asked.settings
+                )
+                for init in INITS[act]
+            }
+            for model in asked.settings["models"]
         }
-        for model in asked.settings["models"]
+        for act in asked.settings["acts"]
     }
     return {"nets": nets, "example": _measure_example(asked.settings)}
 
@@ -116,12 +123,12 @@ def show(asked: Asked) -> Shown:
         f"Second moments of responses y (left) and of gradients dx (right), as powers of two, "
         f"relative to the first layer's y and to the last conv layer's dx: mean of {draws} draws "
         "of the weights with one standard deviation (line and band), and the paper's theory "
-        "(dotted; with pooling's own factor and the borders' counted). The table has the change "
-        "per conv layer in bits, pooling and borders taken out: 0 keeps the signal, -1 is "
-        "Xavier's halving.",
+        "(dotted; with pooling's own factor and the borders' counted); with ReLU. The table has "
+        "the change per conv layer in bits, pooling and borders taken out: 0 keeps the signal, -1 "
+        "is Xavier's halving.",
         table=_tabulate(found),
-        figure=draw_signal(found["nets"]),
-        data=list_layers(found["nets"]),
+        figure=draw_signal(found["nets"]["relu"]),
+        data=pd.concat([_labelled(list_layers(nets), act) for act, nets in found["nets"].items()]),
         claims=_claims(found),
         notes=_notes(found),
     )
@@ -129,15 +136,21 @@ def show(asked: Asked) -> Shown:
 
 def _tabulate(found: dict) -> pd.DataFrame:
     rows = []
-    for model, by_init in found["nets"].items():
-        for init, net in by_init.items():
-            row = {"net": model, "init": init}
-            for way in ("forward", "backward"):
-                bits = np.array(net["bits"][way])
-                row[f"{way}, theory"] = f"{net['bits'][f'{way}_theory']:.2f}"
-                row[f"{way}, measured"] = f"{bits.mean():.2f} ± {bits.std(ddof=1):.2f}"
-            rows.append(row)
+    for act, nets in found["nets"].items():
+        for model, by_init in nets.items():
+            for init, net in by_init.items():
+                row = {"net": model, "rectifier": TITLES[act], "init": init}
+                for way in ("forward", "backward"):
+                    bits = np.array(net["bits"][way])
+                    row[f"{way}, theory"] = f"{net['bits'][f'{way}_theory']:.2f}"
+                    row[f"{way}, measured"] = f"{bits.mean():.2f} ± {bits.std(ddof=1):.2f}"
+                rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _labelled(layers: pd.DataFrame, act: str) -> pd.DataFrame:
+    layers.insert(1, "act", act)
+    return layers
 
 
 def list_layers(nets: dict) -> pd.DataFrame:
@@ -238,14 +251,15 @@ def _claims(found: dict) -> list[Claim]:
 
 def _follows(nets: dict, claim: str, way: str, init: str) -> Claim:
     parts = {}
-    for model, by_init in nets.items():
-        for name in (init, "xavier"):
-            bits = by_init[name]["bits"]
+    for act, by_model in nets.items():
+        for model, by_init in by_model.items():
+            bits = by_init[init]["bits"]
             off = [value - bits[f"{way}_theory"] for value in bits[way]]
-            parts[f"{model}, {name}"] = judge_alike(off, delta=BITS, unit="bits")
+            parts[f"{model}, {TITLES[act]}"] = judge_alike(off, delta=BITS, unit="bits")
     rule = (
-        f"bits per conv layer, measured less theory, for {init} and xavier on each net: the 90 % "
-        f"interval over draws of the weights lies within ±{BITS}"
+        f"bits per conv layer, measured less theory, for {init} on each net, with ReLU and PReLU: "
+        f"the 90 % interval over draws of the weights lies within ±{BITS}; Xavier's draws are the "
+        "same ones, scaled"
     )
     return Claim(claim, rule, BITS, all_of(parts), 0)
 
@@ -262,7 +276,7 @@ WHY = (
 
 def _notes(found: dict) -> list[str]:
     told = []
-    for model, by_init in found["nets"].items():
+    for model, by_init in found["nets"]["relu"].items():
         net = by_init["he"]
         convs = [row for row in net["layers"] if row["kind"] == "conv"]
         variance = convs[-1]["y2_spread"] ** 2

@@ -35,6 +35,7 @@ WITHIN = f"the 90 % interval over seeds lies within ±{POINTS} points"
 ALIKE = (judge_alike, WITHIN)
 COMPARED = (  # claim, arms (better or first one first), how it is judged
     ("PReLU (channel-wise) beats ReLU", ("prelu", "relu"), (judge_better, ABOVE)),
+    ("PReLU (channel-shared) beats ReLU", ("prelu_shared", "relu"), (judge_better, ABOVE)),
     ("the two PReLUs perform comparably", ("prelu", "prelu_shared"), ALIKE),
     ("LReLU performs like ReLU", ("lrelu", "relu"), ALIKE),
     ("with 14 layers Xavier and He end alike", ("relu", "xavier"), ALIKE),

@@ -22,7 +22,7 @@ TEAMS = {
     "post_competition": {"vgg_v5": "VGG (arXiv v5)", "baidu": "Baidu",
                          "prelu_nets": "PReLU-nets (six models)"},
 }  # fmt: skip
-GAIN = 26  # percent less than GoogLeNet's, the paper's abstract
+GAIN = 26  # percent less than GoogLeNet's, the paper's abstract; as printed, so 25.5 or more
 RIGHT, WRONG, WORST = 12, 4, 3  # pictures: right, wrong ones a class, classes
 SIDE = 96  # pixels of a picture's shorter side, at most
 
@@ -166,7 +166,7 @@ def _against_the_world(asked: Asked, ensembles: list[dict]) -> list[Claim]:
     noise = asked.noise(lambda run: run.error("ten_view", 5))
     limits = {
         f"below human performance, {human} % top-5": human,
-        f"{GAIN} % below GoogLeNet's {googlenet} %": (1 - GAIN / 100) * googlenet,
+        f"{GAIN} % below GoogLeNet's {googlenet} %": (1 - (GAIN - 0.5) / 100) * googlenet,
     }
     return [
         Claim(
