@@ -2,6 +2,7 @@
 anything is, no test asks."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from calling import call
 from hypothesis import given
 from hypothesis import strategies as st
 
+from delving.artefact import published
 from delving.bench import loading, racing, rounds, table, testing, training
 from delving.bench.plain import make_plain
 from delving.evaluate import score_windows
@@ -179,3 +181,12 @@ def test_nets_that_race_all_train():
     assert alone.baseline == side.baseline
     [ranks] = racing.bench_ranks(WORDS, [2], rounds=1)
     assert ranks.ours > 0
+
+
+def test_where_the_paper_tells_a_speedup_the_row_names_it(monkeypatch):
+    monkeypatch.setattr(racing, "Racer", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(racing, "in_turns", lambda *_: {"ranks": [2.0], "alone": [1.0]})
+    two, four = racing.bench_ranks(WORDS, [2, 4])
+    paper = published()["text"]["speedup"][4]
+    assert f"{paper}x" in four.row
+    assert "paper" not in two.row

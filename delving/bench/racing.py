@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from delving.artefact import published
 from delving.bench.rounds import ROUNDS, Row, compare, in_turns
 
 STEPS = 40  # of a round
@@ -81,8 +82,8 @@ def bench_side_by_side(words: Sequence[str], cores: int, rounds: int = ROUNDS) -
 
 def bench_ranks(words: Sequence[str], counts: Sequence[int], rounds: int = ROUNDS) -> list[Row]:
     """One run by n ranks, a GPU or else a thread each, against one rank, as the paper's "speedup"
-    has it: the same batch, shared."""
-    rows = []
+    has it: the same batch, shared. Where the paper tells one for so many, the row names it."""
+    rows, paper = [], published()["text"]["speedup"]
     for count in counts:
         with ExitStack() as stack:
             alone = [stack.enter_context(Racer(words, plain=False, threads=1))]
@@ -95,8 +96,9 @@ def bench_ranks(words: Sequence[str], counts: Sequence[int], rounds: int = ROUND
             ]  # fmt: skip
             found = in_turns({"ranks": lambda r=ranks: race(r), "alone": lambda a=alone: race(a)},
                              rounds)  # fmt: skip
-        rows.append(compare(f"train {' '.join(words)}, {count} ranks: against one", found["ranks"],
-                            found["alone"], limit=None, unit="images/s",
+        told = f" (the paper's: {paper[count]}x)" if count in paper else ""
+        rows.append(compare(f"train {' '.join(words)}, {count} ranks: against one{told}",
+                            found["ranks"], found["alone"], limit=None, unit="images/s",
                             device=f"{count} devices"))  # fmt: skip
     return rows
 
