@@ -18,6 +18,8 @@ $(READY): pyproject.toml constraints.txt
 
 test: $(READY) lint  ## lint, then the fast tests
 	.venv/bin/python -m pytest -q -n 2
+	@if command -v nvidia-smi > /dev/null; then \
+	  DELVING_GPU_TESTS=1 .venv/bin/python -m pytest -q tests/test_kernels.py tests/test_spp.py; fi
 
 test-long: $(READY)  ## the tests that take minutes; tries and failures go to outputs/tally.md
 	@mkdir -p outputs

@@ -73,13 +73,15 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def prepare_backend(device: torch.device) -> None:
-    """Settings of the process: denormals to zero (they slow a CPU tenfold), cuDNN's fastest
-    algorithms, and fp32 that is fp32 (cuDNN rounds it to TF32 otherwise)."""
+def prepare_backend(device: torch.device, *, search: bool = True) -> None:
+    """Settings of the process: denormals to zero (they slow a CPU tenfold), a `search` for cuDNN's
+    fastest algorithms at each new shape, and fp32 that is fp32 (cuDNN rounds it to TF32 otherwise).
+    """
     torch.set_flush_denormal(True)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True
+        if device.index is not None:  # plain "cuda" is the current one, and set_device refuses it
+            torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = search
         torch.backends.cudnn.allow_tf32 = False
 
 

@@ -24,6 +24,7 @@ from delving.plan import Plan, ask, load_measured, make_plan, part_words
 from delving.report import ledger_rows, verdict_heading, verdict_words
 from delving.tasks import (
     count_jobs,
+    count_threads,
     detect_task,
     estimate_run,
     make_data_once,
@@ -66,12 +67,18 @@ def _undetected(plan: Plan, run: str) -> bool:
 
 
 def work(
-    plan: Plan, tasks: list[Task], jobs: int, say: Overview, until: float = math.inf
+    plan: Plan,
+    tasks: list[Task],
+    jobs: int,
+    say: Overview,
+    until: float = math.inf,
+    threads: int = 1,
 ) -> Ledger:
     """Does the tasks; what fails is noted, and stops no other.
 
     Args:
         until: of time.monotonic(): what would take longer is not begun.
+        threads: of a worker.
 
     Raises:
         Interrupted: see work_through.
@@ -84,7 +91,7 @@ def work(
     ledger.seconds["start"] += time.perf_counter() - started
     watch = watching(say, lambda outcome: _count(plan, ledger, outcome))
     try:
-        outcomes = work_through(tasks, jobs=jobs, watch=watch, until=until)
+        outcomes = work_through(tasks, jobs=jobs, watch=watch, until=until, threads=threads)
     finally:
         save_times(plan, jobs, ledger.seconds)
     done = {outcome.task.name for outcome in outcomes}
@@ -171,7 +178,8 @@ def reproduce_artefacts(
         return {}
     say.begin(weights)
     try:
-        ledger = work(plan, tasks, jobs, say, until)
+        threads = count_threads(config.device, jobs)
+        ledger = work(plan, tasks, jobs, say, until, threads)
     finally:
         say.end()
     started = time.perf_counter()

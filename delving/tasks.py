@@ -28,6 +28,12 @@ def count_jobs(device: str, wanted: int | None) -> int:
     return max(1, min(count_cores(), int(memory / GIGABYTES)))
 
 
+def count_threads(device: str, jobs: int) -> int:
+    """Of a worker: one of the CPU's, whose sums then are the same whatever runs beside; with a GPU
+    its part of the cores, for what is measured on the CPU there."""
+    return 1 if pick_device(device).type == "cpu" else max(1, count_cores() // jobs)
+
+
 def train_task(name: str, config: Config) -> Task:
     return Task(name, {"kind": "train", "name": name, "config": configs.to_yaml(config)})
 

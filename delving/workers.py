@@ -115,6 +115,7 @@ def work_through(
     jobs: int,
     watch: Callable[[str, dict], None],
     until: float = math.inf,
+    threads: int = 1,
 ) -> list[Outcome]:
     """All tasks, the first ones first, `jobs` at a time; then those that want to be alone.
 
@@ -126,6 +127,7 @@ def work_through(
             `outcome`, with the Outcome as its `outcome`; `again` tells its first end's `error`.
         until: of time.monotonic(): a task that would take longer is not begun, nor one after it;
             they have no outcome.
+        threads: of a worker; what is alone has all cores.
 
     Raises:
         Interrupted: TERM, INT, HUP, USR1 or USR2 came; the tasks at hand were told, and have ended.
@@ -141,8 +143,7 @@ def work_through(
         for alone in (False, True):
             group = [task for task in tasks if task.alone == alone and not task.after & late]
             workers = 1 if alone else min(jobs, len(group))
-            threads = os.cpu_count() if alone else 1
-            crew = [Worker(threads) for _ in range(workers)]
+            crew = [Worker(os.cpu_count() if alone else threads) for _ in range(workers)]
             outcomes += _work_group(group, crew, tell, heard, until)
             late |= {task.name for task in group} - {outcome.task.name for outcome in outcomes}
             if heard:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from delving.bench.training import build
 from delving.build import build_model, materialise
 from delving.config import compose
-from delving.kernels import native
+from delving.device import prepare_backend
+from delving.kernels import gpu, native
 from delving.rectifier import PReLU, rectify, rectify_backward_plain, rectify_plain
 from delving.spp import SPP, pool_levels
 from delving.train import Progress, build_optimizer, train
@@ -411,3 +413,23 @@ def test_on_a_gpu_the_operator_and_its_gradients_are_those_of_the_formula(shape,
         assert distance(found.cpu(), exact) < ROUNDING[dtype]
     plain = rectify_backward_plain(grad, out.detach().cpu(), slope.detach().cpu(), True)
     assert distance(slope.grad.cpu(), plain[2]) < 1e-5
+
+
+def test_a_gpu_named_without_a_number_is_the_current_one(monkeypatch):
+    """torch.cuda.set_device refuses a device without an index, which `auto` gives."""
+    told = []
+    monkeypatch.setattr(torch.cuda, "set_device", told.append)
+    for name in ("benchmark", "allow_tf32"):  # put back afterwards
+        monkeypatch.setattr(torch.backends.cudnn, name, False)
+    prepare_backend(torch.device("cuda"))
+    prepare_backend(torch.device("cuda", 1))
+    assert told == [torch.device("cuda", 1)]
+
+
+def test_where_triton_cannot_launch_the_plain_operators_compute(monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no C compiler")
+
+    programs = SimpleNamespace(rectify={(1, 1): broken}, tl=SimpleNamespace(int32=None))
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: torch.empty(1, 1))
+    assert not gpu._launches(programs)

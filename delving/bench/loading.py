@@ -145,7 +145,7 @@ def _ours(images: Images, workers: int) -> Iterator[int]:
 
 
 def _torchvision(root: Path, workers: int) -> Iterator[int]:
-    from torch.utils.data import DataLoader
+    from torch.utils.data import DataLoader, RandomSampler
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
 
@@ -159,8 +159,9 @@ def _torchvision(root: Path, workers: int) -> Iterator[int]:
         v2.Normalize([0.5] * 3, [0.25] * 3),
     ])  # fmt: skip
     data = ImageFolder(root, change)
-    loader = DataLoader(data, BATCH, shuffle=True, num_workers=workers,
-                        sampler=None, persistent_workers=workers > 0)  # fmt: skip
+    # One endless epoch: with few files many workers would mostly start and end epochs.
+    sampler = RandomSampler(data, replacement=True, num_samples=10**7)
+    loader = DataLoader(data, BATCH, num_workers=workers, sampler=sampler)
     while True:
         for _, labels in loader:
             yield len(labels)

@@ -54,7 +54,7 @@ def seconds_each(
     settle(device)
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < least or not count:
-        for _ in range(1 if device.type == "cpu" else 10):
+        for _ in range(1 if device.type == "cpu" or not least else 10):
             work()
             count += 1
         settle(device)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from delving.bench.rounds import ROUNDS, Row, compare, in_turns
+from delving.config import compose
+from delving.device import name_device, pick_device
 
 POLL = 0.005  # seconds between two looks
 
@@ -25,12 +27,12 @@ def bench_start(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
             },
             rounds,
         )
+    device = name_device(pick_device(compose(list(words)).device))
     beyond = [step - torch for step, torch in zip(found["step"], found["torch"], strict=True)]
-    about = {"unit": "s", "device": "cpu"}
     return [
-        compare("start: delving --help", found["help"], **about),
+        compare("start: delving --help", found["help"], unit="s", device="cpu"),
         compare("start: to the first step of train scale=smoke, beyond import torch", beyond,
-                **about),
+                unit="s", device=device),
     ]  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Which rows there are, and all of them put together."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from delving.bench.loading import bench_loader
 from delving.bench.racing import bench_ranks, bench_side_by_side
@@ -16,13 +16,15 @@ from delving.device import pick_device
 from delving.words import nearest
 
 LARGE = ("a", "b", "c", "small14")
+MOST_RANKS = 8  # the paper's
 
 
 def measure(
     what: str, words: Sequence[str], rounds: int = ROUNDS
 ) -> Iterator[tuple[str, list[Row] | Exception]]:
-    """The rows of one name, or those of each where it is `all`: (name, rows). There an error takes
-    the rows' place, so that it costs no others.
+    """The rows of one name, or those of each where it is `all`: (name, rows). There an error, of
+    whatever kind (compilers have their own), follows the rows that came before it, so that it costs
+    no others.
 
     Args:
         rounds: how often the ways take turns, after one turn to warm up.
@@ -38,12 +40,28 @@ def measure(
     for name in WHAT if what == "all" else [what]:
         # data.root is the loader's: the others make their own noise.
         own = [w for w in words if name == "loader" or not w.startswith("data.root=")]
+        rows: list[Row] = []
+        error = None
         try:
-            yield name, WHAT[name](own, rounds)
-        except (OSError, RuntimeError, ValueError) as error:
-            if what != "all":
-                raise
+            for row in WHAT[name](own, rounds):
+                rows.append(row)
+                _release()
+        except Exception as found:
+            error = found
+        if rows:
+            yield name, rows
+        if error and what != "all":
+            raise error
+        if error:
             yield name, error
+
+
+def _release() -> None:
+    """Hands a GPU's memory back that the row took: other processes may need it for the next."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _nets(words: Sequence[str], large: Sequence[str]) -> list[list[str]]:
@@ -56,37 +74,43 @@ def _nets(words: Sequence[str], large: Sequence[str]) -> list[list[str]]:
     return [[*words, "scale=paper", f"model={model}"] for model in large]
 
 
-def _train(words: Sequence[str], rounds: int) -> list[Row]:
-    rows = [row for net in _nets(words, LARGE) for row in bench_train(net, rounds)]
+def _train(words: Sequence[str], rounds: int) -> Iterator[Row]:
+    for net in _nets(words, LARGE):
+        yield from bench_train(net, rounds)
     config = compose(list(words))
     if pick_device(config.device).type == "cpu" and config.scale == "cpu":
         cores = min(2, count_cores())
         for net in _nets(words, LARGE)[:2]:
-            rows += bench_side_by_side([*net, "device=cpu"], cores, rounds)
-    return rows
+            yield from bench_side_by_side([*net, "device=cpu"], cores, rounds)
 
 
-def _eval(words: Sequence[str], rounds: int) -> list[Row]:
-    return [row for net in _nets(words, LARGE[:1]) for row in bench_eval(net, rounds)]
+def _eval(words: Sequence[str], rounds: int) -> Iterator[Row]:
+    for net in _nets(words, LARGE[:1]):
+        yield from bench_eval(net, rounds)
 
 
-def _dense(words: Sequence[str], rounds: int) -> list[Row]:
+def _dense(words: Sequence[str], rounds: int) -> Iterator[Row]:
     """On a CPU A at the paper's size too, which takes a minute: its windows share most."""
     nets = _nets(words, ("a", "c"))
     if len(nets) > 1 and pick_device(compose(list(words)).device).type == "cpu":
         nets += [[*words, "scale=paper", "model=a"]]
-    return [row for net in nets for row in bench_dense(net, rounds)]
+    for net in nets:
+        yield from bench_dense(net, rounds)
 
 
 def _scaling(words: Sequence[str], rounds: int) -> list[Row]:
+    """GPUs where there are several, else the cores, by gloo."""
     import torch
 
-    cores = torch.cuda.device_count() or count_cores()
-    counts = [2**n for n in range(1, int(math.log2(max(2, cores))) + 1)]
+    gpus = torch.cuda.device_count()
+    if gpus < 2:
+        words = [*words, "device=cpu"]
+    devices = min(MOST_RANKS, gpus if gpus > 1 else max(2, count_cores()))
+    counts = [2**n for n in range(1, int(math.log2(devices)) + 1)]
     return bench_ranks(_nets(words, ("a",))[0], counts, rounds)
 
 
-WHAT: dict[str, Callable[[Sequence[str], int], list[Row]]] = {
+WHAT: dict[str, Callable[[Sequence[str], int], Iterable[Row]]] = {
     "rectifier": bench_rectifier,
     "train": _train,
     "eval": _eval,

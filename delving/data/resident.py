@@ -131,9 +131,10 @@ def cut(
     if flip:
         turned = torch.from_numpy(draws[:, 3] < 0.5).to(pixels.device)
         across = torch.where(turned[:, None, None], across.flip(1), across)
-    rows = torch.bmm(down, pixels.flatten(2).float())  # (N, crop, width x 3)
-    views = across[:, None] @ rows.unflatten(2, (width, 3))  # (N, crop, crop, 3)
-    return (views + 0.5).clamp(0, 255).to(torch.uint8)
+    rows = torch.bmm(down, pixels.flatten(2).float()).unflatten(2, (width, 3))
+    columns = rows.transpose(1, 2).flatten(2)  # (N, width, crop x 3): one product an image
+    views = torch.bmm(across, columns).unflatten(2, (crop, 3)).transpose(1, 2)  # (N, crop, crop, 3)
+    return (views + 0.5).clamp(0, 255).to(torch.uint8).contiguous()
 
 
 def tent_weights(start: Tensor, scale: Tensor, *, size: int, crop: int) -> Tensor:

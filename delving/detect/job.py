@@ -131,7 +131,7 @@ def open_trunk(run: Path, config: Config) -> tuple[Trunk, str]:
     if not last:
         raise ValueError(f"{run}: its checkpoint is of another model (no weights)")
     device = devices.pick_device(config.device)
-    devices.prepare_backend(device)
+    devices.prepare_backend(device, search=False)  # images have many shapes
     classes = _count_classes(tensors["model"])
     net, _ = build_model(config, classes)
     net = allocate(net, config, device)

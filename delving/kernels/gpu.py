@@ -11,17 +11,28 @@ from delving.kernels.native import TYPES, channels_innermost
 
 TILE = 4096  # numbers a program holds at once: 32 a thread
 COLUMNS = 128  # at most; 256 bytes of bf16 in a row
-WAVES = 4  # programs a multiprocessor, of those that sum
+WAVES = 2  # programs a multiprocessor, of those that sum: as many as its registers hold at once
 
 
 @cache
 def programs() -> ModuleType | None:
-    """Triton takes a second to load, and is not there on every machine."""
+    """Triton takes a second to load, and is not there, or cannot compile, on every machine."""
     if importlib.util.find_spec("triton") is None:
         return None
     from delving.kernels import programs as found
 
-    return found
+    return found if not torch.cuda.is_available() or _launches(found) else None
+
+
+def _launches(found: ModuleType) -> bool:
+    """Whether a program runs here: Triton's launcher wants a C compiler and Python's headers."""
+    x = torch.zeros(1, 1, device="cuda")
+    fixed = {"BIASED": False, "SHARED": 1, "LEARNED": False, "BITS": found.tl.int32}
+    try:
+        found.rectify[(1, 1)](x, x, x, torch.empty_like(x), 1, 1, **fixed, ROWS=16, COLUMNS=1)
+    except Exception:  # compilers fail in many ways; the plain operators do not
+        return False
+    return True
 
 
 def knows(x: Tensor) -> bool:

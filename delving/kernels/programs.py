@@ -51,10 +51,10 @@ def rectify_backward(
     valid = column < channels
     slopes = _slopes(slope, column, valid, SHARED, LEARNED)
     a = slopes[None, :]
-    of_bias = tl.zeros([COLUMNS], tl.float32)
-    of_slope = tl.zeros([COLUMNS], tl.float32)
-    first = tl.program_id(0) * ROWS
-    for start in range(first, rows, tl.num_programs(0) * ROWS):
+    of_bias = tl.zeros([ROWS, COLUMNS], tl.float32)
+    of_slope = tl.zeros([ROWS, COLUMNS], tl.float32)
+    start = tl.program_id(0) * ROWS
+    while start < rows:  # no range: Triton 3.6's interpreter has none of tensors with numpy 2.4
         row = (start + tl.arange(0, ROWS)).to(tl.int64)
         at = row[:, None] * channels + column[None, :]
         inside = (row < rows)[:, None] & valid[None, :]
@@ -65,9 +65,11 @@ def rectify_backward(
         positive = tl.where(a < 0, mark, y > 0)
         gx = tl.where(positive, g, a * g)
         tl.store(grad_x + at, gx.to(grad_x.dtype.element_ty), mask=inside)
-        of_bias += tl.sum(gx, 0)
-        of_slope += tl.sum(tl.where(positive, 0.0, g * y), 0)
+        # Summed over rows after the loop: inside it each tile would wait for all threads.
+        of_bias += gx
+        of_slope += tl.where(positive, 0.0, g * y)
+        start += tl.num_programs(0) * ROWS
     place = sums + tl.program_id(0) * 2 * channels + column
-    tl.store(place, of_bias, mask=valid)
+    tl.store(place, tl.sum(of_bias, 0), mask=valid)
     # A slope of 0 is fixed, and nobody asks for its gradient.
-    tl.store(place + channels, of_slope / tl.where(slopes == 0, 1.0, slopes), mask=valid)
+    tl.store(place + channels, tl.sum(of_slope, 0) / tl.where(slopes == 0, 1.0, slopes), mask=valid)

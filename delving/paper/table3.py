@@ -36,7 +36,9 @@ def measure(asked: Asked) -> dict:
     # The first step also allocates and picks algorithms: what it takes is an upper bound.
     first = sum(_timed(step, 1, device) for step in steps.values())
     rounds = asked.settings["rounds"]
-    batch = _fit(asked.settings["seconds"] / ((rounds + 1) * first))
+    # On a GPU the first steps say nothing of time, and memory alone sets the batch.
+    cuda = device.type == "cuda"
+    batch = LARGEST if cuda else _fit(asked.settings["seconds"] / ((rounds + 1) * first))
     batch = _warm_up(steps.values(), batch, device)
     seconds = {name: [] for name in TIMED}
     for _ in range(rounds):
