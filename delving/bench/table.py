@@ -103,7 +103,7 @@ def _scaling(words: Sequence[str], rounds: int) -> list[Row]:
     import torch
 
     gpus = torch.cuda.device_count()
-    if gpus < 2:
+    if gpus == 1:  # ranks do not share one
         words = [*words, "device=cpu"]
     devices = min(MOST_RANKS, gpus if gpus > 1 else max(2, count_cores()))
     counts = [2**n for n in range(1, int(math.log2(devices)) + 1)]
