@@ -49,6 +49,10 @@ def draw_pictures(shown: list[dict], pictures: dict) -> Figure:
 def _draw_picture(cell: Axes, one: dict, titles: list[str]) -> None:
     image = Image.open(io.BytesIO(base64.b64decode(one["jpeg"])))
     cell.imshow(np.asarray(image), interpolation="nearest")
+    # All cells are square, so that what stands below an image has the same room, wide or tall.
+    middle, side = np.array(image.size) / 2 - 0.5, max(image.size)
+    cell.set_xlim(middle[0] - side / 2, middle[0] + side / 2)
+    cell.set_ylim(middle[1] + side / 2, middle[1] - side / 2)
     cell.set_title(titles[one["label"]], fontsize=8, fontweight="bold")
     for place, (label, share) in enumerate(one["top5"]):
         color = GREEN if label == one["label"] else (RED if place == 0 else "#333333")

@@ -1,7 +1,9 @@
 """From runs with known errors, curves and slopes to the verdicts on the paper's claims."""
 
+import base64
 import dataclasses
 import importlib
+import io
 import math
 from types import SimpleNamespace
 
@@ -9,10 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from fabricate import BLIND, LAYERS, make_asked
+from PIL import Image
 
 from delving.artefact import published
 from delving.paper.convergence import mean_validation
-from delving.paper.figure4 import _siblings
+from delving.paper.figure4 import _siblings, draw_pictures
 from delving.paper.table1 import draw_slopes
 from delving.paper.table7 import _against_the_world
 
@@ -439,3 +442,22 @@ def test_siblings_are_told_apart_as_well_unless_they_are_a_point_worse(dogs, ver
     for ensembles, wanted in (([one] * 3, verdict), ([one], INCONCLUSIVE)):
         [claim] = _siblings({"pictures": pictures, "ensembles": ensembles})
         assert claim.finding.verdict == wanted
+
+
+def test_what_stands_below_a_picture_has_room_whatever_its_shape():
+    def picture(size):
+        file = io.BytesIO()
+        Image.new("RGB", size).save(file, "JPEG")
+        found = {"label": 0, "top5": [(0, 0.2)] * 5}
+        return found | {"jpeg": base64.b64encode(file.getvalue()).decode()}
+
+    shown = [picture(size) for size in ((96, 48), (48, 96), (64, 64)) * 4]
+    figure = draw_pictures(shown, {"titles": ["dots"]})
+    figure.draw_without_rendering()
+    cells = np.array(figure.axes).reshape(-1, 4)
+    for column in cells.T:
+        boxes = [[text.get_window_extent() for text in cell.texts] for cell in column]
+        titles = [cell.title.get_window_extent() for cell in column]
+        lowest = [min(box.y0 for box in mine) for mine in boxes]
+        assert all(low >= title.y1 for low, title in zip(lowest, titles[1:], strict=False))
+        assert lowest[-1] >= 0
