@@ -85,6 +85,13 @@ def prepare_backend(device: torch.device, *, search: bool = True) -> None:
         torch.backends.cudnn.allow_tf32 = False
 
 
+def without_search() -> AbstractContextManager:
+    """Where images have hundreds of shapes: cuDNN's search for the fastest algorithm, which
+    prepare_backend asks for, would run for each."""
+    tf32 = torch.backends.cudnn.allow_tf32
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=tf32)
+
+
 def name_device(device: torch.device, ranks: int = 1) -> str:
     if ranks > 1:
         return f"{ranks} x {name_device(device)}"

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from delving import device as devices
 from delving.data.augment import center_view, resized_size, ten_views, whole_views
 from delving.data.images import UndecodableImageError
 from delving.data.input import Input
 from delving.data.loader import Cache, Views, iterate
-from delving.device import wide
 from delving.net import Net
 from delving.ranks import ALONE, Ranks
 
@@ -75,9 +75,7 @@ class Tester:
     def dense(self, source: Cache, s: int) -> np.ndarray:
         """The same over every window of the whole image's feature map, and of its flip's."""
         groups = _groups_by_shape(source, s, max(1, self.batch // 8))
-        # Hundreds of shapes: cuDNN's search for the fastest algorithm would run for each.
-        tf32 = torch.backends.cudnn.allow_tf32
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=tf32):
+        with devices.without_search():
             return self._score(source, partial(whole_views, s=s), groups, self._windows)
 
     def _score(
@@ -143,7 +141,7 @@ class Tester:
     def _crops(self, pixels: Tensor) -> Tensor:
         with self.autocast():
             logits = self.net(self.input(pixels))
-        return wide(logits).softmax(1)
+        return devices.wide(logits).softmax(1)
 
     def _windows(self, pixels: Tensor) -> Tensor:
         return score_windows(self.net, self.input(pixels), self.autocast)
@@ -159,7 +157,7 @@ def score_windows(net: Net, x: Tensor, autocast: Callable[[], AbstractContextMan
         pooled = net.spp.windows(net.features(x), net.map_size)  # (N, rows, columns, features)
         flat = pooled.flatten(0, 2)
         logits = torch.cat([net.classifier(part) for part in flat.split(WINDOWS)])
-    return wide(logits).softmax(1).unflatten(0, pooled.shape[:3]).mean((1, 2))
+    return devices.wide(logits).softmax(1).unflatten(0, pooled.shape[:3]).mean((1, 2))
 
 
 def _groups_by_shape(source: Cache, s: int, size: int) -> list[np.ndarray]:

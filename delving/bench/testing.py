@@ -67,10 +67,7 @@ def _all_images(bench: Bench, rounds: int, device: str) -> Row:
                 for x in views.values())  # fmt: skip
         return sum(each) * IMAGES / images
 
-    # As the tester does it: images have many shapes, and no time to search algorithms for each.
-    with torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, allow_tf32=torch.backends.cudnn.allow_tf32
-    ):
+    with devices.without_search():  # as the tester does it
         found = in_turns({"all": seconds}, min(rounds, 3))["all"]
     scales = ", ".join(map(str, sides))
     row = (f"dense {bench.name.split(',')[0]}, {bench.precision}, {IMAGES:,} images and their "
