@@ -117,13 +117,15 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def _add_up(terminalreporter):
-    """{what: [tries, failures, note]} of all tests; a failed test is one failure at least."""
+    """{what: [tries, failures, note]} of all tests; a failed test is one failure at least. Of what
+    several tests tried it has all their notes."""
     rows = {}
     for kind in ("passed", "failed"):
         for report in terminalreporter.stats.get(kind, ()):
             told = [value for name, value in report.user_properties if name == "tally"]
             for what, tries, failures, note in told:
-                row = rows.setdefault(what, [0, 0, note])
+                row = rows.setdefault(what, [0, 0, ""])
                 row[0] += tries
                 row[1] += max(failures, kind == "failed")
+                row[2] = "; ".join(filter(None, (row[2], note)))
     return dict(sorted(rows.items()))
