@@ -21,6 +21,7 @@ except ImportError:  # a system without it: signs of life alone
     fcntl = None
 
 BEAT = 5.0  # seconds between two signs of life
+TRIES = 100  # at a folder that others make and remove meanwhile
 UNKNOWN_HERE = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -52,22 +53,39 @@ def holding(folder: Path, beat: float = BEAT) -> Iterator[None]:
 def _take(path: Path, beat: float) -> int:
     """The locked and signed file."""
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # who held it has just removed the empty folder
-            continue
+        handle = _open(path)
         try:
             known = _lock(handle, path)
             _check_signs_of_life(handle, path, beat, known)
             # Whoever held it may have removed the file that we have just opened.
-            if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
+            if _is_at(handle, path):
                 _sign(handle)
                 return handle
         except BaseException:
             os.close(handle)
             raise
         os.close(handle)
+
+
+def _open(path: Path) -> int:
+    """The file, made with its folder where either is not there. Who holds it may remove both
+    between any two calls of ours, which then fail; a cause that lasts is raised at last."""
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            return _open_once(path)
+    return _open_once(path)
+
+
+def _open_once(path: Path) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Is the open file still the one at this path?"""
+    with contextlib.suppress(FileNotFoundError):
+        return os.fstat(handle).st_ino == path.stat().st_ino
+    return False
 
 
 def _lock(handle: int, path: Path) -> bool:

@@ -186,6 +186,61 @@ def test_the_holder_shows_life(tmp_path):
             time.sleep(0.01)
 
 
+class TestTheFolderIsRemovedWhileItIsTaken:
+    """By its holder, which tidies up, between any two of our calls to the system."""
+
+    def test_between_finding_and_looking_at_it(self, tmp_path, monkeypatch):
+        mkdir, calls = os.mkdir, []
+
+        def found_first(path, *args):
+            calls.append(path)
+            if len(calls) == 1:
+                raise FileExistsError(path)  # but when it is looked at, it is gone
+            mkdir(path, *args)
+
+        monkeypatch.setattr(os, "mkdir", found_first)
+        with holding(tmp_path / "run"):
+            assert (tmp_path / "run" / "lock").exists()
+        assert len(calls) > 1
+
+    def test_between_making_it_and_the_file(self, tmp_path, monkeypatch):
+        real, calls = os.open, []
+
+        def gone_first(path, *args, **kwargs):
+            calls.append(path)
+            if len(calls) == 1:
+                path.parent.rmdir()
+            return real(path, *args, **kwargs)
+
+        monkeypatch.setattr(os, "open", gone_first)
+        with holding(tmp_path / "run"):
+            assert (tmp_path / "run" / "lock").exists()
+        assert len(calls) == 2
+
+    def test_between_opening_and_locking_the_file(self, tmp_path, monkeypatch):
+        real, calls = lock._check_signs_of_life, []
+
+        def gone_first(handle, path, *args):
+            calls.append(path)
+            if len(calls) == 1:
+                path.unlink()
+                path.parent.rmdir()
+            real(handle, path, *args)
+
+        monkeypatch.setattr(lock, "_check_signs_of_life", gone_first)
+        with holding(tmp_path / "run"):
+            assert json.loads((tmp_path / "run" / "lock").read_text())["pid"] == os.getpid()
+        assert len(calls) == 2
+
+
+@pytest.mark.parametrize("in_the_way", ["a file", "a link to nowhere"])
+def test_what_is_no_folder_is_named_at_once(tmp_path, in_the_way):
+    place = tmp_path / "runs"
+    place.write_text("") if in_the_way == "a file" else place.symlink_to(tmp_path / "gone")
+    with pytest.raises(OSError, match="runs"), holding(place / "run"):
+        pass
+
+
 @pytest.mark.parametrize("rivals", [6])
 def test_of_many_at_once_one_holds_it_at_a_time(tmp_path, rivals):
     script = """
