@@ -1,7 +1,9 @@
 """Which device computes, and in which precision."""
 
 import platform
+import re
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 
@@ -52,9 +54,12 @@ def pick_precision(name: str, device: torch.device) -> str:
 
 
 def _cpu_has_bf16() -> bool:
+    return _asked("_is_avx512_bf16_supported") or _asked("_is_amx_tile_supported")
+
+
+def _asked(check: str) -> bool:
     # Private names, hence the look-up; where torch renames them the answer is fp32, never an error.
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+    return getattr(torch.cpu, check, lambda: False)()
 
 
 def number_type(precision: str) -> torch.dtype:
@@ -97,4 +102,22 @@ def name_device(device: torch.device, ranks: int = 1) -> str:
         return f"{ranks} x {name_device(device)}"
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+    named = name_processor() if device.type == "cpu" else platform.machine()
+    return f"{device.type} ({named}, {torch.get_num_threads()} threads)"
+
+
+def name_processor(about: Path = Path("/proc/cpuinfo")) -> str:
+    """The CPU's model where the system tells, else its architecture, and those of its units that
+    PyTorch computes with: on them the last bits of every result depend."""
+    model = re.search(r"^model name\s*:(.*)$", _read(about), re.MULTILINE)
+    noise = r"\((?:R|TM)\)|@.*|\b(?:CPU|Processor|\d+-Core)\b"
+    name = " ".join(re.sub(noise, " ", model[1]).split()) if model else ""
+    matrices = " and AMX" if _asked("_is_amx_tile_supported") else ""
+    return f"{name or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}{matrices}"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

@@ -233,7 +233,7 @@ def _machine(plan: Plan, runs: list[str]) -> dict[str, str]:
     """Where the runs were trained; several answers where they were trained in several places."""
     keys = ("device", "cores", "precision", "torch", "python", "platform")
     files = [load_environment(plan.folder(name)) for name in runs]
-    return {key: ", ".join(sorted({str(env.get(key)) for env in files})) for key in keys if files}
+    return {key: "; ".join(sorted({str(env.get(key)) for env in files})) for key in keys if files}
 
 
 def _deviations(plan: Plan, runs: list[str]) -> list[str]:

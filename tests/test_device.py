@@ -1,0 +1,78 @@
+"""Which device computes, in which precision, and what it is called in every record."""
+
+import platform
+
+import pytest
+import torch
+
+from delving import device as devices
+
+CPU = torch.device("cpu")
+
+
+class TestPick:
+    def test_what_is_not_here_is_named_beside_what_is(self):
+        with pytest.raises(ValueError, match=r"device=cuda:99: here there is .*cpu \(or auto\)"):
+            devices.pick_device("cuda:99")
+
+    def test_ranks_share_the_cpu(self):
+        assert devices.pick_device("cpu", local_rank=1, local_size=2) == CPU
+
+    def test_each_rank_takes_a_gpu_of_its_own(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        found = [devices.pick_device("auto", local_rank=r, local_size=2) for r in range(2)]
+        assert found == [torch.device("cuda", 0), torch.device("cuda", 1)]
+        with pytest.raises(ValueError, match="3 ranks on this machine, but it has 2 GPUs"):
+            devices.pick_device("auto", local_size=3)
+        with pytest.raises(ValueError, match="device=cuda:1: 2 ranks need auto, cuda or cpu"):
+            devices.pick_device("cuda:1", local_size=2)
+
+
+class TestPrecision:
+    @pytest.mark.parametrize("unit", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"])
+    def test_bf16_where_a_cpu_multiplies_in_it(self, monkeypatch, unit):
+        for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.setattr(torch.cpu, check, lambda there=check == unit: there, raising=False)
+        assert devices.pick_precision("auto", CPU) == "bf16"
+        monkeypatch.setattr(torch.cpu, unit, lambda: False)
+        assert devices.pick_precision("auto", CPU) == "fp32"
+
+    def test_fp32_where_torch_no_longer_tells(self, monkeypatch):
+        for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.delattr(torch.cpu, check, raising=False)
+        assert devices.pick_precision("auto", CPU) == "fp32"
+
+    def test_what_is_asked_for_stands(self):
+        assert devices.pick_precision("fp64", CPU) == "fp64"
+        with pytest.raises(ValueError, match="precision=fp64: mps has none"):
+            devices.pick_precision("fp64", torch.device("mps"))
+
+
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [
+        ("Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz", "Intel Xeon Platinum 8481C"),
+        ("AMD EPYC 9B45 128-Core Processor", "AMD EPYC 9B45"),
+        ("Intel(R) Core(TM) i7-8550U CPU @ 1.80GHz", "Intel Core i7-8550U"),
+    ],
+)
+def test_a_cpu_is_called_by_its_model(tmp_path, told, name):
+    about = tmp_path / "cpuinfo"
+    about.write_text(f"processor\t: 0\nmodel\t\t: 143\nmodel name\t: {told}\nflags\t: fpu\n")
+    assert devices.name_processor(about).startswith(name + ", ")
+
+
+def test_else_by_its_architecture(tmp_path):
+    arm = tmp_path / "cpuinfo"
+    arm.write_text("processor\t: 0\nCPU implementer\t: 0x41\n")
+    for about in (arm, tmp_path / "none"):
+        assert devices.name_processor(about).startswith(platform.machine() + ", ")
+
+
+def test_with_its_units_and_the_process_s_threads(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    name = devices.name_device(CPU)
+    assert name.endswith(f", AVX512 and AMX, {torch.get_num_threads()} threads)")
+    assert devices.name_device(CPU, ranks=2) == f"2 x {name}"
