@@ -109,7 +109,8 @@ def _count(plan: Plan, ledger: Ledger, outcome: Outcome) -> None:
         ledger.seconds[purpose] += wall if outcome.task.alone else wall / ledger.jobs
         return
     try:
-        seconds = record.read_result(plan.folder(name))["seconds"] if plan.finished(name) else 0.0
+        # Of an unfinished run all counts as training, which most of it is.
+        seconds = record.read_result(plan.folder(name))["seconds"] if plan.finished(name) else wall
         scored = scoring_seconds(plan.folder(name))
     except ValueError as error:  # a file that is not the run's own
         ledger.failed[name] = str(error)
@@ -117,7 +118,8 @@ def _count(plan: Plan, ledger: Ledger, outcome: Outcome) -> None:
     trained = min(wall, seconds)  # of a run that was gone on with, what this sitting can have taken
     # The roles of the budget: small14 and its like are quick, all others take the time of `deep`.
     purpose = "small" if plan.runs[name].model.name == "small14" else "deep"
-    shares = {purpose: trained, "scoring": scored, "start": max(0.0, wall - trained - scored)}
+    scored = min(scored, wall - trained)
+    shares = {purpose: trained, "scoring": scored, "start": wall - trained - scored}
     for key, seconds in shares.items():
         ledger.seconds[key] += seconds / ledger.jobs
 

@@ -249,6 +249,15 @@ def test_a_foreign_file_among_the_scores_fails_that_run_alone(copied, monkeypatc
     assert sum(ledger.seconds.values()) > 0
 
 
+def test_the_time_of_a_run_that_was_interrupted_is_its_training_s(copied, monkeypatch):
+    monkeypatch.chdir(copied.parent.parent)
+    plan = make_plan(["figure1"], ["scale=smoke"])
+    (copied / "runs" / RUNS[0] / "result.json").unlink()
+    ledger = Ledger(jobs=2)
+    _count(plan, ledger, Outcome(Task(RUNS[0], {"kind": "train"}), "interrupted", 5.0))
+    assert ledger.seconds["small"] == pytest.approx(sum(ledger.seconds.values())) == 2.5
+
+
 def test_where_no_artefact_can_be_drawn_the_page_says_so(
     reproduce, no_workers, no_pictures, scale, tmp_path
 ):
