@@ -43,11 +43,11 @@ data_app = typer.Typer(no_args_is_help=True, help="Prepare, verify or preview a 
 def prepare(overrides: Overrides = None) -> None:
     """Generate or download a data set, and count what it holds."""
     from delving.config import compose
-    from delving.data import load_data, prepare_data
+    from delving.data import load_splits, prepare_data
 
     config = compose(overrides or [])
     prepare_data(config.data.name, config.data.root)
-    train, val = load_data(**_data_arguments(config))
+    train, val = load_splits(config.data, config.output_root)
     terminal.say(
         f"{config.data.name}: {len(train):,} training and {len(val):,} validation images "
         f"of {len(train.classes)} classes"
@@ -61,11 +61,11 @@ def verify(
 ) -> None:
     """Decode every image: counts by class, undecodable ones, duplicates between train and val."""
     from delving.config import compose
-    from delving.data import load_data
+    from delving.data import load_splits
     from delving.data.verify import verify_data
 
     config = compose(overrides or [])
-    report = verify_data(*load_data(**_data_arguments(config)))
+    report = verify_data(*load_splits(config.data, config.output_root))
     terminal.write(json.dumps(_as_record(report), indent=2)) if as_json else _print_report(report)
     raise typer.Exit(0 if report.sound else 1)
 
@@ -103,7 +103,7 @@ def _print_report(report) -> None:
 def preview(overrides: Overrides = None) -> None:
     """Draw a contact sheet of the images, and one of what augmentation makes of them."""
     from delving.config import compose
-    from delving.data import load_data
+    from delving.data import load_splits
     from delving.data.preview import (
         augmented_rows,
         describe_shift,
@@ -113,7 +113,7 @@ def preview(overrides: Overrides = None) -> None:
     from delving.plot import draw_sheet, save_figure
 
     config = compose(overrides or [])
-    images, _ = load_data(**_data_arguments(config))
+    images, _ = load_splits(config.data, config.output_root)
     sides, color = tuple(k * config.data.crop // 7 for k in config.train.s), config.train.color
     sample = sample_input(images, config.data.crop)
     rows = augmented_rows(images, sample, sides=sides, color=color, seed=config.seed)
@@ -123,15 +123,3 @@ def preview(overrides: Overrides = None) -> None:
     terminal.say(save_figure(whole, folder / f"{config.data.name}.png"))
     augmented = draw_sheet(rows, title=title)
     terminal.say(save_figure(augmented, folder / f"{config.data.name}-augmented.png"))
-
-
-def _data_arguments(config) -> dict:
-    data = config.data
-    return {
-        "name": data.name,
-        "root": data.root,
-        "classes": data.classes,
-        "train_images": data.train_images,
-        "val_images": data.val_images,
-        "output_root": config.output_root,
-    }

@@ -11,10 +11,11 @@ import delving
 from delving import config as configs
 from delving import record
 from delving.artefact import Asked, Shown
+from delving.asked import ask, fingerprint, load_measured
 from delving.curves import read_counts
 from delving.detect.record import read_detection, read_pictures
 from delving.groups import choices
-from delving.plan import Plan, ask, fingerprint, load_measured
+from delving.plan import Plan
 from delving.plot import save_figure
 from delving.report import write_report
 from delving.schema import Config

@@ -163,14 +163,15 @@ def tell(
 def all_of(findings: Mapping[str, Finding]) -> Finding:
     """A claim of several parts: reproduced if each is, not reproduced if any is not.
 
-    No correction: a claim with a false part passes no more often than that part alone would.
+    No correction: a claim with a false part passes no more often than that part alone would. The
+    evidence begins with the parts that decide.
     """
-    verdicts = [finding.verdict for finding in findings.values()]
-    evidence = "; ".join(f"{name}: {finding.evidence}" for name, finding in findings.items())
-    if NOT_REPRODUCED in verdicts:
-        return Finding(NOT_REPRODUCED, evidence)
-    whole = verdicts and INCONCLUSIVE not in verdicts
-    return Finding(REPRODUCED if whole else INCONCLUSIVE, evidence or "no part was judged")
+    verdicts = {finding.verdict for finding in findings.values()}
+    ranked = (NOT_REPRODUCED, INCONCLUSIVE, REPRODUCED)
+    verdict = next((one for one in ranked if one in verdicts), INCONCLUSIVE)
+    parts = sorted(findings.items(), key=lambda part: part[1].verdict != verdict)
+    evidence = "; ".join(f"{name}: {finding.evidence}" for name, finding in parts)
+    return Finding(verdict, evidence or "no part was judged")
 
 
 def unless_stalled(finding: Finding, statuses: Mapping[str, str]) -> Finding:

@@ -1,8 +1,6 @@
 """What artefacts ask for: by which runs, which of them are there, how long the others will take."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,21 +10,13 @@ from statistics import median
 
 from delving import config as configs
 from delving import record
-from delving.artefact import Asked, Run
 from delving.cost import estimate_seconds, measure_work
 from delving.detect.naming import detection_folder, find_other_detection
 from delving.groups import choices
 from delving.naming import name_run
 from delving.request import load_request
 from delving.same import find_other
-from delving.schema import (
-    DETECT_NEUTRAL,
-    NEUTRAL,
-    Arm,
-    Config,
-    Reproduce,
-    Request,
-)
+from delving.schema import DETECT_NEUTRAL, NEUTRAL, Arm, Config, Reproduce, Request
 
 SMALL = "table2"
 OWN = ("model", "act", "init", "seed", "scale")  # words that belong to the artefact or the command
@@ -235,54 +225,3 @@ def add_run(plan: Plan, config: Config) -> str:
     if why := find_other(plan.runs[name], plan.folder(name)):
         plan.refused[name] = why
     return name
-
-
-def ask(plan: Plan, artefact: str) -> Asked:
-    """What an artefact is given: its finished runs, and the measurements that are there."""
-    request = plan.requests[artefact]
-    measured = {name: found for name in (artefact, *request.needs)
-                if (found := load_measured(plan, name)) is not None}  # fmt: skip
-    return Asked(
-        artefact,
-        plan.scale,
-        {arm: _finished(plan, names) for arm, names in plan.arms[artefact].items()},
-        request.settings,
-        measured,
-        [_finished(plan, names) for names in plan.small],
-        plan.root,
-        plan.overrides,
-        _detections(plan, artefact) if request.detect else {},
-    )
-
-
-def _detections(plan: Plan, artefact: str) -> dict[str, list[Path]]:
-    return {arm: [plan.detection(run) for run in names if plan.detected(run)]
-            for arm, names in plan.arms[artefact].items()}  # fmt: skip
-
-
-def _finished(plan: Plan, names: Sequence[str]) -> list[Run]:
-    return [Run(plan.folder(name)) for name in names if plan.finished(name)]
-
-
-def fingerprint(plan: Plan, artefact: str) -> dict:
-    """What a measurement rests on: it is made anew where this differs."""
-    names = [name for arm in plan.arms[artefact].values() for name in arm if plan.finished(name)]
-    results = {name: (plan.folder(name) / "result.json").read_bytes() for name in names}
-    return {
-        "settings": plan.requests[artefact].settings,
-        "runs": {name: hashlib.sha256(data).hexdigest()[:16] for name, data in results.items()},
-    }
-
-
-def load_measured(plan: Plan, artefact: str) -> dict | None:
-    """What was measured for an artefact; None where nothing was, or for other runs."""
-    path = plan.root / artefact / "measured.json"
-    if not path.exists():
-        return None
-    saved = record.expect(record.read_json(path), {"asked": dict, "found": dict}, str(path))
-    return saved["found"] if saved["asked"] == fingerprint(plan, artefact) else None
-
-
-def save_measured(plan: Plan, artefact: str, found: dict, seconds: float) -> None:
-    saved = {"asked": fingerprint(plan, artefact), "seconds": round(seconds, 2), "found": found}
-    record.write_text(plan.root / artefact / "measured.json", json.dumps(saved) + "\n")

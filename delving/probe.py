@@ -9,6 +9,7 @@ from torch import Tensor
 from delving import config as configs
 from delving.build import allocate, load_weights, materialise
 from delving.checkpoint import load_checkpoint
+from delving.data import load_splits
 from delving.data.augment import crop_at
 from delving.data.images import Images
 from delving.data.loader import Cache
@@ -19,7 +20,6 @@ from delving.session import (
     Session,
     Watch,
     check_same_data,
-    load_splits,
     measure_for,
     open_session,
 )
@@ -87,4 +87,5 @@ def some_images(session: Session, count: int) -> tuple[Tensor, Tensor]:
 
 def open_images(folder: Path) -> Images:
     """The validation images that a run was scored on."""
-    return load_splits(configs.load(folder / "config.yaml"))[1]
+    config = configs.load(folder / "config.yaml")
+    return load_splits(config.data, config.output_root)[1]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from delving import config as configs
 from delving import record
+from delving.asked import ask, load_measured
 from delving.display import Overview, clock
 from delving.draw import (
     check_records,
@@ -20,7 +21,7 @@ from delving.draw import (
     scoring_seconds,
 )
 from delving.estimate import estimate_seconds
-from delving.plan import Plan, ask, load_measured, make_plan, part_words
+from delving.plan import Plan, make_plan, part_words
 from delving.report import ledger_rows, verdict_heading, verdict_words
 from delving.tasks import (
     count_jobs,

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from delving import config as configs
 from delving import device as devices
 from delving import record
 from delving.build import list_deviations
@@ -18,7 +17,8 @@ from delving.meter import Meter
 from delving.naming import name_run
 from delving.net import describe
 from delving.ranks import agree, joined
-from delving.schema import Config, differences
+from delving.same import find_other
+from delving.schema import Config
 from delving.score import score_trained
 from delving.session import Session, Watch, open_session, supply_batches
 from delving.signals import heeding_signals, leaving_at_once
@@ -64,21 +64,9 @@ def train_run(config: Config, watch: Watch, shelf: dict | None = None) -> Path:
 
 def is_finished(folder: Path, config: Config) -> bool:
     """Whether this very run is there; ValueError where the folder is another's."""
-    check_same_run(folder, config)
+    if why := find_other(config, folder):
+        raise ValueError(why)
     return (folder / "result.json").exists()
-
-
-def check_same_run(folder: Path, config: Config) -> None:
-    if not (folder / "config.yaml").exists():
-        return
-    changed = differences(config, configs.load(folder / "config.yaml"))
-    if changed:
-        lines = [
-            f"{key} {ours} asked for, {theirs} there" for key, (ours, theirs) in changed.items()
-        ]
-        raise ValueError(
-            f"{folder} holds another run: {'; '.join(lines)}. Move it away to train anew"
-        )
 
 
 def opening_line(session: Session) -> str:

@@ -6,41 +6,72 @@ from pathlib import Path
 import yaml
 
 from delving import config as configs
+from delving import record
+from delving.data import fingerprint, load_splits
 from delving.foreign import check_yaml, read_text
 from delving.schema import NEUTRAL, Config, differences, leaves
+
+_hashes: dict[tuple, str] = {}  # of images, by where they lie and which of them are taken
 
 
 def find_other(config: Config, folder: Path) -> str | None:
     """What the folder holds in place of this run, in a sentence; None where it holds it, or
-    nothing."""
+    nothing. Images may move: those of another folder are looked at.
+
+    Raises:
+        ValueError: where that folder cannot be read.
+    """
     saved = folder / "config.yaml"
-    if not saved.exists() or _plainly_same(config, saved):
+    if not saved.exists():
         return None
-    try:
-        changed = differences(config, configs.load(saved))
-    except ValueError as error:
-        return f"{error}. Move {folder} away"
-    keys = "; ".join(
-        f"{k} {ours} asked for, {theirs} there" for k, (ours, theirs) in changed.items()
+    root = _root_of_the_same(config, saved)
+    if root is None:
+        try:
+            there = configs.load(saved)
+        except ValueError as error:
+            return f"{error}. Move {folder} away"
+        if changed := differences(config, there):
+            keys = "; ".join(
+                f"{k} {ours} asked for, {theirs} there" for k, (ours, theirs) in changed.items()
+            )
+            return f"{folder} holds another run: {keys}. Move it away to train anew"
+        root = there.data.root or ""
+    return _find_other_images(config, folder, root)
+
+
+def _find_other_images(config: Config, folder: Path, root: str) -> str | None:
+    """Says so where the run's images, once at `root`, are not those at the root asked for."""
+    asked, env = config.data.root, folder / "env.json"
+    if not (asked and root and env.exists()) or Path(asked).resolve() == Path(root).resolve():
+        return None
+    key = (*dataclasses.astuple(config.data), config.output_root)
+    if key not in _hashes:
+        _hashes[key] = fingerprint(*load_splits(config.data, config.output_root))
+    there = record.expect(record.read_json(env), {"data": str}, str(env))["data"]
+    if there == _hashes[key]:
+        return None
+    return (
+        f"{folder} holds a run on other images, data.root {asked} asked for, {root} there. "
+        "Move it away to train anew"
     )
-    return f"{folder} holds another run: {keys}. Move it away" if changed else None
 
 
-def _plainly_same(config: Config, saved: Path) -> bool:
-    """Whether a file surely holds the same run: a quick look, before OmegaConf takes a tenth of a
-    second over each."""
+def _root_of_the_same(config: Config, saved: Path) -> str | None:
+    """data.root, '' without one, of a file that surely holds the same run: a quick look, before
+    OmegaConf takes a tenth of a second over each. None where that is not sure."""
     try:
         text = read_text(saved)
         check_yaml(text)
         tree = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         ours = dataclasses.asdict(config)
-        return all(
+        same = all(
             _value_at(tree, key) == _value_at(ours, key)
             for key, _, _ in leaves(config)
             if key not in NEUTRAL
         )
+        return str(tree["data"]["root"] or "") if same else None
     except (yaml.YAMLError, ValueError, KeyError, TypeError):
-        return False
+        return None
 
 
 def _value_at(tree: dict, key: str) -> object:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from delving import config as configs
 from delving import record
 from delving.evaluate import error_rates, name_protocols, rank_labels
 from delving.probe import open_trained
@@ -18,6 +19,9 @@ from delving.signals import heeding_signals, leaving_at_once
 def eval_run(folder: Path, config: Config, watch: Watch) -> dict[str, dict]:
     """Scores a run's checkpoint by the configuration's protocols; {protocol: error rates}.
 
+    By other settings than the run's own, which tables and ensembles read, a protocol's scores have
+    a name that tells them: ten_view@40, dense@40+56, center-fp32.
+
     Raises:
         ValueError: no checkpoint, a damaged one, or one of another model or other data.
         Interrupted: TERM, INT, HUP, USR1 or USR2 came; the protocols done by then are saved.
@@ -25,17 +29,23 @@ def eval_run(folder: Path, config: Config, watch: Watch) -> dict[str, dict]:
     with joined() as ranks, leaving_at_once():
         session = open_trained(folder, config, watch, ranks)
         with heeding_signals() as session.heard:
-            return _score(session, {})
+            return _score(session, configs.load(folder / "config.yaml"), {})
 
 
 def score_trained(session: Session) -> dict[str, dict]:
     """The same for a run that has just been trained; what an interrupted scoring of the same
     weights has saved is not done again."""
-    return _score(session, _saved_scores(session) if session.ranks.first else {})
+    before = _saved_scores(session) if session.ranks.first else {}
+    return _score(session, session.config, before)
 
 
-def _score(session: Session, before: dict[str, np.ndarray]) -> dict[str, dict]:
-    """Every protocol of the configuration, saved under its name; {name: error rates}."""
+def _score(session: Session, own: Config, before: dict[str, np.ndarray]) -> dict[str, dict]:
+    """Every protocol of the session's configuration, saved under its name; {name: error rates}.
+
+    Args:
+        own: the run's own configuration.
+        before: probabilities by protocol that are there already.
+    """
     config, ranks = session.config.eval, session.ranks
     done = ranks.tell(sorted(before))
     scored: dict[str, np.ndarray] = dict(before)
@@ -45,15 +55,37 @@ def _score(session: Session, before: dict[str, np.ndarray]) -> dict[str, dict]:
         if name not in done:
             # As they are saved, so that who reads them finds the same errors.
             scored[name] = record.round_scores(_score_one(session, name, scored))
-        if ranks.first:
+        told = _name_settings(session, own, name)
+        if ranks.first and told not in summaries:  # of one other scale `dense` is that scale itself
             rates = error_rates(scored[name], session.val_images.images.labels)
-            summaries[name] = {**rates, "images": len(session.val_images.images)}
+            summaries[told] = {**rates, "images": len(session.val_images.images)}
             if name not in done:
                 seconds = round(time.perf_counter() - started, 2)
-                _save(session, name, scored[name], summaries[name] | {"seconds": seconds})
-            session.tell(event="score", protocol=name, **summaries[name])
+                how = {"seconds": seconds, **_settings(session, name)}
+                _save(session, told, scored[name], summaries[told] | how)
+            session.tell(event="score", protocol=told, **summaries[told])
         ranks.stop_if_told(session.heard, session.folder)
     return ranks.tell(summaries)
+
+
+def _settings(session: Session, name: str) -> dict:
+    """What a protocol's scores depend on, beside weights and images: shorter sides in pixels, and
+    the precision."""
+    own = session.config.eval
+    given = {"center": [own.ten_view_s], "ten_view": [own.ten_view_s], "dense": own.dense_s}
+    sides = session.sides(given[name]) if name in given else [int(name.partition("@")[2])]
+    return {"s": sides, "precision": session.precision}
+
+
+def _name_settings(session: Session, own: Config, name: str) -> str:
+    """A protocol's name, with those of its settings that are not the run's own."""
+    given = session.config
+    other = given.eval.dense_s != own.eval.dense_s
+    if name in ("center", "ten_view"):
+        other = given.eval.ten_view_s != own.eval.ten_view_s
+    if other and "@" not in name:
+        name += "@" + "+".join(map(str, _settings(session, name)["s"]))
+    return name if given.precision == own.precision else f"{name}-{given.precision}"
 
 
 def _save(session: Session, name: str, probabilities: np.ndarray, summary: dict) -> None:
@@ -71,14 +103,17 @@ def _save(session: Session, name: str, probabilities: np.ndarray, summary: dict)
 
 
 def _saved_scores(session: Session) -> dict[str, np.ndarray]:
-    """{protocol: probabilities} that the folder holds of the session's own weights and images."""
+    """{protocol: probabilities} that the folder holds of the session's own weights, images and
+    settings."""
     found, images = {}, session.val_images.images
     for path in sorted((session.folder / "eval").glob("*.json")):
         with contextlib.suppress(ValueError):  # damaged ones are made anew
             summary = record.read_json(path)
             probabilities, _, names = record.load_scores(session.folder, path.stem)
-            of = summary.get("weights") if isinstance(summary, dict) else None
-            if of is not None and of == session.weights and names == images.names:
+            if not isinstance(summary, dict) or session.weights is None:
+                continue
+            asked = {"weights": session.weights, **_settings(session, path.stem)}
+            if asked.items() <= summary.items() and names == images.names:
                 found[path.stem] = probabilities
     return found
 

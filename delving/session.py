@@ -10,9 +10,8 @@ import torch
 from delving import device as devices
 from delving import record
 from delving.build import build_model
-from delving.data import fingerprint, load_data
+from delving.data import fingerprint, load_splits
 from delving.data.augment import rows_of
-from delving.data.images import Images
 from delving.data.input import Input, blank_input, measure_input
 from delving.data.loader import (
     Batch,
@@ -114,19 +113,6 @@ class Session:
         return [n * self.config.data.crop // 7 for n in sevenths]
 
 
-def load_splits(config: Config) -> tuple[Images, Images]:
-    """The training and the validation images of a configuration."""
-    data = config.data
-    return load_data(
-        data.name,
-        data.root,
-        classes=data.classes,
-        train_images=data.train_images,
-        val_images=data.val_images,
-        output_root=config.output_root,
-    )
-
-
 def open_session(
     config: Config,
     folder: Path,
@@ -182,7 +168,7 @@ def _open_caches(config: Config, workers: int, shelf: dict, ranks: Ranks) -> lis
     if key not in shelf:
         # Only the last data set's stay: two of them might not fit.
         shelf.clear()
-        train, val = load_splits(config)
+        train, val = load_splits(config.data, config.output_root)
         gigabytes = data.cache_gb / ranks.local_size
         shelf[key] = [
             cached(train, gigabytes=gigabytes, workers=workers, side=side),

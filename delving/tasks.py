@@ -5,12 +5,12 @@ import os
 from collections.abc import Callable, Sequence
 
 from delving import config as configs
+from delving.data import load_splits
 from delving.data.loader import count_cores
 from delving.device import pick_device
 from delving.display import Overview
 from delving.plan import Plan
 from delving.schema import NEUTRAL, Config
-from delving.session import load_splits
 from delving.workers import Outcome, Task
 
 OVERHEAD = 6.0  # seconds of a run beside its training, as they were on two cores
@@ -65,7 +65,7 @@ def make_data_once(tasks: Sequence[Task]) -> None:
             if key not in seen and config.data.name == "shapes":
                 seen.add(key)
                 with contextlib.suppress(ValueError, OSError):  # the runs will name it
-                    load_splits(config)
+                    load_splits(config.data, config.output_root)
 
 
 def _prepare_scenes(message: dict) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TextIO
 
 from delving import config as configs
-from delving.plan import ask, make_plan, save_measured
+from delving.asked import ask, save_measured
+from delving.plan import make_plan
 
 
 def main() -> None:

@@ -377,10 +377,10 @@ def test_a_claim_is_as_good_as_its_worst_part(verdicts):
     assert finding.verdict == min(verdicts, key=ORDER.index)
 
 
-def test_each_part_is_named_with_its_evidence():
+def test_each_part_is_named_with_its_evidence_those_that_decide_first():
     finding = all_of({"depth 22": part(REPRODUCED), "depth 30": part(INCONCLUSIVE)})
     assert finding.evidence == (
-        "depth 22: evidence of reproduced; depth 30: evidence of inconclusive"
+        "depth 30: evidence of inconclusive; depth 22: evidence of reproduced"
     )
 
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from delving import config as configs
 from delving import record
+from delving.asked import ask, load_measured, save_measured
 from delving.cost import count_images
 from delving.groups import CONF, choices
-from delving.plan import SMALL, ask, load_measured, make_plan, save_measured
+from delving.plan import SMALL, make_plan
 from delving.reproduce import list_tasks
 from delving.request import load_request
 
@@ -428,6 +429,29 @@ def test_a_measurement_is_made_anew_for_other_settings_and_for_more_runs(measure
     shutil.rmtree(measured.folder(next(iter(measured.runs))))
     fewer = plan_for("fisher")
     assert load_measured(fewer, "fisher") is None
+
+
+@pytest.mark.parametrize(
+    ("word", "stays"),
+    [
+        ("model.width=0.5", False),
+        ("family.small.width=0.5", False),
+        ("init.range=raw", False),
+        ("data.classes=2", False),
+        ("family.small.epochs=7", True),
+        ("eval.images=7", True),
+        ("data.workers=0", True),
+    ],
+)
+def test_nets_measured_as_they_start_are_measured_anew_where_they_differ(word, stays):
+    save_measured(plan_for("signal"), "signal", {"found": 1}, 2.5)
+    again = make_plan(["signal"], ["scale=smoke", word])
+    assert (load_measured(again, "signal") is not None) == stays
+
+
+def test_steps_are_timed_anew_on_another_device():
+    save_measured(plan_for("table3"), "table3", {"found": 1}, 2.5)
+    assert load_measured(make_plan(["table3"], ["scale=smoke", "device=cpu"]), "table3") is None
 
 
 def test_a_measurement_waits_for_the_runs_that_are_missing():

@@ -6,7 +6,8 @@ from fabricate import make_planned, save_scores, snapshot
 
 from delving import config as configs
 from delving import record
-from delving.plan import ask, load_measured, make_plan, save_measured
+from delving.asked import ask, load_measured, save_measured
+from delving.plan import make_plan
 from delving.reference import copy_records
 from delving.schema import differences
 

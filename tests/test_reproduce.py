@@ -17,7 +17,8 @@ from fabricate import make_planned, snapshot
 import delving.run
 from delving import config as configs
 from delving import record, work
-from delving.plan import load_measured, make_plan
+from delving.asked import load_measured
+from delving.plan import make_plan
 from delving.reference import copy_records
 from delving.reproduce import Ledger, _count, count_jobs
 from delving.signals import Interrupted
@@ -424,7 +425,8 @@ def test_a_worker_measures_what_an_artefact_asks_for_and_saves_it(tmp_path, monk
 def test_what_a_library_prints_is_no_event():
     script = """
 import os, sys, types
-sys.modules["delving.plan"] = types.SimpleNamespace(ask=None, make_plan=None, save_measured=None)
+sys.modules["delving.plan"] = types.SimpleNamespace(make_plan=None)
+sys.modules["delving.asked"] = types.SimpleNamespace(ask=None, save_measured=None)
 from delving import work
 def chatter(task, out, shelf):
     print("a library says hello", flush=True)

@@ -287,10 +287,10 @@ def test_a_signal_while_nothing_has_begun_leaves_nothing(root, monkeypatch):
     assert not list(root.glob("smoke/runs/*"))
 
 
-def test_a_signal_inside_a_protocol_ends_it_and_what_was_scored_is_not_scored_again(
-    whole, root, monkeypatch
-):
-    real, scored = evaluate.Tester.ten_view, []
+@pytest.fixture
+def stopped_in_ten_view(root, monkeypatch):
+    """The folder of a run that a signal ended in the second of its protocols."""
+    real = evaluate.Tester.ten_view
 
     def ten_view(tester, *arguments):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -301,11 +301,18 @@ def test_a_signal_inside_a_protocol_ends_it_and_what_was_scored_is_not_scored_ag
         with pytest.raises(Interrupted, match="saved in"):
             train(root)
     [folder] = record.list_runs(str(root))
-    assert {p.name for p in (folder / "eval").glob("*.json")} == {"center.json"}
+    return folder
+
+
+def test_a_signal_inside_a_protocol_ends_it_and_what_was_scored_is_not_scored_again(
+    whole, root, stopped_in_ten_view, monkeypatch
+):
+    assert {p.name for p in (stopped_in_ten_view / "eval").glob("*.json")} == {"center.json"}
+    scored = []
     monkeypatch.setattr(evaluate.Tester, "center", lambda *a: scored.append("center"))
     train(root)
     assert scored == []
-    assert differences(folder, whole) == []
+    assert differences(stopped_in_ten_view, whole) == []
 
 
 def test_scores_of_other_weights_are_not_taken_for_this_runs(whole, root):
@@ -317,6 +324,16 @@ def test_scores_of_other_weights_are_not_taken_for_this_runs(whole, root):
         record.write_json(path, record.read_json(path) | {"weights": "0" * 64, "top1_err": 0.0})
     train(root)
     assert differences(folder, whole) == []
+
+
+@pytest.mark.parametrize("told", [{"s": [40]}, {"precision": "fp64"}])
+def test_scores_by_other_settings_are_not_taken_for_this_runs(
+    whole, root, stopped_in_ten_view, told
+):
+    path = stopped_in_ten_view / "eval" / "center.json"
+    record.write_json(path, record.read_json(path) | {"top1_err": 0.0} | told)
+    train(root)
+    assert differences(stopped_in_ten_view, whole) == []
 
 
 # --- loader processes ---

@@ -284,6 +284,40 @@ def test_other_data_under_the_same_name_is_refused(fresh):
     assert snapshot(folder) == before
 
 
+@pytest.fixture
+def trained_elsewhere(copied, fresh):
+    """A copy of the finished run whose images lie in a folder of their own, and that folder."""
+    place = fresh / "elsewhere"
+    (fresh / "data").rename(place)
+    [images] = place.iterdir()
+    path = copied / "config.yaml"
+    path.write_text(path.read_text().replace("root: null", f"root: {images}"))
+    return copied, images
+
+
+def test_images_may_move_once_a_run_is_finished(trained_elsewhere, fresh, tmp_path):
+    folder, images = trained_elsewhere
+    before = snapshot(folder)
+    moved, events = images.rename(tmp_path / "moved"), []
+    train(fresh, f"data.root={moved}", watch=events.append)
+    assert events == [{"event": "finished"}]
+    assert snapshot(folder) == before
+
+
+def test_a_finished_run_on_other_images_is_not_taken_for_the_one_asked_for(
+    trained_elsewhere, fresh, tmp_path
+):
+    folder, images = trained_elsewhere
+    before, other = snapshot(folder), tmp_path / "other"
+    shutil.copytree(images, other)
+    image = next((other / "train").rglob("*.jpg"))
+    image.rename(image.with_name("renamed.jpg"))
+    with pytest.raises(ValueError, match="other images") as refusal:
+        train(fresh, f"data.root={other}")
+    assert f"data.root {other} asked for, {images} there" in str(refusal.value)
+    assert snapshot(folder) == before
+
+
 def test_a_folder_whose_configuration_was_changed_is_refused_naming_the_keys(copied, fresh):
     path = copied / "config.yaml"
     text = (
@@ -366,9 +400,30 @@ def test_other_protocols_are_scored_beside_the_runs_own(copied, fresh):
     trained = snapshot(copied)
     words = ["protocol=center,dense", "eval.dense_s=8", "eval.batch=5", f"output_root={fresh}"]
     scores = eval_run(copied, amend(copied / "config.yaml", words), silent)
-    assert list(scores) == ["center", "dense@32", "dense"]
+    assert list(scores) == ["center", "dense@32"]  # of one scale there is no other mean
     assert {p.stem for p in (copied / "eval").glob("*.json")} == {"ten_view", *scores}
     assert trained.items() <= snapshot(copied).items()
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["eval.ten_view_s=10"], ["ten_view@40"]),
+        (["precision=fp64"], ["ten_view-fp64"]),
+        (["protocol=dense", "eval.dense_s=8,10"], ["dense@32", "dense@40", "dense@32+40"]),
+        (["protocol=dense"], ["dense@32", "dense@48", "dense@60", "dense"]),
+        (["protocol=center", "eval.ten_view_s=10", "precision=fp64"], ["center@40-fp64"]),
+    ],
+)
+def test_by_other_settings_a_protocols_scores_have_a_name_that_tells_them(
+    copied, fresh, words, names
+):
+    own = snapshot(copied)
+    scores = eval_run(
+        copied, amend(copied / "config.yaml", [*words, f"output_root={fresh}"]), silent
+    )
+    assert list(scores) == names
+    assert own.items() <= snapshot(copied).items()
 
 
 def test_the_batch_changes_no_score(copied, fresh):

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from delving import record
-from delving.plan import load_measured, make_plan, save_measured
+from delving.asked import load_measured, save_measured
+from delving.plan import make_plan
 from delving.transfer import MANIFEST, export_runs, import_runs
 
 WORDS = ["scale=smoke"]

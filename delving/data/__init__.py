@@ -5,6 +5,7 @@ from pathlib import Path
 
 from delving.data.images import Images, select
 from delving.data.sources import SOURCES
+from delving.schema import Data
 
 
 def load_data(
@@ -37,6 +38,18 @@ def load_data(
     return (
         select(train, classes=classes, count=train_images),
         select(val, classes=classes, count=val_images),
+    )
+
+
+def load_splits(data: Data, output_root: str) -> tuple[Images, Images]:
+    """load_data as a run's configuration has it."""
+    return load_data(
+        data.name,
+        data.root,
+        classes=data.classes,
+        train_images=data.train_images,
+        val_images=data.val_images,
+        output_root=output_root,
     )
 
 

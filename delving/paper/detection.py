@@ -46,9 +46,9 @@ def show(asked: Asked) -> Shown:
 
 def tabulate(found: dict[str, list[dict]]) -> pd.DataFrame:
     """A row per class, then means, what chance gives, and the proposals' recall."""
-    some = next(one for arm in found.values() for one in arm if one["eval"])
+    scored = [one for arm in found.values() for one in arm if one["eval"]]  # none that diverged
     rows = [(title, lambda one, c=title: one["eval"]["voc07"]["ap"].get(c), 1)
-            for title in some["eval"]["voc07"]["ap"]]  # fmt: skip
+            for title in (scored[0]["eval"]["voc07"]["ap"] if scored else ())]  # fmt: skip
     rows += [(title, lambda one, m=metric: one["eval"][m]["map"], 2)
              for metric, title in METRICS.items()]  # fmt: skip
     rows += [("mean at random, 11 points", lambda one: one["chance"], 2),

@@ -14,6 +14,7 @@ from fabricate import BLIND, LAYERS, make_asked
 from PIL import Image
 
 from delving.artefact import published
+from delving.paper import detection, figure7
 from delving.paper.convergence import mean_validation
 from delving.paper.figure4 import _siblings, draw_pictures
 from delving.paper.table1 import draw_slopes
@@ -252,6 +253,7 @@ def test_a_prelu_that_loses_at_one_scale_does_not_win_at_each(judge):
     found = judge("table4", scored(prelu=prelu))[0]
     assert found.verdict == NOT_REPRODUCED
     assert all(f"{name}: " in found.evidence for name in prelu)
+    assert found.evidence.startswith("dense@60: ")  # the one that decides
 
 
 def test_scales_combined_are_compared_with_each_nets_best_single_one(judge):
@@ -265,6 +267,20 @@ def test_claims_on_testing_rest_on_the_nets_that_learned(tmp_path):
     assert verdicts(found) == [INCONCLUSIVE, REPRODUCED, REPRODUCED]
     assert "a_prelu-s0 stalled" in found[0].evidence
     assert [claim.trainings for claim in shown.claims] == [6, 15, 15]
+
+
+@pytest.mark.parametrize("diverged", [["a_relu"], ["a_relu", "a_prelu"], "all"])
+def test_nets_that_diverged_leave_their_claims_open_and_the_others_in_the_table(tmp_path, diverged):
+    def tell(arm, seed):
+        lost = diverged == "all" or arm in diverged
+        return {"errors": {}, "status": "diverged"} if lost else scored()(arm, seed)
+
+    shown = show(make_asked(tmp_path, "table4", tell))
+    found = findings(shown, "table4")
+    on_scales = INCONCLUSIVE if diverged == "all" else REPRODUCED
+    assert verdicts(found) == [INCONCLUSIVE, on_scales, on_scales]
+    assert "a_relu-s0 diverged" in found[0].evidence
+    assert len(shown.table) == (0 if diverged == "all" else 4)
 
 
 # --- Tables 5 and 6 ---
@@ -461,3 +477,19 @@ def test_what_stands_below_a_picture_has_room_whatever_its_shape():
         lowest = [min(box.y0 for box in mine) for mine in boxes]
         assert all(low >= title.y1 for low, title in zip(lowest, titles[1:], strict=False))
         assert lowest[-1] >= 0
+
+
+# --- Figure 7 ---
+def test_the_ensemble_is_compared_with_a_net_that_is_named_beforehand():
+    """Of members that are alike but for luck, the one that did worst here is no fair opponent."""
+    members = {"a-relu-he-s0": [20.0, 30.0], "b-relu-he-s0": [90.0, 80.0]}
+    ensemble = {"runs": list(members), "per_class": members | {"ensemble": [10.0, 40.0]}}
+    assert figure7.reduction(ensemble).tolist() == [10.0, -10.0]
+
+
+# --- detection ---
+def test_detectors_that_all_diverged_have_a_table_of_dashes():
+    lost = {"eval": {}, "chance": None, "proposals": {"recall": None}}
+    table = detection.tabulate({"relu": [lost], "prelu": []})
+    assert len(table) > 2
+    assert set(table.ReLU) == set(table.PReLU) == {"-"}
