@@ -5,7 +5,7 @@ more than the records of runs; its title and its claims, with their rules, stand
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 
 from delving import record
 from delving.curves import count_classes, load_events
-from delving.judge import Finding, pooled_deviation, unless_stalled
+from delving.judge import Finding, compare_images, pooled_deviation, unless_stalled
 
 LEFT = 0.98  # of ln(classes): below it a net has begun to learn
-# Degrees of freedom below which a pooled deviation is too rough for judge's rule of 3 of them: with
-# fewer, more than 5 in 100 pairs without a difference would pass.
+# Below 5 degrees of freedom of the pooled deviation judge's rule of 3 of them is wrong in more than
+# 5 % of pairs without a difference.
 FREEDOM = 5
 # What is drawn of the log's lines, by their kind.
 LOGGED = {
@@ -158,7 +158,7 @@ class Asked:
         arms: finished runs by arm, in the order of their seeds; an arm may lack some, or all.
         settings: of the artefact's own measurement.
         measured: measurements by artefact, its own and those it needs.
-        small: finished runs of small nets at this scale, by arm: what seeds alone change.
+        small: Table 2's finished runs by arm, several seeds each: their spread is the noise.
         root: outputs/<scale>, or the committed record of it.
         overrides: what else was asked for on the command line, for measurements.
         detections: folders of finished detections by arm, in the order of their seeds.
@@ -199,12 +199,19 @@ def differences(
     return [d for d in found if math.isfinite(d)] if drop else found
 
 
+def image_evidence(pairs: Sequence[tuple[Run, Run]], protocol: str) -> str | None:
+    """What the images say of a pair that is the only one, the first run against the second."""
+    if len(pairs) != 1 or not all(protocol in run.protocols for run in pairs[0]):
+        return None
+    return compare_images(*(run.hits(protocol) for run in pairs[0]))
+
+
 def accuracy_claim(
-    claim: str, rule: str, *, pairs: list[tuple[Run, Run]], finding: Finding, delta: float = POINTS
+    claim: str, rule: str, *, runs: Iterable[Run], finding: Finding, delta: float = POINTS
 ) -> Claim:
-    """A claim on errors: judged only where every run of both arms has converged."""
-    runs = {run.name: run.result["status"] for pair in pairs for run in pair}
-    return Claim(claim, rule, delta, unless_stalled(finding, runs), len(runs))
+    """A claim on errors: judged only where every run that it rests on has converged."""
+    statuses = {run.name: run.result["status"] for run in runs}
+    return Claim(claim, rule, delta, unless_stalled(finding, statuses), len(statuses))
 
 
 def mean_and_spread(values: Iterable[float], digits: int = 2) -> str:

@@ -50,8 +50,8 @@ NAME = matching(
 # What is here is seen where it is picked.
 DEVICE = matching("[a-z]{1,20}(:[0-9]{1,3})?", "auto, cpu, cuda, cuda:N or mps")
 PATH = (
-    "a path: at most 4,096 characters, in UTF-8, none of them a control character",
-    lambda v: len(v) <= 4096 and not {"Cc", "Cs"} & set(map(unicodedata.category, v)),
+    "a path: 1 to 4,096 characters, in UTF-8, none of them a control character",
+    lambda v: 0 < len(v) <= 4096 and not {"Cc", "Cs"} & set(map(unicodedata.category, v)),
 )
 SEVENTHS = (
     f"1 to {SIDES} integers, sevenths of the crop from 7 to 70",

@@ -121,10 +121,11 @@ def plot_curves(
 
     from delving import record
     from delving.curves import count_classes, load_curves
-    from delving.plot import draw_curves, save_figure
+    from delving.plot import check_ending, draw_curves, save_figure
 
-    folders = [record.find_run(run, output_root) for run in runs]
     to = to or Path(output_root) / "curves" / "curves.png"
+    check_ending(to)
+    folders = [record.find_run(run, output_root) for run in runs]
     disk.check_writable(to.parent)
     curves = pd.concat([load_curves(folder) for folder in folders])
     labels = record.shortest_labels([folder.name for folder in folders])

@@ -80,6 +80,8 @@ def ensemble(
     from delving.ensemble import name_ensemble, pick_protocol, save_ensemble
 
     folders = [record.find_run(run, output_root) for run in runs if not run.startswith("protocol=")]
+    if twice := [f.name for n, f in enumerate(folders) if f in folders[:n]]:
+        raise ValueError(f"{twice[0]} is named twice")
     if len(folders) < 2:
         raise ValueError(f"an ensemble needs two runs or more, not {len(folders)}")
     protocol = next((run[9:] for run in runs if run.startswith("protocol=")), None)

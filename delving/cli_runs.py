@@ -16,22 +16,32 @@ runs_app = typer.Typer(no_args_is_help=True, help="Take finished runs from one m
 def export(
     words: Annotated[
         list[str] | None,
-        typer.Argument(help="Names of runs, or none for all; scale=quarter.", show_default=False),
+        typer.Argument(
+            help="Names of runs, or none for all of a scale; scale=quarter.", show_default=False
+        ),
     ] = None,
     to: Annotated[Path | None, typer.Option(help="The archive; else runs-<scale>.zip.")] = None,
     output_root: Root = "outputs",
 ) -> None:
     """Finished runs, with what was measured of them, as one archive without weights."""
+    from delving import record
     from delving.groups import choose
     from delving.transfer import export_runs
 
     scales = [word.partition("=")[2] for word in words or [] if word.startswith("scale=")]
     names = [word for word in words or [] if not word.startswith("scale=")]
-    [word] = choose("scale", scales[-1] if scales else "cpu")
-    scale = word.partition("=")[2]
-    to = to or Path(f"runs-{scale}.zip")
+    if names and not scales:
+        folders = [record.find_run(name, output_root) for name in names]
+        roots = sorted({folder.parent.parent for folder in folders})
+        if len(roots) > 1:
+            raise ValueError(f"runs of {', '.join(map(str, roots))}: an archive is of one scale")
+        [root], names = roots, [folder.name for folder in folders]
+    else:
+        [word] = choose("scale", scales[-1] if scales else "cpu")
+        root = Path(output_root) / word.partition("=")[2]
+    to = to or Path(f"runs-{root.name}.zip")
     disk.check_writable(to.parent)
-    exported = export_runs(Path(output_root) / scale, names, to)
+    exported = export_runs(root, names, to)
     terminal.say(f"{to}: {len(exported)} runs, {to.stat().st_size / 1e6:.2f} MB")
 
 

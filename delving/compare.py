@@ -8,15 +8,18 @@ import pandas as pd
 from delving import config as configs
 from delving import record
 from delving.artefact import Run
+from delving.bounds import DEEPEST
 from delving.display import Overview
+from delving.groups import PAPER_DEPTH
 from delving.paper.figure3 import draw_inits, tabulate_runs
 from delving.paper.signal import draw_signal, list_layers, measure_net
 from delving.paper.table1 import draw_slopes, list_slopes
 from delving.plan import Plan, add_run
 from delving.plot import save_figure
-from delving.reproduce import count_jobs, work_runs
+from delving.reproduce import work_runs
 from delving.request import load_request
 from delving.schema import check_families
+from delving.words import refuse_slip, shown
 
 MODELS = {22: "b"}  # by depth; others are the small model lengthened
 AGAINST = "xavier"
@@ -33,16 +36,20 @@ def compare_inits(words: Sequence[str], say: Overview) -> Path:
         ValueError: a depth or an initialiser that there is not, or a run that failed.
     """
     own = dict(word.split("=", 1) for word in words if word.startswith(("depth=", "inits=")))
-    rest = [word for word in words if not word.startswith(("depth=", "inits="))]
+    rest = [refuse_slip(word, ("depth",)) for word in words
+            if not word.startswith(("depth=", "inits="))]  # fmt: skip
     depth = own.get("depth", "30")
     if strange := [word for word in rest if word.startswith("init=")]:
         raise ValueError(f"{strange[0]}: compare-init takes inits=he,xavier")
-    if not depth.isdigit():
-        raise ValueError(f"depth={depth}: a number of conv and fc layers, 14 or more")
+    if not depth.isdigit() or not PAPER_DEPTH <= int(depth) <= DEEPEST:
+        some = f"from {PAPER_DEPTH} to {DEEPEST:,}"
+        raise ValueError(f"depth={shown(depth)}: a number of conv and fc layers, {some}")
     usual = [] if any(word.startswith("act=") for word in rest) else ["act=relu"]
     model = MODELS.get(int(depth), f"small{depth}")
     usual_init = configs.compose([f"model={model}", *usual, *rest]).init.name
     inits = own.get("inits", f"{usual_init},{AGAINST}").split(",")
+    if len(set(inits)) < len(inits):
+        raise ValueError(f"inits={shown(','.join(inits))}: each once")
     nets = {init: configs.compose([f"model={model}", f"init={init}", *usual, *rest])
             for init in inits}  # fmt: skip
     check_families(rest, nets.values())
@@ -50,7 +57,7 @@ def compare_inits(words: Sequence[str], say: Overview) -> Path:
     plan = Plan(first.scale, rest, Path(first.output_root) / first.scale,
                 configs.plan_of(first.scale))  # fmt: skip
     arms = {init: [add_run(plan, config)] for init, config in nets.items()}
-    failed = work_runs(plan, count_jobs(first.device, None), say)
+    failed = work_runs(plan, first.device, say)
     if failed:
         raise ValueError("; ".join(f"{run}: {error}" for run, error in failed.items()))
     found = {init: [Run(plan.folder(name)) for name in names] for init, names in arms.items()}

@@ -22,6 +22,7 @@ from delving.foreign import check_nesting, check_yaml, read_text, root_of
 from delving.groups import CONF, GROUPS, choices, choose
 from delving.schema import (
     FAMILY,
+    LIMITS,
     NEUTRAL,
     Config,
     Detect,
@@ -71,6 +72,8 @@ def compose(overrides: list[str] | tuple[str, ...] = ()) -> Config:
         key = text.partition("=")[0]
         checked.pop(key, None)  # the last counts, wholly: small22 is a depth beside its file
         checked[key] = _check(text)
+    if checked.get("data", ["data=shapes"]) != ["data=shapes"]:
+        checked = {key: [f"{key}=null"] for key in LIMITS} | checked
     later = [word for key, words in checked.items() if key in LATER for word in words]
     rest = [word for key, words in checked.items() if key not in LATER for word in words]
     return validate(_assign(_compose(rest), later)) if later else _compose(rest)
@@ -87,7 +90,8 @@ def expand(words: Sequence[str], *, limit: int = 1000) -> list[list[str]]:
         ValueError: for a word that compose would refuse; and for more than `limit` runs, before
             any is made.
     """
-    runs = multiply([_sweep_of(word) or Several(1, [word]) for word in words], limit)
+    last = {word.partition("=")[0]: word for word in words}  # the last counts, as compose has it
+    runs = multiply([_sweep_of(word) or Several(1, [word]) for word in last.values()], limit)
     for word in dict.fromkeys(chain(*runs)):
         _check(word)
     return runs

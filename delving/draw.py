@@ -17,7 +17,7 @@ from delving.detect.record import read_detection, read_pictures
 from delving.groups import choices
 from delving.plan import Plan
 from delving.plot import save_figure
-from delving.report import write_report
+from delving.report import runs_shown, write_report
 from delving.schema import Config
 from delving.state import git_revision
 from delving.words import escaped
@@ -143,7 +143,8 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 def draw_report(plan: Plan, to: Path, failed: dict[str, str]) -> Path:
     """report.html over every artefact folder in `to`."""
-    runs = [name for name in plan.runs if plan.finished(name)]
+    shown = runs_shown(to, choices("paper"))
+    runs = [name for name in shown if (plan.folder(name) / "result.json").exists()]
     times = plan.root / "reproduce.json"
     if plan.root != to and times.exists():
         record.write_bytes(to / "reproduce.json", times.read_bytes())

@@ -12,7 +12,7 @@ from delving.words import shown
 CONF = next(
     p for p in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if p.is_dir()
 )
-PAPER_DEPTH = 14  # of small14, which small-N lengthens
+PAPER_DEPTH = 14  # of small14, which small<N> lengthens
 GROUPS = ("model", "act", "init", "data", "train", "eval", "scale")
 
 
@@ -42,7 +42,7 @@ def describe(group: str, name: str) -> str:
 
 
 def choose(group: str, value: str) -> list[str]:
-    """The words that compose a choice, more than one for small-N.
+    """The words that compose a choice, more than one for small<N>.
 
     Raises:
         ValueError: names the choices, and the likeliest.

@@ -64,7 +64,7 @@ def layer_stds(
         slope: the rectifier's a at the start (0 for ReLU).
         range: `raw` (the fc layers 0.01, ..., 0.001), `scaled` (every weight times
             (1/128)^(1/L)) or `normalised` (input of unit variance, the rule everywhere).
-        classifier: times the last layer's std.
+        classifier: times the last layer's std, whatever the range makes it.
             ours: below the paper scale the classifier's std is a tenth of the rule's, as the
             paper's 0.001 is of 0.01. Deep ReLU nets then leave ln(classes) several times sooner:
             large first logits are unlearned by making all features small.

@@ -174,6 +174,11 @@ def all_of(findings: Mapping[str, Finding]) -> Finding:
     return Finding(verdict, evidence or "no part was judged")
 
 
+def settled(holds: bool, told: str) -> Finding:
+    """Of what needs no statistics."""
+    return Finding(REPRODUCED if holds else NOT_REPRODUCED, told)
+
+
 def unless_stalled(finding: Finding, statuses: Mapping[str, str]) -> Finding:
     """The finding where all runs (name: status) converged; else inconclusive, naming the others.
 

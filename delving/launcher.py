@@ -1,14 +1,13 @@
 """Where `delving train` has its runs trained: `launcher=local`, or `slurm` with its settings."""
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from delving.schema import knob
-from delving.words import nearest, shown
+from delving.words import likeliest, nearest, refuse_slip, shown
 
 LAUNCHERS = ("local", "slurm")
 
@@ -58,22 +57,13 @@ def split_words(words: Sequence[str]) -> tuple[list[str], Slurm | None]:
         elif section == "slurm":
             settings.append(word)
         else:
-            rest.append(_no_slip(word, section))
+            rest.append(refuse_slip(word, ("launcher", "slurm")))
     if launcher not in LAUNCHERS:
-        near = nearest(launcher, LAUNCHERS)
+        near = likeliest(launcher, LAUNCHERS)
         raise ValueError(f"launcher={shown(launcher)}: choose from {', '.join(LAUNCHERS)}{near}")
     if launcher == "local" and settings:
         raise ValueError(f"{shown(settings[0])}: only with launcher=slurm")
     return rest, read_settings(settings) if launcher == "slurm" else None
-
-
-def _no_slip(word: str, section: str) -> str:
-    """The word; ValueError where it is nearly one of ours, which nobody else would say."""
-    close = difflib.get_close_matches(section, ("launcher", "slurm"), n=1, cutoff=0.75)
-    if close:
-        meant = word.partition("=")[0].replace(section, close[0], 1)
-        raise ValueError(f"there is no {shown(section)!r}; did you mean {shown(meant)}?")
-    return word
 
 
 def read_settings(words: Sequence[str]) -> Slurm:

@@ -12,6 +12,7 @@ from delving import record
 from delving.artefact import Run, mean_and_spread
 from delving.checkpoint import NAMES
 from delving.cost import measure_work
+from delving.data import find_source
 from delving.display import Overview, clock
 from delving.naming import name_run
 from delving.plan import Plan, add_run
@@ -140,6 +141,11 @@ def train_here(
     Raises:
         Interrupted: see work_through.
     """
+    for _, plan, name in list(sweep.missing()):
+        try:
+            find_source(plan.runs[name].data.name, plan.runs[name].data.root)
+        except ValueError as error:
+            plan.refused[name] = str(error)
     devices = dict.fromkeys(plan.runs[name].device for _, plan, name in sweep.members())
     jobs = min(count_jobs(device, jobs) for device in devices)
     weights = {label: estimate_run(plan, name) for label, plan, name in sweep.missing()}

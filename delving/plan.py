@@ -30,7 +30,7 @@ class Plan:
         requests: artefacts in the paper's order.
         arms: {artefact: {arm: names of its runs, seeds rising}}.
         runs: {name: configuration} of every run asked for.
-        small: names of the small nets' runs by arm, Table 2's: what seeds alone change.
+        small: names of Table 2's runs by arm, several seeds each: their spread is the noise.
         refused: {name: why} of those whose folder holds another run.
         seeds: `reproduce.seeds...` words, which `budget` has.
         detect: settings of `delving detect`, for artefacts whose runs learn to detect objects.

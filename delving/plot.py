@@ -30,6 +30,7 @@ STYLE = {
     "svg.hashsalt": "delving",
 }
 DPI = 160
+ENDINGS = (".png", ".svg")
 # Okabe & Ito's palette.
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED = (
     "#0072B2",
@@ -51,11 +52,21 @@ def new_figure(rows: int, columns: int, *, size: tuple[float, float]) -> tuple[F
         return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def check_ending(path: Path) -> None:
+    """ValueError where it is no picture's."""
+    if path.suffix not in ENDINGS:
+        raise ValueError(f"{path}: a picture ends in {' or '.join(ENDINGS)}")
+
+
 def save_figure(figure: Figure, path: Path) -> Path:
     """Writes a .png or a .svg; the same picture is the same file, undated.
 
     By the canvas itself: savefig draws everything twice.
+
+    Raises:
+        ValueError: for another ending.
     """
+    check_ending(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         # A class may be named in any script; the picture shows a box for what the font lacks.

@@ -1,5 +1,6 @@
 """What measurements look at: a batch of a data set, and a trained run taken up again."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,7 @@ from delving.data.loader import Cache
 from delving.net import Net
 from delving.ranks import ALONE, Ranks
 from delving.schema import Config
-from delving.session import (
-    Session,
-    Watch,
-    check_same_data,
-    measure_for,
-    open_session,
-)
+from delving.session import Session, Watch, check_same_data, measure_for, open_session
 from delving.state import read_state
 
 MEASURED = 256  # training images that give a fresh net's mean image
@@ -51,15 +46,14 @@ def open_trained(
 
 def open_run(folder: Path) -> Session:
     """The same by the run's own configuration, on the device that is here."""
-    config = configs.load(folder / "config.yaml")
-    config.device = "auto"
+    config = replace(configs.load(folder / "config.yaml"), device="auto")
     return open_trained(folder, config)
 
 
 def open_fresh(config: Config) -> tuple[Net, Session]:
     """A net with its initial weights on the CPU, and the session it would be trained in, with the
     input measured on a few training images."""
-    config.device = "cpu"
+    config = replace(config, device="cpu")
     session = open_session(config, Path(), lambda event: None)
     images = session.train_images.images
     session.input = measure_for(session, Cache(images.take(_spread(len(images), MEASURED)), 0))

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from delving.arrays import read_arrays
+from delving.words import likeliest
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, no quota, a limit on a file's size
 MOST_JSON = 64 * 2**20  # bytes: no file of a run is a tenth of that
@@ -50,8 +51,11 @@ def find_run(text: str, output_root: str) -> Path:
         return found[0]
     if found:
         raise ValueError(f"run {text!r} is ambiguous: {', '.join(map(str, found))}")
+    meant = likeliest(text, [folder.name for folder in folders])
     known = ", ".join(str(folder) for folder in folders[:8]) or "none"
-    raise ValueError(f"there is no run {text!r}; below {output_root} there is {known}")
+    more = f" and {len(folders) - 8} more: delving list runs" if len(folders) > 8 else ""
+    there = meant or f"; below {output_root} there is {known}{more}"
+    raise ValueError(f"there is no run {text!r}{there}")
 
 
 def list_runs(output_root: str, kind: str = "runs") -> list[Path]:
@@ -251,8 +255,10 @@ def load_scores(folder: Path, protocol: str) -> tuple[np.ndarray, np.ndarray, li
     try:
         logs, labels, names = read_arrays(path, ("log_probabilities", "labels", "names"), "scores")
     except FileNotFoundError:
+        there = ", ".join(sorted(p.stem for p in (folder / "eval").glob("*.json"))) or "none"
         raise ValueError(
-            f"{folder} has no scores by {protocol}: delving eval {folder} protocol={protocol}"
+            f"{folder} has no scores by {protocol}, there is {there}: "
+            f"delving eval {folder} protocol=center|ten_view|dense"
         ) from None
     return np.exp(logs.astype(np.float32)), labels, names.tolist()
 

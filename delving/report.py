@@ -58,12 +58,23 @@ def write_report(folder: Path, order: Sequence[str], about: dict) -> Path:
         absent=_absent(folder, order, about["left_out"] or {}),
         rows=[row | {"evidence": _first_part(row["evidence"])} for row in rows],
         counts={verdict: counts[verdict] for verdict in MARKS},
+        settings=_several_settings(artefacts),
         times=_time_rows(about["seconds"] or {}),
         heading=verdict_heading(about["scale"]),
         words=verdict_words(about["scale"]),
     )
     write_text(folder / "report.html", page)
     return folder / "report.html"
+
+
+def runs_shown(folder: Path, order: Sequence[str]) -> list[str]:
+    """The runs that the artefacts there are rest on, each once.
+
+    Raises:
+        ValueError: names a verdict.json that is damaged.
+    """
+    there = [_read_verdict(folder / name)["runs"] for name in order if _is_there(folder, name)]
+    return sorted({run for runs in there for run in runs if isinstance(run, str)})
 
 
 def ledger_rows(folder: Path, order: Sequence[str]) -> list[dict]:
@@ -144,6 +155,16 @@ def _absent(folder: Path, order: Sequence[str], left_out: Mapping[str, str]) -> 
     """The artefacts that are not there, and why where that is known."""
     names = [name for name in order if not _is_there(folder, name)]
     return [f"{label(n)} ({left_out[n]})" if n in left_out else label(n) for n in names]
+
+
+def _several_settings(artefacts: Sequence[dict]) -> dict[str, str]:
+    """{words of a command: the artefacts made by it}, where there are several: of settings that are
+    not the headline's."""
+    found: dict[str, list[str]] = {}
+    for artefact in artefacts:
+        words = " ".join(word for word in artefact["command"].split() if "=" in word)
+        found.setdefault(words, []).append(label(artefact["name"]))
+    return {words: ", ".join(names) for words, names in found.items()} if len(found) > 1 else {}
 
 
 def _is_there(folder: Path, name: str) -> bool:

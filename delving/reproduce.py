@@ -74,12 +74,14 @@ def work(
     say: Overview,
     until: float = math.inf,
     threads: int = 1,
+    keep_times: bool = True,
 ) -> Ledger:
     """Does the tasks; what fails is noted, and stops no other.
 
     Args:
         until: of time.monotonic(): what would take longer is not begun.
         threads: of a worker.
+        keep_times: in reproduce.json, which tells of reproductions alone.
 
     Raises:
         Interrupted: see work_through.
@@ -94,7 +96,8 @@ def work(
     try:
         outcomes = work_through(tasks, jobs=jobs, watch=watch, until=until, threads=threads)
     finally:
-        save_times(plan, jobs, ledger.seconds)
+        if keep_times:
+            save_times(plan, jobs, ledger.seconds)
     done = {outcome.task.name for outcome in outcomes}
     ledger.late = [task.name for task in tasks if task.name not in done]
     return ledger
@@ -260,13 +263,14 @@ def tell_outcome(
         )
 
 
-def work_runs(plan: Plan, jobs: int, say: Overview) -> dict[str, str]:
+def work_runs(plan: Plan, device: str, say: Overview) -> dict[str, str]:
     """Trains the runs of a plan that are missing; {run: error} of those that failed."""
-    tasks = list_tasks(plan, plan.overrides)
+    tasks, jobs = list_tasks(plan, plan.overrides), count_jobs(device, None)
     weights = {task.name: _estimate(plan, task) for task in tasks}
     tell_plan(plan, tasks, weights, jobs, say)
     say.begin(weights)
     try:
-        return work(plan, tasks, jobs, say).failed
+        threads = count_threads(device, jobs)
+        return work(plan, tasks, jobs, say, threads=threads, keep_times=False).failed
     finally:
         say.end()

@@ -9,7 +9,7 @@ from yaml import YAMLError
 
 from delving.groups import CONF, choices
 from delving.schema import Arm, Request, Seeds
-from delving.words import first_line, nearest
+from delving.words import first_line, likeliest, nearest
 
 
 def load_request(name: str) -> Request:
@@ -17,7 +17,9 @@ def load_request(name: str) -> Request:
     path = CONF / "paper" / f"{name}.yaml"
     if not path.is_file():
         known = choices("paper")
-        raise ValueError(f"artefact {name!r}: choose from {', '.join(known)}{nearest(name, known)}")
+        raise ValueError(
+            f"artefact {name!r}: choose from {', '.join(known)}{likeliest(name, known)}"
+        )
     try:
         tree = OmegaConf.merge(OmegaConf.structured(Request), OmegaConf.load(path))
         return _check_roles(OmegaConf.to_object(tree), path.name)
@@ -29,7 +31,7 @@ def _check_roles(request: Request, file: str) -> Request:
     roles = [f.name for f in fields(Seeds)]
     for name, arm in request.runs.items():
         if arm.seeds not in roles:
-            choose = f"choose from {', '.join(roles)}{nearest(arm.seeds, roles)}"
+            choose = f"choose from {', '.join(roles)}{likeliest(arm.seeds, roles)}"
             raise ValueError(f"{file}: runs.{name}.seeds: {arm.seeds!r}; {choose}")
     return request
 

@@ -77,8 +77,8 @@ class Seeds:
 class Reproduce:
     """What a scale gives `delving reproduce`: trainings per arm by role, and seconds by purpose.
 
-    `switch` is train.switch of nets that the scale leaves to the plateau rule: what is compared
-    switches after the same number of epochs (paper: 3).
+    `switch`: where compared nets divide lr by ten, in fractions of the run, at a scale that sets no
+    train.switch: both arms at the same epochs (paper: 3).
     """
 
     seeds: Seeds = field(default_factory=Seeds)
@@ -236,6 +236,8 @@ NEUTRAL = (
     "eval.every",
     "eval.images",
 )
+# A scale's are on the images that it generates; of others it takes all.
+LIMITS = ("data.classes", "data.train_images", "data.val_images")
 DETECT_NEUTRAL = ("detect.root", "detect.log_every", "detect.checkpoint_minutes")
 
 

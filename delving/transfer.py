@@ -22,7 +22,7 @@ from delving.detect.naming import load_about
 from delving.detect.record import read_detection, read_pictures
 from delving.groups import choices
 from delving.reference import OF_DETECTION, OF_RUN, copy_detection, copy_run
-from delving.words import shown
+from delving.words import nearest, shown
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -50,9 +50,10 @@ def export_runs(root: Path, names: Sequence[str], to: Path) -> list[str]:
     """
     finished = sorted(p.parent.name for p in root.glob("runs/*/result.json"))
     lacking = [name for name in names if name not in finished]
-    chosen = sorted(names) or finished
+    chosen = sorted(set(names)) or finished
     if lacking or not chosen:
-        raise ValueError(f"{root} has no finished run {lacking[0] if lacking else 'at all'}")
+        told = f"{lacking[0]}{nearest(lacking[0], finished)}" if lacking and finished else "at all"
+        raise ValueError(f"{root} has no finished run {told}")
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) / root.name
         for name in chosen:

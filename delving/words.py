@@ -38,6 +38,12 @@ def quote(value: str) -> str:
 def nearest(word: str, known: Sequence[str]) -> str:
     """'; did you mean x?' with the likeliest of `known`, or what there is."""
     known = list(dict.fromkeys(known))
+    return likeliest(word, known) or f"; there is {', '.join(known)}"
+
+
+def likeliest(word: str, known: Sequence[str]) -> str:
+    """'; did you mean x?' with the likeliest of `known`, for a text that names all of them; else
+    nothing."""
     same_end = [k for k in known if k.split(".")[-1] == word.split(".")[-1]]
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     # A single key of that end needs no company; of several the one meant may be spelt otherwise.
@@ -46,4 +52,15 @@ def nearest(word: str, known: Sequence[str]) -> str:
         by_end = {k.split(".")[-1]: k for k in known}
         ends = difflib.get_close_matches(word.split(".")[-1], by_end, n=3)
         found = [by_end[end] for end in ends]
-    return f"; did you mean {' or '.join(found)}?" if found else f"; there is {', '.join(known)}"
+    return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
+def refuse_slip(word: str, ours: Sequence[str]) -> str:
+    """The word; ValueError where its key is nearly one of ours, which nobody else would say."""
+    key = word.partition("=")[0]
+    section = key.partition(".")[0]
+    close = difflib.get_close_matches(section, ours, n=1, cutoff=0.75)
+    if close and section != close[0]:
+        meant = key.replace(section, close[0], 1)
+        raise ValueError(f"there is no {shown(section)!r}; did you mean {shown(meant)}?")
+    return word

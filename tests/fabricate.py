@@ -70,8 +70,13 @@ def make_asked(folder, artefact, tell, seeds=3):
     """What an artefact is given where every arm has so many runs, as tell(arm, seed) has them; they
     are called <arm>-s<seed>."""
     request = load_request(artefact)
-    arms = {arm: [Run(make_run(folder / f"{arm}-s{seed}", seed=seed, **tell(arm, seed)))
-                  for seed in range(seeds)] for arm in request.runs}  # fmt: skip
+    words = {arm: dict(word.split("=", 1) for word in one.words)
+             for arm, one in request.runs.items()}  # fmt: skip
+    arms = {
+        arm: [Run(make_run(folder / f"{arm}-s{seed}", **({"seed": seed} | own | tell(arm, seed))))
+              for seed in range(seeds)]
+        for arm, own in words.items()
+    }  # fmt: skip
     return Asked(artefact, "smoke", arms, request.settings, {}, [], folder)
 
 

@@ -99,6 +99,12 @@ def test_every_command_explains_itself(delving, command):
     [
         (["train", "model=d"], "model=d: choose from a, b, c"),
         (["compare-init", "init=he"], "init=he: compare-init takes inits=he,xavier"),
+        (["compare-init", "depth=13"], "depth=13: a number of conv and fc layers, from 14 to"),
+        (["compare-init", "depht=30"], "there is no 'depht'; did you mean depth?"),
+        (["compare-init", "inits=he,he"], "inits=he,he: each once"),
+        (["plot-curves", "some-run", "--to", "x.csv"], "x.csv: a picture ends in .png or .svg"),
+        (["train", "output_root="], "output_root="),
+        (["train", "scale=smoke", "data.train_images=3"], "data.train_images=3: one or more of"),
         (["train", "train.lr=nan"], "train.lr=nan"),
         (["train", "trian.lr=1"], "train.lr"),
         (["train", "train.epochs=-1"], "train.epochs=-1"),

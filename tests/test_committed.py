@@ -42,7 +42,7 @@ def redrawn(tmp_path_factory):
         words, say = words_of(scale), Overview(Console(file=io.StringIO()))
         source = REFERENCE / scale
         failed = reproduce_artefacts(
-            ["all"], [*words, f"output_root={root}"], source=source, say=say
+            shown(scale), [*words, f"output_root={root}"], source=source, say=say
         )
         return root / scale, failed
 

@@ -394,6 +394,18 @@ def test_a_run_is_named_by_its_meaning(overrides, name):
     assert name_run(compose(["scale=smoke", *overrides])) == name
 
 
+@pytest.mark.parametrize("scale", ["smoke", "cpu"])
+def test_a_scales_limits_are_on_generated_images_alone(scale):
+    def limits(*words):
+        data = compose([f"scale={scale}", *words]).data
+        return data.classes, data.train_images, data.val_images
+
+    assert None not in limits()
+    assert limits("data=folder") == (None, None, None)
+    assert limits("data=folder", "data.val_images=5") == (None, None, 5)
+    assert limits("data=shapes") == limits()
+
+
 @pytest.mark.parametrize("scale", choices("scale"))
 def test_a_scales_own_values_are_no_part_of_a_name(scale):
     usual = compose([f"scale={scale}"])

@@ -87,7 +87,9 @@ def test_runs_scored_on_other_images_are_refused_by_their_folders(runs, tmp_path
 
 
 def test_a_run_that_was_not_scored_so_is_told_the_command_that_scores_it(runs):
-    with pytest.raises(ValueError, match=r"no scores by center: delving eval .*protocol=center"):
+    with pytest.raises(
+        ValueError, match=r"no scores by center, there is dense: delving eval .*protocol=center"
+    ):
         average(runs, "center")
 
 
@@ -168,6 +170,8 @@ def test_without_a_protocol_the_last_one_that_all_share_is_taken(runs):
 
 
 def test_the_command_refuses_with_two(ensemble, runs):
-    for words in ([runs[0]], [runs[0], "no-such-run"], [*runs, "protocol=center"]):
+    for words in (
+        [runs[0]], [runs[0], "no-such-run"], [*runs, "protocol=center"], [runs[0], runs[0]],
+    ):  # fmt: skip
         code, out, err = ensemble(*words)
         assert (code, out, len(err.splitlines())) == (2, "", 1)

@@ -123,6 +123,25 @@ def test_a_run_alone_can_be_planned_too(train, no_workers, home):
     assert lines[0] == "1 run: 0 finished, 0 to go on, 1 new, 0 refused."
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data=folder"], "data=folder needs data.root="),
+        (["data=folder", "data.root=nowhere"], "data.root=nowhere: there is no such"),
+    ],
+)
+def test_a_plan_refuses_runs_whose_images_are_not_there(train, no_workers, home, words, said):
+    code, lines, _ = train("-m", *SMOKE, *words, "act=relu", "seed=0,1", "--plan")
+    assert (code, set(states(lines).values())) == (0, {"refused"})
+    assert sum(said in line for line in lines) == 2
+
+
+def test_of_a_key_given_twice_the_last_sweep_counts(train, no_workers, home):
+    _, lines, _ = train("-m", *SMOKE, "act=relu", "seed=3,4", "seed=0,1", "--plan")
+    assert list(states(lines)) == NAMES[:2]
+    assert not [line for line in lines if "dropped" in line]
+
+
 def test_a_run_asked_for_twice_is_trained_once_and_the_plan_says_so(train, no_workers, home):
     _, lines, _ = train("-m", *SMOKE, "act=relu", "seed=0,1,0", "eval.every=1,2", "--plan")
     assert list(states(lines)) == NAMES[:2]

@@ -17,7 +17,15 @@ import pytest
 from PIL import Image
 
 from delving.draw import to_markdown
-from delving.report import MARKS, duration, label, ledger_markdown, ledger_rows, write_report
+from delving.report import (
+    MARKS,
+    duration,
+    label,
+    ledger_markdown,
+    ledger_rows,
+    runs_shown,
+    write_report,
+)
 
 ORDER = ["figure1", "table1", "table2", "figure2", "convergence"]
 HOSTILE = """<script>alert(1)</script> "quoted" 'too' & <img src=http://evil.test/x> {{ 7 * 7 }}"""
@@ -141,6 +149,20 @@ def test_an_absent_artefact_is_named(folder):
     assert "Not made at this scale: Table 1 (its nets get no training)." in why
     put(folder, "table1")
     assert "Not made at" not in report(folder).text
+
+
+def test_artefacts_made_by_other_settings_than_the_headlines_are_named(folder):
+    assert "several settings" not in report(folder).text
+    put(folder, "figure1", command="delving reproduce figure1 scale=cpu model.width=0.5")
+    page = report(folder)
+    assert "several settings" in page.text
+    assert "Figure 1: scale=cpu model.width=0.5" in page.text
+
+
+def test_the_runs_of_all_artefacts_that_are_there_are_counted_once(folder):
+    put(folder, "figure1", runs=["a", "b"])
+    put(folder, "table1", runs=["b", "c"])
+    assert runs_shown(folder, ["figure1", "table1", "figure6"]) == ["a", "b", "c"]
 
 
 def test_every_link_has_its_place(folder):

@@ -70,11 +70,19 @@ def test_words_keep_their_order_and_the_last_is_fastest():
 
 
 @some
-@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3)), min_size=1, max_size=3))
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 3)), min_size=1, max_size=3))
 def test_the_product_is_that_of_nested_loops(spans):
+    keys = ("train.batch", "data.workers", "seed")[: len(spans)]
     lots = [range(low, low + more + 1) for low, more in spans]
-    found = expand([f"seed={low}..{low + more}" for low, more in spans])
-    assert found == [[f"seed={n}" for n in chosen] for chosen in itertools.product(*lots)]
+    found = expand([f"{k}={low}..{low + more}" for k, (low, more) in zip(keys, spans, strict=True)])
+    assert found == [[f"{k}={n}" for k, n in zip(keys, chosen, strict=True)]
+                     for chosen in itertools.product(*lots)]  # fmt: skip
+
+
+def test_of_a_key_given_twice_the_last_word_counts():
+    assert expand(["seed=0..4", "act=relu", "seed=7,8"]) == [
+        ["seed=7", "act=relu"], ["seed=8", "act=relu"]
+    ]  # fmt: skip
 
 
 def test_shuffled_values_are_all_there_in_an_order_that_their_word_gives():
@@ -94,8 +102,10 @@ def test_shuffled_values_are_all_there_in_an_order_that_their_word_gives():
         (["seed=range(1000000000)"], "1,000,000,000"), (["seed=range(0,1e300)"], "10^300"),
         (["seed=0..99999999999999999999999999999999999999"], "10^38"),
         (["seed=shuffle(range(100000000000))"], "100,000,000,000"),
-        (["train.lr=range(0,1,1e-9)"], "1,000,000,000"), (["seed=0..99"] * 3, "1,000,000"),
-        (["seed=0..9"] * 40, "10^40"), (["seed=0..500", "act=glob(*)"], "2,004"),
+        (["train.lr=range(0,1,1e-9)"], "1,000,000,000"), 
+        ([f"{key}=1..100" for key in ("seed", "train.batch", "data.workers")], "1,000,000"),
+        ([f"{key}=1..1{20 * '0'}" for key in ("seed", "train.batch")], "10^40"),
+        (["seed=0..500", "act=glob(*)"], "2,004"),
     ],
 )  # fmt: skip
 def test_too_many_runs_are_counted_and_not_made(words, count):

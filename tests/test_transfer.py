@@ -260,7 +260,25 @@ def test_the_commands_say_what_they_did(delving, there, here, tmp_path):
     assert "0 there already" in out
     code, _, err = delving("runs", "import", tmp_path / "nosuch.zip", "--output-root", here)
     assert code == 2
-    assert "not a regular file" in err
+    assert "nosuch.zip: not there" in err
     code, _, err = delving("runs", "export", "scale=cpu", "--output-root", here)
     assert code == 2
     assert "no finished run at all" in err
+
+
+def test_runs_that_are_named_need_no_scale(delving, there, tmp_path):
+    name, to = next((there / "runs").iterdir()).name, tmp_path / "one.zip"
+    code, out, _ = delving("runs", "export", name, name, "--to", to, "--output-root", there.parent)
+    assert (code, out.startswith(f"{to}: 1 runs")) == (0, True)
+    shutil.copytree(there, there.parent / "cpu")
+    other = there.parent / "cpu" / "runs" / name
+    other.rename(other.with_name("other"))
+    code, _, err = delving("runs", "export", name, "other", "--output-root", there.parent)
+    assert code == 2
+    assert "an archive is of one scale" in err
+
+
+def test_an_empty_zip_is_named(tmp_path, here):
+    zipfile.ZipFile(tmp_path / "empty.zip", "w").close()
+    with pytest.raises(ValueError, match=r"empty\.zip: an empty zip"):
+        import_runs(tmp_path / "empty.zip", here)

@@ -13,7 +13,7 @@ from delving.bench.training import bench_eval, bench_train
 from delving.config import compose
 from delving.data.loader import count_cores
 from delving.device import pick_device
-from delving.words import nearest
+from delving.words import likeliest
 
 LARGE = ("a", "b", "c", "small14")
 MOST_RANKS = 8  # the paper's
@@ -36,7 +36,7 @@ def measure(
     """
     if what != "all" and what not in WHAT:
         choices = ", ".join([*WHAT, "all"])
-        raise ValueError(f"bench {what}: choose from {choices}{nearest(what, [*WHAT, 'all'])}")
+        raise ValueError(f"bench {what}: choose from {choices}{likeliest(what, [*WHAT, 'all'])}")
     for name in WHAT if what == "all" else [what]:
         # data.root is the loader's: the others make their own noise.
         own = [w for w in words if name == "loader" or not w.startswith("data.root=")]

@@ -26,19 +26,27 @@ def load_data(
     Raises:
         ValueError: unknown name, no root, nothing there, or fewer images than asked for.
     """
-    if name not in SOURCES:
-        raise ValueError(f"data={name}: choose from {', '.join(SOURCES)}")
-    if name == "shapes" and root is None:
+    where = find_source(name, root)
+    if where is None:
         where = generate_shapes(output_root, classes, train_images, val_images)
-    elif root is None:
-        raise ValueError(f"data={name} needs data.root=... (its folder{_or_zip(name)})")
-    else:
-        where = _existing(name, root)
     train, val = SOURCES[name](where)
     return (
-        select(train, classes=classes, count=train_images),
-        select(val, classes=classes, count=val_images),
+        select(train, classes=classes, count=train_images, key="data.train_images"),
+        select(val, classes=classes, count=val_images, key="data.val_images"),
     )
+
+
+def find_source(name: str, root: str | None) -> Path | None:
+    """Where a data set lies; None of the generated one without a root, which is made on demand.
+
+    Raises:
+        ValueError: unknown name, no root, nothing there.
+    """
+    if name not in SOURCES:
+        raise ValueError(f"data={name}: choose from {', '.join(SOURCES)}")
+    if root is None and name != "shapes":
+        raise ValueError(f"data={name} needs data.root=... (its folder{_or_zip(name)})")
+    return None if root is None else _existing(name, root)
 
 
 def load_splits(data: Data, output_root: str) -> tuple[Images, Images]:
@@ -92,6 +100,9 @@ def generate_shapes(
     from delving.data.shapes import TEXTURES, VERSION, write_shapes
 
     counts = (classes or len(TEXTURES), train_images or 4000, val_images or 1000)
+    for key, count in zip(("data.train_images", "data.val_images"), counts[1:], strict=True):
+        if count < counts[0]:
+            raise ValueError(f"{key}={count}: one or more of each of the {counts[0]} classes")
     where = Path(output_root) / "data" / "shapes-v{}-{}x{}+{}".format(VERSION, *counts)
     return write_shapes(where, classes=counts[0], train_images=counts[1], val_images=counts[2])
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM", "TIFF")
@@ -112,7 +112,10 @@ def opened(data: bytes, name: str) -> Iterator[Image.Image]:
                 _check_size(*image.size)
                 yield image
     except FAULTS as error:
-        raise UndecodableImageError(f"{name} cannot be decoded: {error}") from error
+        why = str(error)
+        if isinstance(error, UnidentifiedImageError):  # Pillow's text has an address in memory
+            why = "no image of a known format" if data else "an empty file"
+        raise UndecodableImageError(f"{name} cannot be decoded: {why}") from error
 
 
 def _check_size(width: int, height: int) -> None:
@@ -147,18 +150,21 @@ def read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def select(images: Images, *, classes: int | None, count: int | None) -> Images:
+def select(images: Images, *, classes: int | None, count: int | None, key: str = "count") -> Images:
     """The first `classes` classes, and `count` images spread evenly over them, first ones first.
+    `key` is what asked for so many.
 
     Raises:
         ValueError: where the split has fewer than asked for.
     """
     if classes and classes > len(images.classes):
-        raise ValueError(f"data.classes={classes}: the data has {len(images.classes)}")
+        there = f"the data has {len(images.classes)}"
+        raise ValueError(f"data.classes={classes}: {there}; data.classes=null takes all")
     kept = classes or len(images.classes)
     indices = np.flatnonzero(images.labels < kept)
     if count and count > len(indices):
-        raise ValueError(f"{count} images asked for, but these {kept} classes have {len(indices)}")
+        there = f"these {kept} classes have {len(indices)}"
+        raise ValueError(f"{key}={count}: {there}; {key}=null takes all")
     if count:
         indices = _spread(images.labels[indices], indices, count)
     few = images.take(indices)

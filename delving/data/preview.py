@@ -1,10 +1,15 @@
 """`delving data preview`: a contact sheet of a data set, and of what augmentation makes of it."""
 
+import contextlib
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
 import numpy as np
 import torch
+from PIL import Image
 
 from delving.data.augment import augment, draw_augmentation
-from delving.data.images import Images
+from delving.data.images import Images, UndecodableImageError
 from delving.data.input import Input, measure_input
 from delving.data.loader import Cache
 
@@ -15,9 +20,16 @@ def sheet_rows(images: Images) -> list[tuple[str, list[np.ndarray]]]:
     """The first images of the first classes, whole, squeezed to squares for the sheet."""
     rows = []
     for label, title in list(enumerate(images.titles))[:CLASSES]:
-        chosen = np.flatnonzero(images.labels == label)[:COLUMNS]
-        rows.append((title[:WORDS], [np.asarray(images.load(int(i))) for i in chosen]))
+        sound = _sound(images, np.flatnonzero(images.labels == label))
+        rows.append((title[:WORDS], [np.asarray(image) for _, image in islice(sound, COLUMNS)]))
     return rows
+
+
+def _sound(images: Images, chosen: Iterable[int]) -> Iterator[tuple[int, Image.Image]]:
+    """(index, image) of those that can be decoded; `delving data verify` names the others."""
+    for index in chosen:
+        with contextlib.suppress(UndecodableImageError):
+            yield int(index), images.load(int(index))
 
 
 def augmented_rows(
@@ -25,8 +37,8 @@ def augmented_rows(
 ) -> list[tuple[str, list[np.ndarray]]]:
     """The same few images over epochs, as training sees them before the mean is subtracted."""
     crop, rows = input.mean.shape[1], []
-    for index in np.linspace(0, len(images) - 1, 6).round().astype(int).tolist():
-        image, views = images.load(index), []
+    for index, image in _sound(images, np.linspace(0, len(images) - 1, 6).round().astype(int)):
+        views = []
         for epoch in range(COLUMNS):
             draws = draw_augmentation(seed, epoch, len(images))[index]
             view = augment(image, draws, crop=crop, sides=sides, flip=True)

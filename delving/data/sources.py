@@ -99,7 +99,8 @@ def _class_folders(root: Path, split: str) -> Listing:
         there = ", ".join(shown(p.name) for p in sorted(root.glob("*"))[:8])
         raise ValueError(f"data.root={root}: no folder {split}/ (there is {there or 'nothing'})")
     listing: Listing = []
-    for sub in sorted(p for p in folder.iterdir() if p.is_dir()):
+    # What begins with a dot is other programs' own: .ipynb_checkpoints, macOS's ._cat.jpg.
+    for sub in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
         if folder.resolve().is_relative_to(sub.resolve()):
             raise ValueError(f"{sub}: a link to a folder that it lies in")
         names = sorted(name for name in _tree(sub, root) if _is_image(name))
@@ -118,8 +119,10 @@ def _tree(folder: Path, root: Path) -> Iterator[str]:
     that none is gone round for ever; folders that cannot be read are no empty ones."""
     for place, folders, files in os.walk(folder, onerror=_raise):
         below = Path(place).relative_to(root).as_posix()
+        folders[:] = [name for name in folders if not name.startswith(".")]
         # A folder named as an image is told as one that cannot be read.
-        yield from (f"{below}/{name}" for name in [*filter(_is_image, folders), *files])
+        found = [*filter(_is_image, folders), *files]
+        yield from (f"{below}/{name}" for name in found if not name.startswith("."))
 
 
 def _raise(error: OSError) -> None:

@@ -77,7 +77,7 @@ def list_members(zips: Iterable[Path], top: str) -> dict[str, tuple[Path, str]]:
 def open_checked(path: Path) -> list[zipfile.ZipInfo]:
     """What a zip holds; ValueError names the zip and what in it is not as it should be."""
     if not path.is_file():
-        raise ValueError(f"{path}: not a regular file")
+        raise ValueError(f"{path}: {'not a regular file' if path.exists() else 'not there'}")
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
@@ -108,6 +108,8 @@ def _fault_of(info: zipfile.ZipInfo) -> str | None:
 
 def _check_places(path: Path, infos: list[zipfile.ZipInfo]) -> None:
     """A directory that tells of members beyond the file's end, or one within another, lies."""
+    if not infos:
+        raise ValueError(f"{path}: an empty zip")
     infos = sorted(infos, key=lambda info: info.header_offset)
     ends = [info.header_offset for info in infos[1:]] + [path.stat().st_size]
     for info, end in zip(infos, ends, strict=True):

@@ -111,8 +111,8 @@ def _part_of_finest(fc: nn.Linear, levels: Sequence[int]) -> nn.Linear:
 
 
 def _freeze(features: nn.Sequential, count: int) -> None:
-    """Ours as Fast R-CNN: the first layer of small nets, the first four of VGG-16, stay as they
-    are."""
+    """The first `count` conv layers, with their rectifiers, get no gradients (Fast R-CNN: one of
+    small nets, four of VGG-16)."""
     seen = 0
     for module in features:
         seen += isinstance(module, nn.Conv2d)

@@ -31,7 +31,7 @@ from delving.state import environment_of
 PICTURES, SHOWN = 8, 0.5  # test images kept for figures, and the score from which a box is drawn
 BESIDE = 64 * 2**20  # bytes of log and detections
 STATE = {"progress": dict, "seconds": record.NUMBER, "data": str, "log_bytes": int}
-PROGRESS = {"step": int, "tail_loss": record.NUMBER, "tail_steps": int, "pending": list,
+PROGRESS = {"step": int, "pending": list,
             "status": str}  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def _restore(job: Job, tensors: dict, state: dict) -> None:
     progress = record.expect(record.expect(state, STATE, where)["progress"], PROGRESS, where)
     rows = all(isinstance(row, list) and all(map(record.is_number, row)) and len(row) == 4
                for row in progress["pending"])  # fmt: skip
-    counts = progress["step"], progress["tail_steps"], state["log_bytes"]
+    counts = progress["step"], state["log_bytes"]
     if set(progress) != set(PROGRESS) or min(counts) < 0 or not rows:
         raise ValueError(f"{where} is damaged")
     if state["data"] != job.data:

@@ -26,8 +26,6 @@ class Progress:
     """Where a training stands; all of it is saved and resumed."""
 
     step: int = 0
-    tail_loss: float = 0.0  # summed over the last tenth of the steps
-    tail_steps: int = 0
     pending: list[list[float]] = field(default_factory=list)  # since the last log line
     status: str = "running"
 
@@ -99,7 +97,7 @@ class Trainer:
         loss = of_classes + of_boxes
         if math.isfinite(loss):
             self.optimizer.step()
-            advance(progress, self.settings.steps, [loss, of_classes, of_boxes, error])
+            advance(progress, [loss, of_classes, of_boxes, error])
         else:
             progress.status = "diverged"
         return loss, of_classes, of_boxes, error
@@ -110,10 +108,7 @@ def learning_rate(settings: Detect, step: int) -> float:
     return settings.lr * 0.1 ** sum(step >= share * settings.steps for share in settings.switch)
 
 
-def advance(progress: Progress, steps: int, row: list[float]) -> None:
+def advance(progress: Progress, row: list[float]) -> None:
     """Counts a step."""
     progress.step += 1
     progress.pending.append(row)
-    if progress.step > 0.9 * steps:
-        progress.tail_loss += row[0]
-        progress.tail_steps += 1

@@ -88,8 +88,10 @@ def _siblings(found: dict) -> list[Claim]:
         return []
     less = []
     for ensemble in found["ensembles"]:
-        errors = np.array(ensemble["per_class"]["ensemble"])
-        less.append(float(np.delete(errors, dogs).mean() - errors[dogs].mean()))
+        errors = np.array(ensemble["per_class"]["ensemble"], dtype=float)
+        others, own = np.delete(errors, dogs), errors[dogs]
+        if not np.isnan(own).all():  # a class may be without test images
+            less.append(float(np.nanmean(others) - np.nanmean(own)))
     return [
         Claim(
             "fine-grained siblings (dogs) are told apart as well as the rest",

@@ -54,7 +54,8 @@ def show(asked: Asked) -> Shown:
             for arm, runs in asked.arms.items()}  # fmt: skip
     return Shown(
         "The Fisher matrix with ReLU and PReLU (ICCV version)",
-        "On validation images, labels drawn from the net's own prediction; some parameters of "
+        "On validation images, and training images where those are too few, labels drawn from the "
+        "net's own prediction; some parameters of "
         "every layer, scaled to a unit diagonal. Mean ± standard deviation over seeds (number of "
         "nets). Figure: how far from zero the mean response is in each layer, as a share of the "
         "root mean square: 0 is centred, 1 constant.",

@@ -6,6 +6,7 @@ Also the text's example, VGG's model B: with std 0.01 the gradient that reaches 
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -19,7 +20,7 @@ from delving.artefact import Asked, Claim, Shown, published
 from delving.build import materialise, plan_stds
 from delving.config import compose
 from delving.initializer import gaussian, he_backward, initialize, layer_stds
-from delving.judge import Finding, all_of, judge_alike
+from delving.judge import all_of, judge_alike, settled
 from delving.net import build_net
 from delving.notation import read_layers
 from delving.plot import COLORS, label_lines, new_figure
@@ -71,8 +72,8 @@ def measure_net(words: Sequence[str], settings: dict) -> dict:
     layers = weight_layers(net)
     predicted = theory(layers, plan_stds(config)(list(layers.values())), slope=config.act.slope)
     draws = []
-    for config.seed in range(settings["draws"]):
-        net = materialise(net, config, session.device)
+    for seed in range(settings["draws"]):
+        net = materialise(net, replace(config, seed=seed), session.device)
         net = net.double() if config.init.name == "gaussian" else net  # it ends below fp32
         draws.append(layer_moments(net, x, labels))
     rows = [row | {"pool_forward": _mean(draws, i, "pool_forward"),
@@ -265,7 +266,7 @@ def _follows(nets: dict, claim: str, way: str, init: str) -> Claim:
 
 
 def _exact(claim: str, rule: str, holds: bool, told: str) -> Claim:
-    return Claim(claim, rule, None, Finding("reproduced" if holds else "not_reproduced", told), 0)
+    return Claim(claim, rule, None, settled(holds, told), 0)
 
 
 WHY = (

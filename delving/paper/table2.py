@@ -1,6 +1,7 @@
 """Table 2: the small model with four rectifiers; the text's Xavier row and 30-layer row."""
 
 from collections.abc import Callable
+from itertools import chain
 
 import pandas as pd
 
@@ -12,11 +13,12 @@ from delving.artefact import (
     Shown,
     accuracy_claim,
     differences,
+    image_evidence,
     mean_and_spread,
     printed,
     published,
 )
-from delving.judge import all_of, compare_images, judge_alike, judge_better
+from delving.judge import all_of, judge_alike, judge_better
 
 PROTOCOL = "ten_view"
 ROWS = {  # arm: (what the row is called, where the paper's values stand)
@@ -83,18 +85,6 @@ def _top1(run: Run) -> float:
     return run.error(PROTOCOL)
 
 
-def _images(asked: Asked, ours: str, theirs: str) -> str | None:
-    """What the images say of the first pair alone."""
-    pairs = asked.pairs(ours, theirs)
-    if (
-        len(pairs) != 1
-        or PROTOCOL not in pairs[0][0].protocols
-        or PROTOCOL not in pairs[0][1].protocols
-    ):
-        return None
-    return compare_images(*(run.hits(PROTOCOL) for run in pairs[0]))
-
-
 def _compare(
     asked: Asked, claim: str, *, arms: tuple[str, str], judge: Callable, rule: str
 ) -> Claim:
@@ -104,9 +94,9 @@ def _compare(
         differences(pairs, _top1, drop=True),
         delta=POINTS,
         noise=asked.noise(_top1),
-        images=_images(asked, *arms),
+        images=image_evidence(pairs, PROTOCOL),
     )
-    return accuracy_claim(claim, RULE + rule, pairs=pairs, finding=found)
+    return accuracy_claim(claim, RULE + rule, runs=chain(*pairs), finding=found)
 
 
 def _degrades(asked: Asked) -> Claim:
@@ -124,4 +114,4 @@ def _degrades(asked: Asked) -> Claim:
     }
     rule = f"{RULE}{ABOVE}; the same for the training error of the last tenth"
     claim = "30 layers are worse than 14, in training error too"
-    return accuracy_claim(claim, rule, pairs=pairs, finding=all_of(parts))
+    return accuracy_claim(claim, rule, runs=chain(*pairs), finding=all_of(parts))

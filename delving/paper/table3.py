@@ -13,7 +13,7 @@ from delving import device as devices
 from delving.artefact import Asked, Claim, Shown, printed, published
 from delving.build import build_model
 from delving.config import compose
-from delving.judge import Finding, judge_no_larger
+from delving.judge import Finding, judge_no_larger, settled
 from delving.net import build_net, describe
 from delving.notation import Layer, count_depth, read_layers
 from delving.rectifier import build_relu
@@ -216,7 +216,7 @@ def _complexity(cards: dict[str, dict]) -> Claim:
     holds = same and max(map(abs, off.values())) <= WITHIN
     told = ", ".join(f"{MODELS[model]} {value:+.2f} %" for model, value in off.items())
     rule = f"depths equal, mult-adds within {WITHIN:g} % of the printed ones"
-    return Claim("depth and complexity are the paper's", rule, WITHIN, _fact(holds, told), 0)
+    return Claim("depth and complexity are the paper's", rule, WITHIN, settled(holds, told), 0)
 
 
 def _few_slopes(cards: dict[str, dict]) -> Claim:
@@ -227,11 +227,7 @@ def _few_slopes(cards: dict[str, dict]) -> Claim:
     told = ", ".join(f"{MODELS[model]} {share:.4f} %" for model, share in shares.items())
     rule = f"channel-wise slopes are below {SHARE:g} % of all parameters"
     holds = max(shares.values()) < SHARE
-    return Claim("PReLU's extra parameters are negligible", rule, SHARE, _fact(holds, told), 0)
-
-
-def _fact(holds: bool, told: str) -> Finding:
-    return Finding("reproduced" if holds else "not_reproduced", told)
+    return Claim("PReLU's extra parameters are negligible", rule, SHARE, settled(holds, told), 0)
 
 
 def _no_slower(ours: list[float], theirs: list[float]) -> Finding:

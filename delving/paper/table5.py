@@ -1,5 +1,7 @@
 """Table 5: single models, ten_view; also the drawing of Table 6."""
 
+from itertools import chain
+
 import pandas as pd
 
 from delving.artefact import (
@@ -9,11 +11,12 @@ from delving.artefact import (
     Shown,
     accuracy_claim,
     differences,
+    image_evidence,
     mean_and_spread,
     printed,
     published,
 )
-from delving.judge import compare_images, judge_alike
+from delving.judge import judge_alike
 from delving.paper.table4 import rectifier_claim
 
 MODELS = {"a_relu": "A, ReLU", "a_prelu": "A, PReLU", "b_prelu": "B, PReLU", "c_prelu": "C, PReLU"}
@@ -61,16 +64,14 @@ def claims(asked: Asked, protocol: str) -> list[Claim]:
 
 def _alike(asked: Asked, protocol: str) -> Claim:
     pairs = asked.pairs("b_prelu", "a_prelu")
-    images = [compare_images(b.hits(protocol), a.hits(protocol)) for b, a in pairs
-              if protocol in a.protocols and protocol in b.protocols]  # fmt: skip
     found = judge_alike(
         differences(pairs, lambda run: run.error(protocol), drop=True),
         delta=POINTS,
         noise=asked.noise(lambda run: run.error("ten_view")),
-        images=images[0] if len(images) == 1 else None,
+        images=image_evidence(pairs, protocol),
     )
     rule = (
         f"top-1 error by {protocol}, paired by seed: the 90 % interval over seeds lies within "
         f"±{POINTS} points"
     )
-    return accuracy_claim("A and B are alike", rule, pairs=pairs, finding=found)
+    return accuracy_claim("A and B are alike", rule, runs=chain(*pairs), finding=found)

@@ -42,17 +42,18 @@ def measure(asked: Asked) -> dict:
 
 def _measure_team(team: Sequence[Run]) -> dict:
     probabilities, labels, _ = average([run.folder for run in team], PROTOCOL)
-    ranks = rank_labels(probabilities, labels)
+    ranks, classes = rank_labels(probabilities, labels), probabilities.shape[1]
     misses = {run.name: ~run.hits(PROTOCOL, 5) for run in team} | {"ensemble": ranks >= 5}
     return summarise([run.folder for run in team], PROTOCOL) | {
-        "per_class": {name: _by_class(miss, labels) for name, miss in misses.items()},
+        "per_class": {name: _by_class(miss, labels, classes) for name, miss in misses.items()},
         "hits": {"top1": _bits(ranks < 1), "top5": _bits(ranks < 5)},
     }
 
 
-def _by_class(misses: np.ndarray, labels: np.ndarray) -> list[float]:
-    """The top-5 error of each class, percent."""
-    return [round(100 * float(misses[labels == c].mean()), 4) for c in range(labels.max() + 1)]
+def _by_class(misses: np.ndarray, labels: np.ndarray, classes: int) -> list[float | None]:
+    """The top-5 error of each class, percent; None of a class without images."""
+    found = [misses[labels == c] for c in range(classes)]
+    return [round(100 * float(own.mean()), 4) if own.size else None for own in found]
 
 
 def _bits(hits: np.ndarray) -> str:
@@ -73,7 +74,8 @@ def _choose_pictures(team: Sequence[Run]) -> dict:
     of_class = [np.flatnonzero(labels == c) for c in range(len(images.classes))]
     spread = np.unique(np.linspace(0, len(of_class) - 1, RIGHT).round().astype(int))
     right = [own[ranks[own] == 0][:1] for own in (of_class[c] for c in spread)]
-    error = [(np.mean(ranks[own] >= 5), np.mean(ranks[own] >= 1)) for own in of_class]
+    error = [(np.mean(ranks[own] >= 5), np.mean(ranks[own] >= 1)) if own.size else (-1.0, -1.0)
+             for own in of_class]  # fmt: skip
     worst = sorted(range(len(of_class)), key=lambda c: error[c], reverse=True)[:WORST]
     wrong = [own[np.argsort(-ranks[own], kind="stable")][:WRONG] for own in
              (of_class[c] for c in worst)]  # fmt: skip
@@ -155,9 +157,8 @@ def _beats_members(asked: Asked, ensembles: list[dict]) -> Claim:
     )
     members = [runs[name] for e in ensembles for name in e["members"]]
     good = [run for run in members if run.result["status"] == "converged"]
-    pairs = [(run, run) for run in good] or [(run, run) for run in members]
     claim = "the ensemble beats every one of its members"
-    return accuracy_claim(claim, rule, pairs=pairs, finding=finding)
+    return accuracy_claim(claim, rule, runs=good or members, finding=finding)
 
 
 def _against_the_world(asked: Asked, ensembles: list[dict]) -> list[Claim]:

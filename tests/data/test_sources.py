@@ -300,13 +300,21 @@ def test_an_empty_root_is_refused(tmp_path, name):
         load(name, str(tmp_path))
 
 
+def test_what_other_programs_hide_in_a_folder_is_no_class_and_no_image(tmp_path):
+    root = write_folder(tmp_path)
+    before = fingerprint(*load("folder", str(root)))
+    for name in (".ipynb_checkpoints/cat.jpg", "cat/._0.JPEG", "cat/.thumbs/0.jpg"):
+        write_file(root / "train" / name, b"no image")
+    assert fingerprint(*load("folder", str(root))) == before
+
+
 def test_limits_apply_to_both_splits(tmp_path):
     root = str(write_folder(tmp_path, classes=("a", "b", "c")))
     train, val = load("folder", root, classes=2, train_images=5, val_images=2)
     assert (len(train), len(val), train.classes, val.classes) == (5, 2, ["a", "b"], ["a", "b"])
     with pytest.raises(ValueError, match="classes=4"):
         load("folder", root, classes=4)
-    with pytest.raises(ValueError, match="99 images asked for"):
+    with pytest.raises(ValueError, match=r"data\.val_images=99: these 3 classes have"):
         load("folder", root, val_images=99)
 
 

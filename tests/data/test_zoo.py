@@ -120,8 +120,8 @@ def make_huge(path):
 BROKEN = {
     "truncated.jpg": (JPEG[: len(JPEG) // 2], "truncated"),
     "truncated.png": (PNG[: len(PNG) // 2], "truncated|Truncated"),
-    "empty.jpg": (b"", "cannot identify"),
-    "text.jpg": (b"<html>404 not found</html>", "cannot identify"),
+    "empty.jpg": (b"", "cannot be decoded: an empty file"),
+    "text.jpg": (b"<html>404 not found</html>", "no image of a known format"),
     "needle.png": (partial(flat, 30_000, 2), r"30,000 x 2 pixels, more than 100 times as long"),
     "tower.png": (partial(flat, 2, 30_000), r"2 x 30,000 pixels, more than 100 times as long"),
     "claimed_bomb.png": (partial(bomb, 30_000, whole=False), "decompression bomb"),
@@ -135,8 +135,8 @@ BROKEN = {
     "circle.jpg": (partial(link, to="circle.jpg"), "cannot be read: Too many levels"),
     "huge.jpg": (make_huge, "cannot be read: 100,000,001 bytes, more than 100,000,000"),
     "unreadable.jpg": (make_unreadable, "cannot be read: Permission denied"),
-    "broken line\nbreak \x1b[2J.jpg": (b"", "cannot identify"),
-    os.fsdecode(b"broken no utf-8 \xff\xfe.jpg"): (b"", "cannot identify"),
+    "broken line\nbreak \x1b[2J.jpg": (b"", "an empty file"),
+    os.fsdecode(b"broken no utf-8 \xff\xfe.jpg"): (b"", "an empty file"),
 }  # fmt: skip
 
 

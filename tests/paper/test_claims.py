@@ -14,7 +14,7 @@ from fabricate import BLIND, LAYERS, make_asked
 from PIL import Image
 
 from delving.artefact import published
-from delving.paper import detection, figure7
+from delving.paper import detection, figure6, figure7, table7
 from delving.paper.convergence import mean_validation
 from delving.paper.figure4 import _siblings, draw_pictures
 from delving.paper.table1 import draw_slopes
@@ -39,8 +39,8 @@ CLAIMS = {  # in the order in which they are made
                "the middle scale is the best single one"],
     "table5": ["A: PReLU beats ReLU", "C beats B", "A and B are alike"],
     "table6": ["A: PReLU beats ReLU", "C beats B", "A and B are alike"],
-    "convergence": ["small14: PReLU's errors are lower all along",
-                    "A, B, C: PReLU's errors are lower all along",
+    "convergence": ["small14: PReLU errs less, averaged over the training",
+                    "A, B, C: PReLU errs less, averaged over the training",
                     "small14: PReLU's gap from training to validation is no larger",
                     "A, B, C: PReLU's gap from training to validation is no larger"],
 }  # fmt: skip
@@ -269,6 +269,13 @@ def test_claims_on_testing_rest_on_the_nets_that_learned(tmp_path):
     assert [claim.trainings for claim in shown.claims] == [6, 15, 15]
 
 
+def test_nets_of_a_model_and_a_seed_count_as_one_in_claims_on_testing(judge):
+    """They start from the same weights and see their images in the same order."""
+    one, *on_scales = judge("table4", scored(), seeds=1)
+    assert one.verdict == INCONCLUSIVE
+    assert all("n = 3:" in found.evidence for found in on_scales)  # A, B, C of two nets each
+
+
 @pytest.mark.parametrize("diverged", [["a_relu"], ["a_relu", "a_prelu"], "all"])
 def test_nets_that_diverged_leave_their_claims_open_and_the_others_in_the_table(tmp_path, diverged):
     def tell(arm, seed):
@@ -485,6 +492,16 @@ def test_the_ensemble_is_compared_with_a_net_that_is_named_beforehand():
     members = {"a-relu-he-s0": [20.0, 30.0], "b-relu-he-s0": [90.0, 80.0]}
     ensemble = {"runs": list(members), "per_class": members | {"ensemble": [10.0, 40.0]}}
     assert figure7.reduction(ensemble).tolist() == [10.0, -10.0]
+
+
+def test_a_class_without_test_images_has_no_error_and_no_bar():
+    misses = np.array([True, False, False])
+    assert table7._by_class(misses, np.array([0, 0, 2]), 3) == [50.0, None, 0.0]
+    ensemble = {"runs": ["a"], "per_class": {"a": [50.0, None, 0.0], "ensemble": [0.0, None, 0.0]}}
+    found = {"ensembles": [ensemble], "pictures": {"titles": ["x", "y", "z"]}}
+    asked = SimpleNamespace(measured={"table7": found}, noise=lambda value: None)
+    assert figure7.show(asked).data["class"].tolist() == ["z", "x"]
+    assert figure6.show(asked).data["class"].tolist() == ["x", "z"]
 
 
 # --- detection ---
