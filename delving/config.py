@@ -57,8 +57,7 @@ KEYS = {key: f.type for key, f in OWN.items()}
 LISTS = tuple(key for key, f in KNOBS.items() if "list[" in str(f.type))
 TEXTS = tuple(key for key, f in KNOBS.items() if "str" in str(f.type) and key not in LISTS)
 UNSWEPT = ("data.root", "output_root", "device")
-# Words that are set afterwards, so that what is composed is found again.
-LATER = (*NEUTRAL, "seed")
+LATER = (*NEUTRAL, "seed")  # words set afterwards, so that what is composed is found again
 
 
 def compose(overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -68,10 +67,8 @@ def compose(overrides: list[str] | tuple[str, ...] = ()) -> Config:
         ValueError: for a key or value that does not exist or cannot be, with the nearest ones.
     """
     checked: dict[str, list[str]] = {}
-    for text in overrides:
-        key = text.partition("=")[0]
-        checked.pop(key, None)  # the last counts, wholly: small22 is a depth beside its file
-        checked[key] = _check(text)
+    for text in overrides:  # the last counts, wholly: small22 is a depth beside its file
+        checked[text.partition("=")[0]] = _check(text)
     if checked.get("data", ["data=shapes"]) != ["data=shapes"]:
         checked = {key: [f"{key}=null"] for key in LIMITS} | checked
     later = [word for key, words in checked.items() if key in LATER for word in words]
@@ -90,8 +87,8 @@ def expand(words: Sequence[str], *, limit: int = 1000) -> list[list[str]]:
         ValueError: for a word that compose would refuse; and for more than `limit` runs, before
             any is made.
     """
-    last = {word.partition("=")[0]: word for word in words}  # the last counts, as compose has it
-    runs = multiply([_sweep_of(word) or Several(1, [word]) for word in last.values()], limit)
+    last = {word.partition("=")[0]: word for word in words}.values()  # as compose has it
+    runs = multiply([_sweep_of(word) or Several(1, [word]) for word in last], limit)
     for word in dict.fromkeys(chain(*runs)):
         _check(word)
     return runs
@@ -175,8 +172,7 @@ def from_yaml(text: str, name: str) -> Config:
 
 
 def _has(tree: Mapping, parts: list[str]) -> bool:
-    inside = parts[0] in tree
-    return inside if len(parts) == 1 or not inside else _has(tree[parts[0]], parts[1:])
+    return parts[0] in tree and (len(parts) == 1 or _has(tree[parts[0]], parts[1:]))
 
 
 def amend(path: Path, overrides: list[str]) -> Config:
@@ -215,7 +211,7 @@ def to_yaml(config: Config) -> str:
 
 
 def _check(text: str, keys: Mapping = WORDS) -> list[str]:
-    """Refuses what Hydra would not, and words lists and small-N as Hydra wants them."""
+    """Refuses what Hydra would not, and words lists and small<N> as Hydra wants them."""
     key, sign, value = text.partition("=")
     if not sign:
         raise ValueError(f"{cut(text)!r} is not key=value; for example model=c train.lr=0.02")

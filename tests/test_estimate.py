@@ -88,7 +88,7 @@ def test_the_command_tells_and_writes_the_same_rows():
         (["scale=quarter", "data.classes=50"],
          "tiny_imagenet: 25,000 training and 2,500 test images\n"),
         (["data=folder", "data.root=x"],
-         "folder: 100,000 (assumed) training and 800 test images\n"),
+         "folder: 100,000 (assumed) training and 10,000 (assumed) test images\n"),
         (["reproduce.seeds.large=0"], "left out: figure4; it shows what table7 measures"),
     ],
 )  # fmt: skip
