@@ -2,6 +2,7 @@
 
 try:
     import json
+    import re
     import sys
     from pathlib import Path
     from typing import Annotated
@@ -176,7 +177,20 @@ def _print_folders(output_root: str, kind: str) -> None:
     from delving.record import list_runs
 
     for folder in list_runs(output_root, kind):
-        terminal.say(f"{folder}  {_state(folder, kind)}")
+        terminal.say(f"{folder}  {_state(folder, kind)}{_unhashed(folder, kind)}")
+
+
+def _unhashed(folder: Path, kind: str) -> str:
+    """What a hash in a run's name stands for."""
+    if kind != "runs" or not re.search(r"-[0-9a-f]{8}-s\d+$", folder.name):
+        return ""
+    from delving.config import load
+    from delving.naming import list_extra
+
+    try:
+        return f"  ({' '.join(list_extra(load(folder / 'config.yaml')))})"
+    except (OSError, ValueError):
+        return ""
 
 
 def _state(folder: Path, kind: str) -> str:

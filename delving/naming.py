@@ -7,12 +7,24 @@ from pathlib import Path
 from delving.config import compose, paper_recipe
 from delving.schema import Config, differences
 
+LONGEST = 60  # characters of a run's name
+
 
 def name_run(config: Config) -> str:
     """The run's name by its meaning: model-act-init, what else was asked for, seed.
 
     What else stands sorted in short form; beyond 60 characters a hash takes their place.
     """
+    head, extra = f"{config.model.name}-{config.act.name}-{config.init.name}", list_extra(config)
+    name = "-".join([head, *extra, f"s{config.seed}"])
+    if len(name) <= LONGEST:
+        return name
+    digest = hashlib.sha256("-".join(extra).encode()).hexdigest()[:8]
+    return f"{head}-{digest}-s{config.seed}"
+
+
+def list_extra(config: Config) -> list[str]:
+    """What else was asked for than model, act, init and seed, in short form."""
     scale = f"scale={config.scale}"
     default = compose([scale])
     groups = [
@@ -27,13 +39,7 @@ def name_run(config: Config) -> str:
         changed = differences(config, compose([scale, f"data={config.data.name}", *groups]))
     if config.data.name == "folder" and config.data.root:
         extra.append(Path(config.data.root).name)
-    extra += sorted(_short(key, changed[key][0]) for key in changed if key != "seed")
-    head = f"{config.model.name}-{config.act.name}-{config.init.name}"
-    name = "-".join([head, *extra, f"s{config.seed}"])
-    if len(name) <= 60:
-        return name
-    digest = hashlib.sha256("-".join(extra).encode()).hexdigest()[:8]
-    return f"{head}-{digest}-s{config.seed}"
+    return extra + sorted(_short(key, changed[key][0]) for key in changed if key != "seed")
 
 
 def _short(key: str, value: object) -> str:

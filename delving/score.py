@@ -124,8 +124,9 @@ def _score_one(session: Session, name: str, scored: dict[str, np.ndarray]) -> np
     [s] = session.sides([config.ten_view_s])
     tester = session.tester(session.heard)
     if name == "dense":
-        scales = [f"dense@{s}" for s in session.sides(config.dense_s)]
-        return np.mean([scored[scale] for scale in scales if scale in scored], axis=0)
+        if not session.ranks.first:  # which alone has what was scored before
+            return np.empty(0)
+        return np.mean([scored[f"dense@{s}"] for s in session.sides(config.dense_s)], axis=0)
     if name.startswith("dense@"):
         return tester.dense(source, int(name.removeprefix("dense@")))
     return getattr(tester, name)(source, s)

@@ -11,7 +11,9 @@ from calling import call
 from PIL import Image
 
 from delving import cli, record
+from delving.config import compose, to_yaml
 from delving.groups import choices
+from delving.naming import name_run
 from delving.signals import Interrupted
 
 SMOKE = ["scale=smoke", "device=cpu", "precision=fp32", "data.workers=0"]
@@ -306,6 +308,20 @@ def test_show_prints_layers_totals_and_deviations(delving):
         assert f"\n{name:10} " in out
     _, out, _ = delving("show", "scale=paper", "precision=fp32", "train.lr=0.01")
     assert out.splitlines()[-1] == "the paper's recipe"
+
+
+def test_list_tells_what_a_hash_in_a_name_stands_for(delving, tmp_path):
+    words = ["train.lr=0.02", "data.crop=35", "train.epochs=3", "train.weight_decay=0.001",
+             "model.width=0.5"]  # fmt: skip
+    for more in ([], words):
+        config = compose(["scale=smoke", "act=relu", *more])
+        folder = tmp_path / "smoke" / "runs" / name_run(config)
+        record.write_text(folder / "config.yaml", to_yaml(config))
+    code, out, _ = delving("list", "runs", "--output-root", tmp_path)
+    hashed, whole = sorted(out.splitlines())
+    assert code == 0
+    assert hashed.endswith("  unfinished  (crop35 epochs3 lr0.02 weight_decay0.001 width0.5)")
+    assert whole.endswith("small14-relu-he-s0  unfinished")
 
 
 def test_preview_draws_two_pictures(delving, root):
