@@ -2,7 +2,6 @@
 
 try:
     import json
-    import re
     import sys
     from pathlib import Path
     from typing import Annotated
@@ -30,6 +29,7 @@ cli_paper.register(app)
 cli_detect.register(app)
 cli_bench.register(app)
 
+HEX = set("0123456789abcdef")
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
@@ -182,7 +182,8 @@ def _print_folders(output_root: str, kind: str) -> None:
 
 def _unhashed(folder: Path, kind: str) -> str:
     """What a hash in a run's name stands for."""
-    if kind != "runs" or not re.search(r"-[0-9a-f]{8}-s\d+$", folder.name):
+    parts = folder.name.split("-")
+    if kind != "runs" or len(parts) < 3 or len(parts[-2]) != 8 or not set(parts[-2]) <= HEX:
         return ""
     from delving.config import load
     from delving.naming import list_extra
