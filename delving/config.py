@@ -34,7 +34,7 @@ from delving.schema import (
     validate,
 )
 from delving.sweep import Several, multiply, read_ranges, read_sweep
-from delving.words import cut, first_line, nearest, quote, shown
+from delving.words import cut, first_line, last_of_each, nearest, quote, shown
 
 
 @dataclass
@@ -66,9 +66,9 @@ def compose(overrides: list[str] | tuple[str, ...] = ()) -> Config:
     Raises:
         ValueError: for a key or value that does not exist or cannot be, with the nearest ones.
     """
-    checked: dict[str, list[str]] = {}
-    for text in overrides:  # the last counts, wholly: small22 is a depth beside its file
-        checked[text.partition("=")[0]] = _check(text)
+    for text in overrides:
+        _check(text)
+    checked = {key: _check(text) for key, text in last_of_each(overrides).items()}
     if checked.get("data", ["data=shapes"]) != ["data=shapes"]:
         checked = {key: [f"{key}=null"] for key in LIMITS} | checked
     later = [word for key, words in checked.items() if key in LATER for word in words]
@@ -87,7 +87,7 @@ def expand(words: Sequence[str], *, limit: int = 1000) -> list[list[str]]:
         ValueError: for a word that compose would refuse; and for more than `limit` runs, before
             any is made.
     """
-    last = {word.partition("=")[0]: word for word in words}.values()  # as compose has it
+    last = last_of_each(words).values()
     runs = multiply([_sweep_of(word) or Several(1, [word]) for word in last], limit)
     for word in dict.fromkeys(chain(*runs)):
         _check(word)

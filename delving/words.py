@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def cut(value: object, most: int = 80) -> str:
@@ -33,6 +33,16 @@ def quote(value: str) -> str:
     """A text as Hydra reads it back unchanged."""
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
     return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
+
+
+def last_of_each(words: Iterable[str]) -> dict[str, str]:
+    """{key: word} of `key=value` words: of those with one key the last, where it stands."""
+    found: dict[str, str] = {}
+    for word in words:
+        key = word.partition("=")[0]
+        found.pop(key, None)
+        found[key] = word
+    return found
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

@@ -81,8 +81,10 @@ def test_the_product_is_that_of_nested_loops(spans):
 
 def test_of_a_key_given_twice_the_last_word_counts():
     assert expand(["seed=0..4", "act=relu", "seed=7,8"]) == [
-        ["seed=7", "act=relu"], ["seed=8", "act=relu"]
+        ["act=relu", "seed=7"], ["act=relu", "seed=8"]
     ]  # fmt: skip
+    depths = ["model.depth=30", "model=small22", "model.depth=26,27"]
+    assert [compose(words).model.depth for words in expand(depths)] == [26, 27]
 
 
 def test_shuffled_values_are_all_there_in_an_order_that_their_word_gives():
