@@ -66,9 +66,8 @@ def compose(overrides: list[str] | tuple[str, ...] = ()) -> Config:
     Raises:
         ValueError: for a key or value that does not exist or cannot be, with the nearest ones.
     """
-    for text in overrides:
-        _check(text)
-    checked = {key: _check(text) for key, text in last_of_each(overrides).items()}
+    read = {text: _check(text) for text in overrides}
+    checked = {key: read[text] for key, text in last_of_each(overrides).items()}
     if checked.get("data", ["data=shapes"]) != ["data=shapes"]:
         checked = {key: [f"{key}=null"] for key in LIMITS} | checked
     later = [word for key, words in checked.items() if key in LATER for word in words]

@@ -13,6 +13,7 @@ from PIL import Image
 
 from delving.artefact import Asked, Claim, Shown
 from delving.judge import judge_no_larger
+from delving.paper.table7 import class_errors
 from delving.plot import GREEN, RED, new_figure
 
 COLUMNS = 4
@@ -88,9 +89,9 @@ def _siblings(found: dict) -> list[Claim]:
         return []
     less = []
     for ensemble in found["ensembles"]:
-        errors = np.array(ensemble["per_class"]["ensemble"], dtype=float)
+        errors = class_errors(ensemble)
         others, own = np.delete(errors, dogs), errors[dogs]
-        if not np.isnan(own).all():  # a class may be without test images
+        if not np.isnan(own).all():
             less.append(float(np.nanmean(others) - np.nanmean(own)))
     return [
         Claim(

@@ -10,6 +10,7 @@ import pandas as pd
 
 from delving.artefact import Asked, Claim, Shown, published
 from delving.judge import judge_better
+from delving.paper.table7 import class_errors
 from delving.plot import BLUE, RED, new_figure
 
 FALLS, MORE = 0.2, 5.0  # the smallest effects that count: points of top-5 error; percent of classes
@@ -34,8 +35,7 @@ def show(asked: Asked) -> Shown:
 def reduction(ensemble: dict) -> np.ndarray:
     """(classes,) points by which each class's top-5 error is smaller than A's with ReLU, the first
     of the six in conf/paper/table7.yaml; nan of a class without test images."""
-    before, after = (ensemble["per_class"][name] for name in (ensemble["runs"][0], "ensemble"))
-    return np.array(before, dtype=float) - np.array(after, dtype=float)
+    return class_errors(ensemble, ensemble["runs"][0]) - class_errors(ensemble)
 
 
 def _draw(reduced: np.ndarray):

@@ -56,6 +56,11 @@ def _by_class(misses: np.ndarray, labels: np.ndarray, classes: int) -> list[floa
     return [round(100 * float(own.mean()), 4) if own.size else None for own in found]
 
 
+def class_errors(ensemble: dict, name: str = "ensemble") -> np.ndarray:
+    """(classes,) top-5 errors of the ensemble or a member, percent; nan without test images."""
+    return np.array(ensemble["per_class"][name], dtype=float)
+
+
 def _bits(hits: np.ndarray) -> str:
     return np.packbits(hits).tobytes().hex()
 
