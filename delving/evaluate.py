@@ -114,15 +114,16 @@ class Tester:
         items = iterate(
             views, range(len(groups)), workers=self.workers, pin=pin, timeout=self.timeout
         )
-        for item in items:
-            if isinstance(item, UndecodableImageError):
-                raise item
-            indices, pixels = item
-            scores = score(pixels.to(device).flatten(0, 1))  # (images x views, classes)
-            mean = scores.unflatten(0, pixels.shape[:2]).mean(1)
-            found.append((np.asarray(indices), mean.float().cpu().numpy()))
-            if self.heard:
-                return
+        with self.autocast():  # the weights are rounded once, not for every group of images
+            for item in items:
+                if isinstance(item, UndecodableImageError):
+                    raise item
+                indices, pixels = item
+                scores = score(pixels.to(device).flatten(0, 1))  # (images x views, classes)
+                mean = scores.unflatten(0, pixels.shape[:2]).mean(1)
+                found.append((np.asarray(indices), mean.float().cpu().numpy()))
+                if self.heard:
+                    return
 
     def _put_together(
         self, found: list[tuple[np.ndarray, np.ndarray]], images: int

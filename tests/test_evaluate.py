@@ -3,7 +3,8 @@
 import io
 from collections import Counter
 from contextlib import nullcontext
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 
 import numpy as np
 import oracles
@@ -12,12 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from delving.build import build_model, materialise
 from delving.config import compose
 from delving.data.images import Images, UndecodableImageError
 from delving.data.input import Input
 from delving.data.loader import Cache
+from delving.device import autocast
 from delving.evaluate import Tester as Scorer  # pytest would take Tester for tests
 from delving.evaluate import error_rates, name_protocols, score_windows
 
@@ -176,6 +179,28 @@ def test_a_window_of_the_maps_own_size_scores_as_the_net_itself():
         torch.testing.assert_close(
             score_windows(tester.net, x, nullcontext), tester.net(x).softmax(1), rtol=0, atol=1e-5
         )
+
+
+class Roundings(TorchDispatchMode):
+    """Counts how often one of a net's parameters becomes bf16."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        rounds = func is torch.ops.aten._to_copy.default and kwargs["dtype"] == torch.bfloat16
+        self.count += rounds and isinstance(args[0], torch.nn.Parameter)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_in_bf16_the_weights_are_rounded_once_for_all_images(protocol, arrays):
+    """Not for each group of images: fc1's take as long as a dozen images' conv layers."""
+    tester = build_tester(batch=1)
+    tester = replace(tester, autocast=partial(autocast, torch.device("cpu"), "bf16"))
+    weights = [p for p in tester.net.parameters() if p.dim() > 1]
+    with Roundings() as seen:
+        getattr(tester, protocol)(to_source(arrays), 32)
+    assert len(weights) <= seen.count <= len(list(tester.net.parameters()))
 
 
 # Every image counts exactly once

@@ -235,6 +235,29 @@ def test_pyramid_pooling_hands_on_what_is_no_number():
     out = SPP((2, 1))(x)
     torch.testing.assert_close(out, pool_levels(x, (2, 1)), equal_nan=True)
     assert out.isnan().sum() == 2
+    of_windows = SPP((2, 1)).windows(x, 6)[:, 0, 0]
+    torch.testing.assert_close(of_windows, out, rtol=0, atol=0, equal_nan=True)
+
+
+@compiled
+@few
+@given(
+    images=st.integers(1, 3),
+    channels=st.sampled_from([1, 5, 32, 200]),
+    size=st.integers(1, 18),
+    more=st.tuples(st.integers(0, 6), st.integers(0, 40)),
+    levels=st.sampled_from([(6, 3, 2, 1), (7, 3, 2, 1), (1,), (2, 8)]),
+    dtype=st.sampled_from(TYPES),
+)
+def test_compiled_pooling_of_all_windows_equals_the_plain_one_to_the_last_bit(
+    images, channels, size, more, levels, dtype
+):
+    """With a gradient to follow, the plain one; float64 is no kernel's either (test_spp.py)."""
+    x = normal((images, channels, size + more[0], size + more[1])).to(dtype)
+    found, wanted = SPP(levels).windows(x, size), SPP(levels).windows(x.requires_grad_(), size)
+    assert wanted.requires_grad and not found.requires_grad
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, wanted.detach(), rtol=0, atol=0)
 
 
 # Without a compiler, or with a bad one

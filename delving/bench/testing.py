@@ -67,7 +67,7 @@ def _all_images(bench: Bench, rounds: int, device: str) -> Row:
                 for x in views.values())  # fmt: skip
         return sum(each) * IMAGES / images
 
-    with devices.without_search():  # as the tester does it
+    with devices.without_search(), bench.autocast():  # as the tester does it
         found = in_turns({"all": seconds}, min(rounds, 3))["all"]
     scales = ", ".join(map(str, sides))
     row = (f"dense {bench.name.split(',')[0]}, {bench.precision}, {IMAGES:,} images and their "

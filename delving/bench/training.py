@@ -25,7 +25,9 @@ from delving.session import plan_recipe
 from delving.train import Progress, Recipe, build_optimizer, train
 
 CLASSES = {"paper": 1000, "quarter": 200}
-ON_A_CPU = 4e9  # mult-adds of a forward pass at most: of a large net fewer images than a batch
+# Of a large net a CPU takes fewer images than a batch: so many mult-adds of a forward pass, yet as
+# many images as keep the weights from being most of the work.
+ON_A_CPU, LEAST = 130e9, 16
 FORWARDS = 3  # a step's work in forward passes
 STD = 60.0  # grey levels, of noise
 
@@ -106,7 +108,7 @@ def build_for(config: Config, ranks: Ranks = ALONE) -> Bench:
     net = materialise(net, config, device)
     images = config.train.batch
     if device.type == "cpu":
-        images = max(2, min(images, int(ON_A_CPU / cost)))
+        images = min(images, max(LEAST, int(ON_A_CPU / cost)))
     recipe = plan_recipe(config, images * 1000)
     # A rate that leaves the net as it is: a batch of noise learned by heart would not be finite.
     recipe = replace(recipe, batch=images, micro_batch=images, lr=1e-9)
@@ -213,9 +215,11 @@ def bench_eval(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
 
 @torch.no_grad()
 def _forward_rate(net: nn.Module, bench: Bench, channels_last: bool) -> float:
+    """Either's weights are rounded once, as the tester does it."""
+
     def forward() -> None:
         x = bench.input(bench.batch.pixels)
-        with bench.autocast():
-            net(x if channels_last else x.contiguous())
+        net(x if channels_last else x.contiguous())
 
-    return len(bench.batch.labels) / seconds_each(forward, bench.device)
+    with bench.autocast():
+        return len(bench.batch.labels) / seconds_each(forward, bench.device)

@@ -189,10 +189,11 @@ def score_detector(job: Job) -> dict[str, dict]:
     judge = Judge(job.net, job.input, job.sizing, job.statistics, job.about.detect.nms,
                   job.autocast)  # fmt: skip
     test, parts = job.splits[1], []
-    for number, boxes in enumerate(job.proposals[1]):
-        parts.append(judge.find(test, number, boxes))
-        if job.heard:
-            raise Interrupted(job.heard[0], job.folder)
+    with job.autocast():  # the weights are rounded once, not for every image
+        for number, boxes in enumerate(job.proposals[1]):
+            parts.append(judge.find(test, number, boxes))
+            if job.heard:
+                raise Interrupted(job.heard[0], job.folder)
     found = joined(parts)
     save_detections(job.folder, found)
     record.write_json(job.folder / "pictures.json", list_pictures(job, parts))

@@ -1,4 +1,5 @@
-// Vectorised kernels for CPUs: the fused rectifier (Eq. 1 to 3) and SPP of the training map.
+// Vectorised kernels for CPUs: the fused rectifier (Eq. 1 to 3), SPP of the training map and of all
+// windows of a larger one.
 //
 // native.py compiles them for the machine they run on. Sums are made in an order that depends on
 // the sizes alone, never on the number of threads. The functions below return 1 where no memory is
@@ -144,24 +145,26 @@ struct Map {
     long height, width, channels;
 };
 
+// The maxima of vectors, `count` of them a `step` apart; what is no number wins.
+template <class T, class S>
+inline void maxima(const S *__restrict from, long count, long step, long numbers,
+                   float *__restrict to) {
+    for (long k = 0; k < count; k++)
+#pragma omp simd
+        for (long i = 0; i < numbers; i++) {
+            const float v = T::load(from[k * step + i]);
+            to[i] = k == 0 || v > to[i] || v != v ? v : to[i];
+        }
+}
+
 // The maxima of columns left to right within rows top to bottom, and over those columns.
 template <class T, class S>
-void bin_maxima(const S *__restrict x, const Map &m, long top, long bottom, long left, long right,
-                float *__restrict columns, float *__restrict bin) {
-    for (long w = left; w < right; w++) {
-        float *column = columns + (w - left) * m.channels;
-        for (long h = top; h < bottom; h++) {
-            const S *cell = x + (h * m.width + w) * m.channels;
-#pragma omp simd
-            for (long c = 0; c < m.channels; c++) {
-                const float v = T::load(cell[c]);  // what is no number wins
-                column[c] = h == top || v > column[c] || v != v ? v : column[c];
-            }
-        }
-#pragma omp simd
-        for (long c = 0; c < m.channels; c++)
-            bin[c] = w == left || column[c] > bin[c] || column[c] != column[c] ? column[c] : bin[c];
-    }
+void bin_maxima(const S *x, const Map &m, long top, long bottom, long left, long right,
+                float *columns, float *bin) {
+    const long numbers = (right - left) * m.channels;
+    maxima<T>(x + (top * m.width + left) * m.channels, bottom - top, m.width * m.channels, numbers,
+              columns);
+    maxima<Float>(columns, right - left, m.channels, m.channels, bin);
 }
 
 template <class T, class S = typename T::Stored>
@@ -186,6 +189,51 @@ void spp(const S *x, S *out, long images, const Map &m, const long *levels, long
                         to[(c * bins + i) * bins + j] = T::store(T::bits(bin[c]));
                 }
             to += m.channels * bins * bins;
+        }
+    }
+}
+
+// SPP of every size x size window, for dense testing: out is (images, rows, columns, features), a
+// window's features in the order of spp's. The maxima over a bin's rows serve all windows that lie
+// beside one another.
+template <class T, class S = typename T::Stored>
+void spp_windows(const S *x, S *out, long images, const Map &m, const long *levels, long count,
+                 long features, long size) {
+    const long rows = m.height - size + 1, columns = m.width - size + 1;
+    const long strip = m.width * m.channels, most = *std::max_element(levels, levels + count);
+    const long own = (most + 1) * strip, cells = most * most * m.channels;
+    std::vector<float> scratch(CHUNKS * own);
+    std::vector<S> windows(CHUNKS * cells);
+#pragma omp parallel for schedule(static) if (images * rows * columns * features > SMALL)
+    for (int chunk = 0; chunk < CHUNKS; chunk++) {
+        float *strips = scratch.data() + chunk * own, *bin = strips + most * strip;
+        S *window = windows.data() + chunk * cells;
+        for (long row = first(images * rows, chunk); row < first(images * rows, chunk + 1); row++) {
+            const S *map = x + (row / rows * m.height + row % rows) * strip;
+            S *to = out + row * columns * features;
+            for (long l = 0; l < count; l++) {
+                const long bins = levels[l];
+                for (long i = 0; i < bins; i++) {
+                    const long top = bin_start(i, size, bins);
+                    maxima<T>(map + top * strip, bin_end(i, size, bins) - top, strip, strip,
+                              strips + i * strip);
+                }
+                for (long w = 0; w < columns; w++) {
+                    for (long k = 0; k < bins * bins; k++) {
+                        const long left = bin_start(k % bins, size, bins);
+                        maxima<Float>(strips + k / bins * strip + (w + left) * m.channels,
+                                      bin_end(k % bins, size, bins) - left, m.channels, m.channels,
+                                      bin);
+#pragma omp simd
+                        for (long c = 0; c < m.channels; c++)
+                            window[k * m.channels + c] = T::store(T::bits(bin[c]));
+                    }
+                    for (long c = 0; c < m.channels; c++)
+                        for (long k = 0; k < bins * bins; k++)
+                            to[w * features + c * bins * bins + k] = window[k * m.channels + c];
+                }
+                to += m.channels * bins * bins;
+            }
         }
     }
 }
@@ -283,6 +331,14 @@ int tried(F work) {
                               long features) {                                                     \
         return tried([=] {                                                                         \
             spp<T>(x, out, images, {height, width, channels}, levels, count, features);            \
+        });                                                                                        \
+    }                                                                                              \
+    extern "C" int spp_windows_##NAME(const T::Stored *x, T::Stored *out, long images,             \
+                                      long height, long width, long channels, const long *levels,  \
+                                      long count, long features, long size) {                      \
+        return tried([=] {                                                                         \
+            spp_windows<T>(x, out, images, {height, width, channels}, levels, count, features,     \
+                           size);                                                                  \
         });                                                                                        \
     }                                                                                              \
     extern "C" int spp_backward_##NAME(const T::Stored *grad, const T::Stored *x,                  \

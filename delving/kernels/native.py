@@ -16,6 +16,7 @@ SIGNATURES = {
     "rectify": [P] * 4 + [N] * 3 + [ctypes.c_int],
     "rectify_backward": [P] * 6 + [N] * 3 + [ctypes.c_int],
     "spp": [P] * 2 + [N] * 4 + [P, N, N],
+    "spp_windows": [P] * 2 + [N] * 4 + [P, N, N, N],
     "spp_backward": [P] * 3 + [N] * 4 + [P, N, N],
 }
 
@@ -46,8 +47,16 @@ def rectify_backward(
 
 def spp(x: Tensor, levels: Sequence[int]) -> Tensor:
     """spp.py's pool_levels."""
-    out = x.new_empty(len(x), x.shape[1] * sum(b * b for b in levels))
+    out = x.new_empty(len(x), _features(x, levels))
     _call("spp", x, *_pointers(x, out), *_shape(x), *_list(levels), out.shape[1])
+    return out
+
+
+def spp_windows(x: Tensor, levels: Sequence[int], size: int) -> Tensor:
+    """The same of every size x size window: (N, rows, columns, features)."""
+    rows, columns = (side - size + 1 for side in x.shape[2:])
+    out = x.new_empty(len(x), rows, columns, _features(x, levels))
+    _call("spp_windows", x, *_pointers(x, out), *_shape(x), *_list(levels), out.shape[3], size)
     return out
 
 
@@ -82,6 +91,10 @@ def _sizes(x: Tensor) -> list[int]:
 def _shape(x: Tensor) -> list[int]:
     images, channels, height, width = x.shape
     return [images, height, width, channels]
+
+
+def _features(x: Tensor, levels: Sequence[int]) -> int:
+    return x.shape[1] * sum(bins * bins for bins in levels)
 
 
 def _list(levels: Sequence[int]) -> tuple[ctypes.Array, int]:
