@@ -39,12 +39,12 @@ class Input(nn.Module):
         crop's size it is the crop's own; it is subtracted after the flip.
         """
         mean = self.mean
-        x = pixels.permute(0, 3, 1, 2).to(mean.dtype)  # (N, 3, H, W)
+        x = pixels.permute(0, 3, 1, 2).to(mean.dtype, copy=True)  # (N, 3, H, W), altered in place
         if mean.shape[1:] != x.shape[2:]:
             mean = F.interpolate(mean[None], x.shape[2:], mode="bilinear", align_corners=False)[0]
         if shift is not None:
-            x = x + shift[:, :, None, None]
-        return (x - mean) / self.std
+            x += shift[:, :, None, None]
+        return x.sub_(mean).div_(self.std)
 
     def color_shift(self, draws: Tensor, std: float) -> Tensor:
         """AlexNet's colour altering: standard normal (N, 3) to shifts in grey levels (N, 3).
