@@ -255,7 +255,8 @@ def test_compiled_pooling_of_all_windows_equals_the_plain_one_to_the_last_bit(
     """With a gradient to follow, the plain one; float64 is no kernel's either (test_spp.py)."""
     x = normal((images, channels, size + more[0], size + more[1])).to(dtype)
     found, wanted = SPP(levels).windows(x, size), SPP(levels).windows(x.requires_grad_(), size)
-    assert wanted.requires_grad and not found.requires_grad
+    assert wanted.requires_grad
+    assert not found.requires_grad
     assert found.is_contiguous()
     torch.testing.assert_close(found, wanted.detach(), rtol=0, atol=0)
 
