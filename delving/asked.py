@@ -44,12 +44,13 @@ def fingerprint(plan: Plan, artefact: str) -> dict:
     settings = plan.requests[artefact].settings
     names = [name for arm in plan.arms[artefact].values() for name in arm if plan.finished(name)]
     results = {name: (plan.folder(name) / "result.json").read_bytes() for name in names}
-    device = [word for word in plan.overrides if word.startswith("device=")]
+    where = {key: word for word in plan.overrides
+             if (key := word.partition("=")[0]) in ("device", "precision")}  # fmt: skip
     return {
         "settings": settings,
         "runs": {name: hashlib.sha256(data).hexdigest()[:16] for name, data in results.items()},
         **({"nets": _digest_untrained(plan, settings)} if "models" in settings else {}),
-        **({"device": device[-1]} if device and not names else {}),
+        **({} if names else where),
     }
 
 

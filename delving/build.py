@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from delving import device as devices
 from delving.bounds import DEEPEST
 from delving.data.input import Input
 from delving.device import number_type
 from delving.initializer import INITIALIZERS, gaussian, initialize, layer_stds
+from delving.momentum import Momentum
 from delving.naming import deviations
 from delving.net import Net, build_net, crowded_levels, describe
 from delving.notation import Layer, count_depth, read_layers
@@ -169,7 +170,18 @@ def list_deviations(config: Config, net: Net, precision: str) -> list[str]:
     return lines
 
 
-def load_weights(net: Net, input: Input, tensors: dict, folder: Path) -> None:
+def tensors_of(net: nn.Module, input: Input, optimizer: Momentum) -> dict[str, dict[str, Tensor]]:
+    """{file: {name: tensor}} of a checkpoint, as load_weights and load_momentum take it up."""
+    model = {f"net.{k}": v.contiguous() for k, v in net.state_dict().items()}
+    model |= {f"input.{k}": v.contiguous() for k, v in input.state_dict().items()}
+    velocity = optimizer.velocity
+    momentum = {
+        name: velocity[p].contiguous() for name, p in net.named_parameters() if p in velocity
+    }
+    return {"model": model, "optimizer": momentum}
+
+
+def load_weights(net: nn.Module, input: Input, tensors: dict, folder: Path) -> None:
     """Both from a checkpoint's model.safetensors; ValueError names what does not fit."""
     wanted = {f"net.{k}": v for k, v in net.state_dict().items()}
     wanted |= {f"input.{k}": v for k, v in input.state_dict().items()}
@@ -183,3 +195,14 @@ def load_weights(net: Net, input: Input, tensors: dict, folder: Path) -> None:
                 f"{list(tensors[key].shape)}, here {list(value.shape)})"
             )
         value.copy_(tensors[key])
+
+
+def load_momentum(net: nn.Module, optimizer: Momentum, tensors: dict, folder: Path) -> None:
+    """From a checkpoint's optimizer.safetensors; ValueError names what does not fit."""
+    for name, p in net.named_parameters():
+        if name in tensors:
+            if tensors[name].shape != p.shape:
+                raise ValueError(
+                    f"{folder}: its checkpoint is of another model (momentum of {name})"
+                )
+            optimizer.velocity[p] = torch.empty_like(p).copy_(tensors[name])

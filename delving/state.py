@@ -12,7 +12,7 @@ import delving
 from delving import config as configs
 from delving import device as devices
 from delving import record
-from delving.build import load_weights, materialise
+from delving.build import load_momentum, load_weights, materialise, tensors_of
 from delving.checkpoint import WEIGHTS, check_room, load_checkpoint, save_checkpoint, settle
 from delving.kernels import gpu, native
 from delving.session import Session, check_same_data, measure_for, plan_recipe
@@ -131,14 +131,7 @@ def restore(session: Session, tensors: dict, state: dict) -> None:
         return
     check_same_data(session, state["data"])
     load_weights(session.net, session.input, tensors.get("model", {}), folder)
-    for name, p in session.net.named_parameters():
-        if name in tensors.get("optimizer", {}):
-            saved = tensors["optimizer"][name]
-            if saved.shape != p.shape:
-                raise ValueError(
-                    f"{folder}: its checkpoint is of another model (momentum of {name})"
-                )
-            session.optimizer.velocity[p] = torch.empty_like(p).copy_(saved)
+    load_momentum(session.net, session.optimizer, tensors.get("optimizer", {}), folder)
     record.truncate_log(folder / "log.jsonl", state["log_bytes"])
     session.log(
         event="resume",
@@ -159,14 +152,7 @@ def save(session: Session) -> None:
     """Writes a checkpoint from which the same steps follow; of several ranks the first does."""
     if not session.ranks.first:
         return
-    net = {f"net.{k}": v.contiguous() for k, v in session.net.state_dict().items()}
-    net |= {f"input.{k}": v.contiguous() for k, v in session.input.state_dict().items()}
-    velocity = session.optimizer.velocity
-    momentum = {
-        name: velocity[p].contiguous()
-        for name, p in session.net.named_parameters()
-        if p in velocity
-    }
+    tensors = tensors_of(session.net, session.input, session.optimizer)
     log = session.folder / "log.jsonl"
     record.sync_log(log)
     state = {
@@ -176,7 +162,7 @@ def save(session: Session) -> None:
         "data": session.data,
         "log_bytes": log.stat().st_size,
     }
-    hashes = save_checkpoint(session.folder, {"model": net, "optimizer": momentum}, state)
+    hashes = save_checkpoint(session.folder, tensors, state)
     session.weights = hashes[WEIGHTS]
 
 

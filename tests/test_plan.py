@@ -449,9 +449,10 @@ def test_nets_measured_as_they_start_are_measured_anew_where_they_differ(word, s
     assert (load_measured(again, "signal") is not None) == stays
 
 
-def test_steps_are_timed_anew_on_another_device():
+@pytest.mark.parametrize("word", ["device=cpu", "precision=fp32"])
+def test_steps_are_timed_anew_on_another_device_and_in_another_precision(word):
     save_measured(plan_for("table3"), "table3", {"found": 1}, 2.5)
-    assert load_measured(make_plan(["table3"], ["scale=smoke", "device=cpu"]), "table3") is None
+    assert load_measured(make_plan(["table3"], ["scale=smoke", word]), "table3") is None
 
 
 def test_a_measurement_waits_for_the_runs_that_are_missing():

@@ -201,13 +201,3 @@ def prepare(
 
 def _tell(watch: Watch, title: str, done: int, total: int) -> None:
     watch({"event": "proposals", "split": title, "done": done, "total": total})
-
-
-def tensors_of(job: Job) -> dict[str, dict]:
-    """{file: {name: tensor}} of a checkpoint."""
-    model = {f"net.{k}": v.contiguous() for k, v in job.net.state_dict().items()}
-    model |= {f"input.{k}": v.contiguous() for k, v in job.input.state_dict().items()}
-    velocity = job.optimizer.velocity
-    momentum = {name: velocity[p].contiguous() for name, p in job.net.named_parameters()
-                if p in velocity}  # fmt: skip
-    return {"model": model, "optimizer": momentum}

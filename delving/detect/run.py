@@ -9,15 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from delving import device as devices
 from delving import record
-from delving.build import load_weights
+from delving.build import load_momentum, load_weights, tensors_of
 from delving.checkpoint import check_room, drop_previous, load_checkpoint, save_checkpoint, settle
 from delving.config import compose_detect
-from delving.detect.job import Job, describe, open_job, open_trunk, tensors_of
+from delving.detect.job import Job, describe, open_job, open_trunk
 from delving.detect.metric import Detections
 from delving.detect.naming import check_same, detection_folder, save_about
 from delving.detect.score import Judge, chance, joined, recall, score
@@ -110,12 +109,7 @@ def _restore(job: Job, tensors: dict, state: dict) -> None:
                          "detect.root, or move the folder away")  # fmt: skip
     job.progress, job.seconds = Progress(**progress), state["seconds"]
     load_weights(job.net, job.input, tensors.get("model", {}), job.folder)
-    for name, p in job.net.named_parameters():
-        saved = tensors.get("optimizer", {}).get(name)
-        if saved is not None:
-            if saved.shape != p.shape:
-                raise ValueError(f"{job.folder}: its checkpoint is of another detector ({name})")
-            job.optimizer.velocity[p] = torch.empty_like(p).copy_(saved)
+    load_momentum(job.net, job.optimizer, tensors.get("optimizer", {}), job.folder)
     record.truncate_log(job.folder / "log.jsonl", state["log_bytes"])
     job.log(event="resume", run=job.folder.name, step=job.progress.step,
             steps=job.about.detect.steps)  # fmt: skip
@@ -127,7 +121,8 @@ def save(job: Job) -> None:
     record.sync_log(log)
     state = {"progress": asdict(job.progress), "seconds": job.seconds, "data": job.data,
              "log_bytes": log.stat().st_size}  # fmt: skip
-    save_checkpoint(job.folder, tensors_of(job), state)
+    tensors = tensors_of(job.net, job.input, job.optimizer)
+    save_checkpoint(job.folder, tensors, state)
 
 
 def train_until_done(job: Job) -> None:

@@ -29,9 +29,9 @@ WITHIN, SHARE, SLOWER = 1.0, 0.01, 5.0  # percent
 
 def measure(asked: Asked) -> dict:
     """Seconds of a training step of each net, one round of all after the other."""
-    device = devices.pick_device(_device_of(asked.overrides))
+    device = devices.pick_device(_told_of("device", asked.overrides))
     devices.prepare_backend(device)
-    precision = devices.pick_precision("auto", device)
+    precision = devices.pick_precision(_told_of("precision", asked.overrides), device)
     steps = {name: _build_step(name, device, precision) for name in TIMED}
     # The first step also allocates and picks algorithms: what it takes is an upper bound.
     first = sum(_timed(step, 1, device) for step in steps.values())
@@ -60,8 +60,10 @@ def _warm_up(steps: Iterable[Callable], batch: int, device: torch.device) -> int
     return batch
 
 
-def _device_of(overrides: Sequence[str]) -> str:
-    return next((text[7:] for text in overrides if text.startswith("device=")), "auto")
+def _told_of(key: str, overrides: Sequence[str]) -> str:
+    """What the words say of a key; the last counts."""
+    told = dict(word.partition("=")[::2] for word in overrides)
+    return told.get(key, "auto")
 
 
 def _fit(images: float) -> int:
@@ -77,7 +79,8 @@ def _build_step(name: str, device: torch.device, precision: str) -> Callable[[in
     model, act = name.split("-")
     config = compose([f"model={model}", f"act={act}", "scale=paper"])
     net = build_model(config, CLASSES)[0].to_empty(device=device).train()
-    net = net.to(memory_format=torch.channels_last)
+    number = devices.number_type(precision)
+    net = net.to(number).to(memory_format=torch.channels_last)
     for parameter in net.parameters():
         # Times hang on the values only where they are not finite; normal draws would take longer
         # than the steps.
@@ -87,7 +90,7 @@ def _build_step(name: str, device: torch.device, precision: str) -> Callable[[in
         group["lr"] = 1e-12  # times nothing but work: the weights stay as they are
 
     def step(batch: int) -> None:
-        x = torch.randn(batch, 3, CROP, CROP, device=device)
+        x = torch.randn(batch, 3, CROP, CROP, device=device, dtype=number)
         labels = torch.zeros(batch, dtype=torch.long, device=device)
         for layer in net.modules():
             if hasattr(layer, "seed"):
@@ -95,7 +98,7 @@ def _build_step(name: str, device: torch.device, precision: str) -> Callable[[in
         optimizer.zero_grad()
         with devices.autocast(device, precision):
             logits = net(x.contiguous(memory_format=torch.channels_last))
-        F.cross_entropy(logits.float(), labels).backward()
+        F.cross_entropy(devices.wide(logits), labels).backward()
         optimizer.step()
 
     return step

@@ -1,0 +1,32 @@
+"""Table 3's times: on the device and in the precision that the words tell."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from delving.paper import table3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_steps_are_timed_in_the_precision_asked_for(precision, monkeypatch):
+    """By the last word on it."""
+    words = ["precision=fp64", "data.workers=0", f"precision={precision}"]
+    monkeypatch.setattr(table3, "TIMED", ("small14-relu", "small14-prelu"))
+    asked = SimpleNamespace(overrides=["device=cpu", *words],
+                            settings={"rounds": 2, "seconds": 1e-9})  # fmt: skip
+    found = table3.measure(asked)
+    assert found["precision"] == precision
+    assert found["device"].startswith("cpu (")
+    assert found["batch"] == 1
+    assert [len(times) for times in found["seconds"].values()] == [2, 2]
+    assert min(min(times) for times in found["seconds"].values()) > 0
+
+
+def test_a_net_is_kept_in_the_numbers_it_is_timed_in(monkeypatch):
+    seen = []
+    monkeypatch.setattr(table3, "build_optimizer", lambda net, recipe: seen.append(net) or
+                        SimpleNamespace(param_groups=[]))  # fmt: skip
+    for precision in ("fp32", "bf16", "fp64"):
+        table3._build_step("small14-relu", table3.torch.device("cpu"), precision)
+    kinds = [{str(p.dtype) for p in net.parameters()} for net in seen]
+    assert kinds == [{"torch.float32"}, {"torch.float32"}, {"torch.float64"}]
