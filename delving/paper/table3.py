@@ -189,7 +189,8 @@ def _tabulate(cards: dict[str, dict], times: dict | None) -> pd.DataFrame:
 def _seconds(times: dict | None, name: str) -> str:
     if times is None or name not in times["seconds"]:
         return "-"
-    return f"{statistics.median(times['seconds'][name]):.3g}"
+    seconds = statistics.median(times["seconds"][name])
+    return f"{seconds:.{2 if seconds >= 1 else 3}f}"
 
 
 def _claims(cards: dict[str, dict], times: dict | None) -> list[Claim]:
