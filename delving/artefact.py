@@ -187,9 +187,6 @@ class Asked:
         others = {run.seed: run for run in self.arms[theirs]}
         return [(run, others[run.seed]) for run in self.arms[ours] if run.seed in others]
 
-    def first(self, arm: str) -> Run | None:
-        return self.arms[arm][0] if self.arms[arm] else None
-
 
 def differences(
     pairs: Iterable[tuple[Run, Run]], value: Callable[[Run], float], *, drop: bool = False

@@ -100,7 +100,7 @@ def drop_previous(folder: Path) -> None:
 
 
 def settle(folder: Path) -> list[str]:
-    """Puts in order what a kill or a bad disk left, before a run goes on; the faults it found.
+    """Puts in order what a kill or a bad disk left, before a run goes on; what it found and did.
 
     A whole `checkpoint.new` is the newest. A damaged checkpoint is set aside where there is a whole
     one, which the next saving would otherwise push out.
@@ -112,13 +112,14 @@ def settle(folder: Path) -> list[str]:
             return settle(folder)
         shutil.rmtree(folder / NEW)  # cut off while it was written
     damaged = {name: fault for name, fault in faults.items() if fault}
-    if len(damaged) < len(faults):
-        for name in damaged:
-            shutil.rmtree(folder / DAMAGED, ignore_errors=True)
-            os.replace(folder / name, folder / DAMAGED)
-        if not (folder / CURRENT).exists():
-            os.replace(folder / PREVIOUS, folder / CURRENT)
-    return list(damaged.values())
+    if len(damaged) == len(faults):  # of which load_checkpoint tells
+        return []
+    for name in damaged:
+        shutil.rmtree(folder / DAMAGED, ignore_errors=True)
+        os.replace(folder / name, folder / DAMAGED)
+    if not (folder / CURRENT).exists():
+        os.replace(folder / PREVIOUS, folder / CURRENT)
+    return [f"{fault}; the one before it is used" for fault in damaged.values()]
 
 
 def load_checkpoint(folder: Path) -> Loaded | None:
@@ -141,7 +142,8 @@ def load_checkpoint(folder: Path) -> Loaded | None:
                     faults.append(str(error))
         time.sleep(patience if faults else 0)
     if faults and faults != [f"{folder / NEW}: no manifest.json"]:
-        raise ValueError(f"no whole checkpoint: {'; '.join(faults)}")
+        told = "; ".join(faults)
+        raise ValueError(f"no whole checkpoint: {told}. Move {folder} away to begin anew")
     return None  # none, or the first of all was cut off
 
 

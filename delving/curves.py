@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from delving.record import NUMBER, expect, read_events
+from delving.record import NUMBER, expect, read_events, read_result
 
 
 def load_events(folder: Path, kind: str, keys: Sequence[str]) -> list[dict]:
@@ -43,6 +43,16 @@ def read_counts(folder: Path) -> tuple[int, int, int]:
     if not told:
         raise ValueError(f"{folder / 'log.jsonl'} is damaged: it has no start")
     return told[0]
+
+
+def check_end(folder: Path) -> None:
+    """ValueError where the log of a finished run does not reach the training's end."""
+    planned = load_events(folder, "start", ("steps",))
+    steps = [event["step"] for event in load_events(folder, "step", ("step",))]
+    last = steps[-1] if steps else 0
+    if planned and last < planned[0]["steps"] and read_result(folder)["status"] != "diverged":
+        path, told = folder / "log.jsonl", f"step {last:,} of {planned[0]['steps']:,}"
+        raise ValueError(f"{path} is damaged: it ends with {told}")
 
 
 def count_classes(folder: Path) -> int:

@@ -112,7 +112,7 @@ class Display:
         self._open_bar(event, 0)
 
     def _on_damaged(self, event: dict) -> None:
-        self.say(f"{event['fault']}; the one before it is used")
+        self.say(event["fault"])
 
     def _on_resume(self, event: dict) -> None:
         self.say(f"Goes on after step {event['step']}.")

@@ -12,7 +12,7 @@ from delving import config as configs
 from delving import record
 from delving.artefact import Asked, Shown
 from delving.asked import ask, fingerprint, load_measured
-from delving.curves import read_counts
+from delving.curves import check_end, read_counts
 from delving.detect.record import read_detection, read_pictures
 from delving.groups import choices
 from delving.plan import Plan
@@ -43,7 +43,7 @@ def draw_artefact(plan: Plan, name: str, to: Path) -> None:
     if why := find_lack(plan, asked):
         raise ValueError(f"{name}: nothing to show, {why}")
     stamp, drawn = _stamp(plan, name), _read_stamps(to)
-    if drawn.get(name) == stamp and (to / "verdict.json").exists():
+    if drawn.get(name) == stamp | {"files": _digest(to / file for file in DRAWN)}:
         return
     shown = importlib.import_module(f"delving.paper.{name}").show(asked)
     caption = shown.caption + _tell_images(plan, name)
@@ -66,6 +66,7 @@ def draw_artefact(plan: Plan, name: str, to: Path) -> None:
             "claims": [claim.as_json() for claim in shown.claims],
         },
     )
+    stamp["files"] = _digest(to / file for file in DRAWN)
     record.write_json(to.parent / "drawn.json", drawn | {name: stamp})
 
 
@@ -90,9 +91,13 @@ def find_lack(plan: Plan, asked: Asked) -> str | None:
 
 
 def _read_stamps(to: Path) -> dict[str, dict]:
-    """drawn.json beside the artefacts' folders: what each was drawn from."""
+    """drawn.json beside the artefacts' folders: what each was drawn from; a damaged one tells
+    nothing, and all is drawn anew."""
     path = to.parent / "drawn.json"
-    return record.expect(record.read_json(path), {}, str(path)) if path.exists() else {}
+    try:
+        return record.expect(record.read_json(path), {}, str(path))
+    except (ValueError, FileNotFoundError):
+        return {}
 
 
 def _stamp(plan: Plan, name: str) -> dict:
@@ -115,7 +120,7 @@ def _stamp(plan: Plan, name: str) -> dict:
 def _digest(paths: Iterable[Path]) -> str:
     found = hashlib.sha256()
     for path in paths:
-        found.update(f"{path.name}\n".encode() + (path.read_bytes() if path.exists() else b""))
+        found.update(f"{path.name}\n".encode() + (path.read_bytes() if path.is_file() else b""))
     return found.hexdigest()[:16]
 
 
@@ -206,6 +211,7 @@ def check_records(plan: Plan) -> None:
     for folder in (plan.folder(run) for run in plan.runs if plan.finished(run)):
         record.read_result(folder)
         read_counts(folder)
+        check_end(folder)
         record.load_slopes(folder)
         load_environment(folder)
         scoring_seconds(folder)

@@ -87,7 +87,6 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise _named(error, path, len(data)) from error
     finally:
         beside.unlink(missing_ok=True)
@@ -198,8 +197,7 @@ def append_event(path: Path, event: dict) -> None:
 
 def read_events(folder: Path, kind: str) -> list[dict]:
     """The events of one kind of a run's log, in order; a line cut off at its end is left out."""
-    events = []
-    path = folder / "log.jsonl"
+    events, path = [], folder / "log.jsonl"
     for line in path.read_bytes().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
             events.append(json.loads(line))
@@ -212,10 +210,12 @@ def sync_log(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def truncate_log(path: Path, size: int) -> None:
-    """Takes back what was logged after the checkpoint that a run goes on from."""
-    if path.exists():
-        os.truncate(path, min(size, path.stat().st_size))
+def truncate_log(path: Path, size: int) -> str | None:
+    """Takes back what was logged after the checkpoint that is gone on from; says what it lacks."""
+    data = path.read_bytes() if path.exists() else b""
+    write_bytes(path, data[: size if size <= len(data) else data.rfind(b"\n") + 1])
+    lost = size - len(data)
+    return f"{path} lacks {lost:,} bytes logged before the checkpoint" if lost > 0 else None
 
 
 def round_scores(probabilities: np.ndarray) -> np.ndarray:
@@ -283,9 +283,9 @@ def load_hits(folder: Path, protocol: str, k: int = 1) -> np.ndarray:
 
 
 def save_slopes(folder: Path, slopes: dict[str, Any]) -> None:
-    """slopes.json: {layer: learned slopes}, to four digits; nothing where none are learned."""
-    if slopes:
-        rounded = {layer: [round(a, 4) for a in v.tolist()] for layer, v in slopes.items()}
+    """slopes.json: {layer: learned slopes}, to four digits; nothing where none are, or infinite."""
+    rounded = {layer: [round(a, 4) for a in v.tolist()] for layer, v in slopes.items()}
+    if rounded and all(is_number(a) for v in rounded.values() for a in v):
         write_text(folder / "slopes.json", json.dumps(rounded) + "\n")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from delving.record import read_json, write_text
+from delving.record import expect, read_json, write_text
 from delving.words import escaped
 
 TEMPLATE = "report.html.j2"
@@ -184,17 +184,15 @@ def _load_artefact(folder: Path) -> dict:
 def _read_verdict(folder: Path) -> dict:
     """verdict.json with every key there; ValueError names the file and its fault."""
     path = folder / "verdict.json"
-    verdict = read_json(path)
-    if not isinstance(verdict, dict):
-        raise ValueError(f"{path} is damaged: it holds no object")
-    verdict = _told(verdict)
-    for key in ("claims", "notes", "runs"):
-        if not isinstance(verdict.setdefault(key, []), list):
-            raise ValueError(f"{path} is damaged: {key} is no list")
-    for claim in verdict["claims"]:
-        fault = _claim_fault(claim)
-        if fault:
+    try:
+        verdict = _told(expect(read_json(path), {}, str(path)))
+        for key in ("claims", "notes", "runs"):
+            if not isinstance(verdict.setdefault(key, []), list):
+                raise ValueError(f"{path} is damaged: {key} is no list")
+        for fault in filter(None, map(_claim_fault, verdict["claims"])):
             raise ValueError(f"{path} is damaged: {fault}")
+    except ValueError as error:
+        raise ValueError(f"{error}. `delving reproduce {folder.name}` draws it anew") from error
     empty = {"rule": "", "delta": None, "evidence": "", "trainings": None}
     claims = [empty | _told(claim) for claim in verdict["claims"]]
     plain = {"title": label(folder.name), "caption": "", "command": ""}
@@ -240,8 +238,11 @@ def _read_table(path: Path) -> dict | None:
     """A table's head, its rows, and per column whether it holds numbers; None where it is empty."""
     if not path.is_file():
         return None
-    with open(path, newline="", encoding="utf-8") as file:
-        lines = [line for line in csv.reader(file) if line]
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            lines = [line for line in csv.reader(file) if line]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     if not lines:
         return None
     head, *rows = lines

@@ -21,6 +21,7 @@ from delving.draw import (
     scoring_seconds,
 )
 from delving.estimate import estimate_seconds
+from delving.groups import choices
 from delving.plan import Plan, make_plan, part_words
 from delving.report import ledger_rows, verdict_heading, verdict_words
 from delving.tasks import (
@@ -171,9 +172,12 @@ def reproduce_artefacts(
     if source and not (source / "runs").is_dir():
         raise ValueError(f"--from {source}: there are no records, {source / 'runs'} is no folder")
     plan = make_plan(artefacts, words, source)
+    _check_scale(plan, source)
     check_records(plan)
-    tasks = [] if source else list_tasks(plan, words)
     config = configs.compose(part_words(words)[0])
+    to = Path(config.output_root) / plan.scale
+    ledger_rows(to, [name for name in choices("paper") if name not in plan.requests])
+    tasks = [] if source else list_tasks(plan, words)
     jobs = count_jobs(config.device, jobs)
     if math.isfinite(minutes):
         probe_nets(plan, say)
@@ -193,7 +197,6 @@ def reproduce_artefacts(
               or name in artefacts]  # fmt: skip
     if ledger.late:  # what has no run yet is no failure
         wanted = [name for name in wanted if find_lack(plan, ask(plan, name)) is None]
-    to = Path(config.output_root) / plan.scale
     lacking = _lacking(plan) if source else {}
     failed = draw(plan, wanted, to) | lacking | ledger.failed  # what came first is the cause
     ledger.seconds["report"] = time.perf_counter() - started
@@ -203,6 +206,16 @@ def reproduce_artefacts(
     tell_outcome(plan, ledger, failed, ledger_rows(to, wanted), say)
     say.say(str(page))
     return failed
+
+
+def _check_scale(plan: Plan, source: Path | None) -> None:
+    """Names of runs are the same at every scale, and what is drawn of others would be nothing."""
+    for path in sorted(source.glob("runs/*/result.json"))[:1] if source else ():
+        there = record.read_result(path.parent)["scale"]
+        if there != plan.scale:
+            raise ValueError(
+                f"{source}: these records are of scale={there}, asked for is scale={plan.scale}"
+            )
 
 
 def _lacking(plan: Plan) -> dict[str, str]:

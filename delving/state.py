@@ -25,6 +25,7 @@ PROGRESS = {
     "tail_loss": NUMBER, "tail_steps": int, "epoch_errors": NUMBER, "epoch_steps": int,
     "pending": list, "bad": list, "status": str,
 }  # fmt: skip
+ABOUT = ("env.json", "config.yaml")
 BESIDE = 16 * 2**20  # bytes of log, scores of small data sets, and the rest of a run folder
 
 
@@ -86,12 +87,23 @@ def start(session: Session) -> None:
     if key not in session.shelf:
         session.shelf[key] = measure_for(session, session.train_images)
     session.input = session.shelf[key]
-    record.write_json(folder / "env.json", environment(session))
-    record.write_text(folder / "config.yaml", configs.to_yaml(config))
+    for name in ABOUT:
+        _write_about(session, name)
     (folder / "log.jsonl").unlink(missing_ok=True)
+    _log_start(session)
+
+
+def _write_about(session: Session, name: str) -> None:
+    if name == "env.json":
+        record.write_json(session.folder / name, environment(session))
+    else:
+        record.write_text(session.folder / name, configs.to_yaml(session.config))
+
+
+def _log_start(session: Session) -> None:
     session.log(
         event="start",
-        run=folder.name,
+        run=session.folder.name,
         steps=session.recipe.steps,
         steps_per_epoch=session.recipe.epoch,
         classes=len(session.train_images.images.classes),
@@ -132,7 +144,13 @@ def restore(session: Session, tensors: dict, state: dict) -> None:
     check_same_data(session, state["data"])
     load_weights(session.net, session.input, tensors.get("model", {}), folder)
     load_momentum(session.net, session.optimizer, tensors.get("optimizer", {}), folder)
-    record.truncate_log(folder / "log.jsonl", state["log_bytes"])
+    for name in ABOUT:  # whoever lost one: a run is found by it
+        if not (folder / name).exists():
+            _write_about(session, name)
+    if fault := record.truncate_log(folder / "log.jsonl", state["log_bytes"]):
+        session.tell(event="damaged", fault=fault)
+    if not record.read_events(folder, "start"):
+        _log_start(session)
     session.log(
         event="resume",
         run=folder.name,

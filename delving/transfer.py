@@ -46,7 +46,7 @@ def export_runs(root: Path, names: Sequence[str], to: Path) -> list[str]:
     The same runs give the same bytes.
 
     Raises:
-        ValueError: a run that is not there or not finished, or none at all.
+        ValueError: a run that is not there, not finished or damaged, or none at all.
     """
     finished = sorted(p.parent.name for p in root.glob("runs/*/result.json"))
     lacking = [name for name in names if name not in finished]
@@ -57,8 +57,10 @@ def export_runs(root: Path, names: Sequence[str], to: Path) -> list[str]:
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) / root.name
         for name in chosen:
+            _check_run(root / "runs" / name, root.name)
             copy_run(root / "runs" / name, place / "runs" / name)
         for folder in _detections_of(root, chosen):
+            _check_detection(folder)
             copy_detection(folder, place / "detections" / folder.name)
         for path in _measurements_of(root, chosen):
             record.write_bytes(place / path.parent.name / path.name, path.read_bytes())
@@ -173,7 +175,7 @@ def _unpack(folder: Path, parts: dict[str, bytes], key: str) -> Path:
         record.write_bytes(folder / name, data)
     kind = key.split("/")[1]
     if kind == "runs":
-        _check_run(folder)
+        _check_run(folder, key.split("/")[0])
     elif kind == "detections":
         _check_detection(folder)
     else:
@@ -182,14 +184,16 @@ def _unpack(folder: Path, parts: dict[str, bytes], key: str) -> Path:
     return folder
 
 
-def _check_run(folder: Path) -> None:
+def _check_run(folder: Path, scale: str) -> None:
     for name in ("result.json", "config.yaml"):
         if not (folder / name).exists():
             raise ValueError(f"{folder.name}: no {name}, so no finished run")
     result, config = record.read_result(folder), configs.load(folder / "config.yaml")
+    for path in (folder / "env.json", *folder.glob("eval/*.json")):
+        record.expect(record.read_json(path) if path.exists() else {}, {}, str(path))
     record.load_slopes(folder)
     told = {group: getattr(config, group).name for group in ("model", "act", "init")}
-    told |= {"run": folder.name, "scale": folder.parts[-3], "seed": config.seed}
+    told |= {"run": folder.name, "scale": scale, "seed": config.seed}
     for key, value in told.items():
         if result[key] != value:
             raise ValueError(f"{folder.name}: its {key} is {shown(result[key])!r} in result.json, "

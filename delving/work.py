@@ -13,6 +13,7 @@ from typing import TextIO
 
 from delving import config as configs
 from delving.asked import ask, save_measured
+from delving.device import release_memory
 from delving.plan import make_plan
 
 
@@ -24,6 +25,7 @@ def main() -> None:
     for line in sys.stdin:
         task = json.loads(line)
         _tell(out, _attempt(task, out, shelf))
+        release_memory()
 
 
 def _tell(out: TextIO, event: dict) -> None:

@@ -190,12 +190,6 @@ def test_noise_of_too_few_nets_is_not_told(tmp_path):
         assert asked_for({}, few).noise(ten_view) is None
 
 
-def test_the_first_run_of_an_arm_or_none(tmp_path):
-    asked = asked_for({"a": runs_of(tmp_path / "a", {3: 10, 5: 11}), "b": []})
-    assert asked.first("a").seed == 3
-    assert asked.first("b") is None
-
-
 # --- cells ---
 @pytest.mark.parametrize(
     ("values", "cell"),

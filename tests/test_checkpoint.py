@@ -121,7 +121,9 @@ def test_where_nothing_is_whole_nothing_is_moved(tmp_path):
     save(tmp_path, 2)
     for name in ("checkpoint", "checkpoint.previous"):
         flip(tmp_path / name / "state.json", 3)
-    assert len(settle(tmp_path)) == 2
+    assert settle(tmp_path) == []
+    with pytest.raises(ValueError, match=r"no whole checkpoint: .*Move .* away to begin anew"):
+        load_checkpoint(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"checkpoint", "checkpoint.previous"}
 
 

@@ -1,8 +1,9 @@
 """Training curves: what the log says is what is drawn."""
 
 import pytest
+from fabricate import make_run
 
-from delving.curves import count_classes, load_curves, read_counts
+from delving.curves import check_end, count_classes, load_curves, read_counts
 from delving.plot import draw_curves, smooth
 from delving.record import append_event, shortest_labels
 
@@ -73,6 +74,21 @@ def test_smoothing_keeps_a_short_run_as_it_is_and_the_mean_of_a_constant(run):
 )
 def test_labels_are_what_tells_runs_apart(names, labels):
     assert list(shortest_labels(names).values()) == labels
+
+
+@pytest.mark.parametrize("status", ["converged", "stalled", "diverged"])
+@pytest.mark.parametrize("logged", [0, 20, 40])
+def test_the_log_of_a_finished_run_reaches_its_end_unless_it_diverged(tmp_path, status, logged):
+    log = make_run(tmp_path / "run", status=status) / "log.jsonl"
+    log.unlink()
+    append_event(log, {"event": "start", "steps": 40})
+    for step in range(20, logged + 1, 20):
+        append_event(log, {"event": "step", "step": step})
+    if logged == 40 or status == "diverged":
+        check_end(log.parent)
+        return
+    with pytest.raises(ValueError, match=rf"run/log\.jsonl is damaged: .* step {logged} of 40"):
+        check_end(log.parent)
 
 
 def test_a_start_tells_classes_and_images(tmp_path):

@@ -1,6 +1,9 @@
 """Which device computes, in which precision, and what it is called in every record."""
 
+import ctypes
 import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -27,6 +30,31 @@ class TestPick:
             devices.pick_device("auto", local_size=3)
         with pytest.raises(ValueError, match="device=cuda:1: 2 ranks need auto, cuda or cpu"):
             devices.pick_device("cuda:1", local_size=2)
+
+
+RESIDENT = """
+import ctypes, torch
+from delving import device as devices
+def resident():
+    return int(open("/proc/self/statm").read().split()[1])
+kept = []
+for keep in (False, True):
+    if keep:
+        devices.prepare_backend(torch.device("cpu"))
+    before = resident()
+    torch.ones(2**25)
+    kept.append(resident() - before)
+devices.release_memory()
+kept.append(resident() - before)
+print(*(round(pages * 4096 / 2**27) for pages in kept))
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="no glibc here")
+def test_a_freed_tensors_memory_is_kept_for_the_next_until_it_is_released():
+    command = [sys.executable, "-c", RESIDENT]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told.split() == ["0", "1", "0"]
 
 
 class TestPrecision:

@@ -1,6 +1,7 @@
 """The run folder: whole files or none, damage found by its name, nothing unpickled."""
 
 import io
+import math
 import os
 
 import numpy as np
@@ -89,14 +90,29 @@ def test_events_come_back_in_order_without_a_line_cut_off(tmp_path):
 
 def test_what_was_logged_after_the_checkpoint_is_taken_back(tmp_path):
     log = tmp_path / "log.jsonl"
-    record.truncate_log(log, 10)
     record.append_event(log, {"event": "step", "step": 1})
     size = log.stat().st_size
     record.append_event(log, {"event": "step", "step": 2})
-    record.truncate_log(log, size)
+    assert record.truncate_log(log, size) is None
     assert [e["step"] for e in record.read_events(tmp_path, "step")] == [1]
-    record.truncate_log(log, 10 * size)
-    assert log.stat().st_size == size
+
+
+def test_a_log_that_lost_lines_says_so_and_goes_on_with_whole_ones(tmp_path):
+    log = tmp_path / "log.jsonl"
+    assert f"{log} lacks 10 bytes" in record.truncate_log(log, 10)
+    for step in (1, 2):
+        record.append_event(log, {"event": "step", "step": step})
+    size = log.stat().st_size
+    log.write_bytes(log.read_bytes()[:-5])
+    assert f"{log} lacks 5 bytes" in record.truncate_log(log, size)
+    record.append_event(log, {"event": "step", "step": 3})
+    assert [e["step"] for e in record.read_events(tmp_path, "step")] == [1, 3]
+
+
+@pytest.mark.parametrize("slope", [math.inf, -math.inf, math.nan])
+def test_slopes_that_are_no_numbers_are_left_out_as_none_could_read_them(tmp_path, slope):
+    record.save_slopes(tmp_path, {"conv1": np.array([0.25]), "conv2": np.array([0.5, slope])})
+    assert record.load_slopes(tmp_path) == {}
 
 
 # --- finding runs ---

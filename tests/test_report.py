@@ -332,6 +332,13 @@ def test_a_damaged_verdict_is_named(folder, text):
     assert not (folder / "report.html").exists()
 
 
+def test_a_damaged_table_is_named(folder):
+    table = next(folder.glob("*/table.csv"))
+    table.write_bytes(b"a,b\n\x80,1\n")
+    with pytest.raises(ValueError, match=rf"{table} is damaged: 'utf-8'"):
+        write_report(folder, ORDER, ABOUT)
+
+
 def test_ledger_rows_are_the_claims_in_order(folder):
     rows = ledger_rows(folder, ORDER)
     told = [(row["artefact"], row["claim"], row["verdict"]) for row in rows]

@@ -156,6 +156,34 @@ def test_a_plan_trains_nothing_and_writes_nothing(reproduce, no_workers, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("file", "data"),
+    [("figure1/figure.png", None), ("table1/table.csv", b"\x80"), ("table1/verdict.json", b"{}"),
+     ("drawn.json", b"{"), ("drawn.json", b"[1]"), ("drawn.json", None)],
+)  # fmt: skip
+def test_what_was_drawn_and_is_lost_or_damaged_is_drawn_anew(
+    reproduce, no_workers, copied, tmp_path, file, data
+):
+    before = {path: seen[0] for path, seen in snapshot(copied).items()}
+    (copied / file).unlink() if data is None else (copied / file).write_bytes(data)
+    code, _, err = reproduce(tmp_path, *WORDS)
+    assert (code, err) == (0, "")
+    assert {path: seen[0] for path, seen in snapshot(copied).items()} == before
+
+
+def test_a_damaged_verdict_that_is_not_drawn_anew_is_named_before_any_work(
+    reproduce, no_workers, copied, tmp_path
+):
+    """Since no page could be made in the end."""
+    (copied / "table1" / "verdict.json").write_text("{")
+    before = snapshot(copied)
+    code, out, err = reproduce(tmp_path, "figure1", WORDS[-1])
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "table1/verdict.json is not readable JSON" in err
+    assert "`delving reproduce table1` draws it anew" in err
+    assert snapshot(copied) == before
+
+
 # --- from the records alone ---
 def test_it_redraws_from_the_committed_record_byte_for_byte(reproduce, no_workers, scale, tmp_path):
     reference, other = tmp_path / "reference", tmp_path / "other"
@@ -185,6 +213,16 @@ def test_the_committed_record_is_small_and_tells_nothing_of_this_machines_folder
     assert sum(p.stat().st_size for p in files if "runs" in p.parts) < 20_000 * len(RUNS)
     for path in files:
         assert str(home).encode() not in path.read_bytes()
+
+
+def test_records_of_another_scale_are_refused_before_anything_is_drawn(
+    reproduce, no_workers, scale, tmp_path
+):
+    copy_records(scale, tmp_path / "reference")
+    code, out, err = reproduce(tmp_path, "figure1", "--from", tmp_path / "reference")
+    assert (code, out) == (2, "")
+    assert "reference: these records are of scale=smoke, asked for is scale=cpu" in err
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_a_run_that_the_record_lacks_is_named(reproduce, no_workers, no_pictures, scale, tmp_path):

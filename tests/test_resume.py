@@ -200,6 +200,24 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(
     assert differences(folder, whole) == []
 
 
+@pytest.mark.parametrize("file", ["config.yaml", "env.json", "log.jsonl"])
+def test_what_an_interrupted_run_lost_is_written_anew_or_said(whole, stopped, root, file):
+    """The checkpoint is all that training needs; a run is found by the others."""
+    shutil.copytree(stopped / "smoke", root / "smoke")
+    [folder] = record.list_runs(str(root))
+    (folder / file).unlink()
+    events = []
+    train(root, events.append)
+    told = [e["fault"] for e in events if e["event"] == "damaged"]
+    if file == "log.jsonl":
+        assert f"{folder / file} lacks" in told[0]
+        starts = [record.read_events(place, "start") for place in (folder, whole)]
+        assert starts[0] == starts[1]
+        return
+    assert told == []
+    assert differences(folder, whole) == []
+
+
 def test_a_run_without_any_whole_checkpoint_is_refused_and_left_as_it_is(stopped, root):
     shutil.copytree(stopped / "smoke", root / "smoke")
     [folder] = record.list_runs(str(root))

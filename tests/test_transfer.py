@@ -126,6 +126,15 @@ def test_a_run_that_is_not_there_or_not_finished_does_not_leave(there, tmp_path)
     assert not (tmp_path / "x.zip").exists()
 
 
+@pytest.mark.parametrize("file", ["result.json", "config.yaml", "slopes.json", "env.json"])
+def test_a_damaged_run_does_not_leave(there, tmp_path, file):
+    broken = sorted(there.glob(f"runs/*/{file}"))[0]
+    broken.write_text("{")
+    with pytest.raises(ValueError, match=f"{broken.parent.name}.*{file}"):
+        export_runs(there, [], tmp_path / "x.zip")
+    assert not (tmp_path / "x.zip").exists()
+
+
 def test_another_run_of_the_same_name_is_kept(archive, here, tmp_path):
     import_runs(archive, here)
     path = next((tmp_path / "here").rglob("result.json"))

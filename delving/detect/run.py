@@ -110,7 +110,8 @@ def _restore(job: Job, tensors: dict, state: dict) -> None:
     job.progress, job.seconds = Progress(**progress), state["seconds"]
     load_weights(job.net, job.input, tensors.get("model", {}), job.folder)
     load_momentum(job.net, job.optimizer, tensors.get("optimizer", {}), job.folder)
-    record.truncate_log(job.folder / "log.jsonl", state["log_bytes"])
+    if fault := record.truncate_log(job.folder / "log.jsonl", state["log_bytes"]):
+        job.watch({"event": "damaged", "fault": fault})
     job.log(event="resume", run=job.folder.name, step=job.progress.step,
             steps=job.about.detect.steps)  # fmt: skip
 

@@ -8,7 +8,7 @@ from delving.plot import BLUE, RED, new_figure, shade
 
 
 def show(asked: Asked) -> Shown:
-    run = asked.first("prelu")
+    run = next((run for run in asked.arms["prelu"] if run.slopes), None)
     slopes = {layer: float(a.mean()) for layer, a in run.slopes.items()} if run else {}
     return Shown(
         "Figure 1. ReLU and PReLU",

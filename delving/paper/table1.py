@@ -22,14 +22,15 @@ STANDS_OUT, FALLS = 0.05, 0.2  # the smallest effects that count: of a slope, of
 
 
 def show(asked: Asked) -> Shown:
+    arms = {arm: [run for run in asked.arms[arm] if run.slopes] for arm in ARMS}
     return Shown(
         "Table 1. The 14-layer model and its learned slopes",
         "Mean of the learned slopes a of each layer at the end of training: the paper's, and ours "
         "as mean ± standard deviation over seeds (number of nets). Channel-wise slopes are "
         "averaged over the channels first.",
-        table=_tabulate(asked.arms),
-        figure=draw_slopes({name: asked.arms[arm] for arm, name in ARMS.items()}),
-        data=list_slopes(run for arm in ARMS for run in asked.arms[arm]),
+        table=_tabulate(arms),
+        figure=draw_slopes({name: arms[arm] for arm, name in ARMS.items()}),
+        data=list_slopes(run for runs in arms.values() for run in runs),
         claims=_claims(asked),
     )
 
@@ -126,7 +127,8 @@ def _claims(asked: Asked) -> list[Claim]:
 
 
 def _judge(runs: list[Run], value: Callable[[dict], float], *, delta: float, unit: str) -> Finding:
-    found = judge_better([value(_conv_means(run)) for run in runs], delta=delta, unit=unit)
+    values = [value(_conv_means(run)) for run in runs if run.slopes]
+    found = judge_better(values, delta=delta, unit=unit)
     return unless_stalled(found, {run.name: run.result["status"] for run in runs})
 
 
