@@ -14,10 +14,11 @@ import numpy as np
 import scipy  # loads its parts at their first use
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not_reproduced", "inconclusive"
-ENOUGH = 3  # trained pairs; with two, t is 12.7 and tells nothing
-# Beyond this many seed deviations a single pair speaks. Two nets differ by sqrt(2) of one net's
-# deviation, so 3 are 2.1 of theirs: wrong to one side in 1.7 %, in 2.8 % where the deviation is
-# itself from 5 + 5 + 3 + 3 nets (12 degrees of freedom), and in over 5 % below 5 degrees.
+ENOUGH = 3  # trained pairs for an interval of their own; of two, t is 12.7 and tells nothing
+# Beyond this many seed deviations a single pair speaks, and the mean of two beyond 1 / sqrt(2) of
+# it. Two nets differ by sqrt(2) of one net's deviation, so 3 are 2.1 of theirs: wrong to one side
+# in 1.7 %, in 2.8 % where the deviation is itself from 5 + 5 + 3 + 3 nets (12 degrees of freedom),
+# and in over 5 % below 5 degrees.
 NOISES = 3
 DRAWS = 5000  # of the bootstrap
 
@@ -66,18 +67,18 @@ def judge_better(
     """Is there an effect in the claimed direction, in which differences are positive?
 
     Reproduced if the 95 % interval lies above 0, also where the effect is smaller than `delta`;
-    not reproduced if it lies below `delta`, the smallest effect that counts. A single pair
-    speaks only beyond 3 `noise`, one net's `pooled_deviation`. Errors: see `seen_interval`.
+    not reproduced if it lies below `delta`, the smallest effect that counts. One pair or two
+    speak only by `noise`, one net's `pooled_deviation`. Errors: see `seen_interval`.
     """
     seen = seen_interval(differences, delta=delta, noise=noise)
-    least = delta if seen.n > 1 else 0.0
+    least = delta if seen.n >= ENOUGH else 0.0
     verdict, why = INCONCLUSIVE, f"rules out neither 0 nor {number(delta)} {unit}"
     if seen.low > 0:
         small = f", an effect smaller than {number(delta)} {unit}" if seen.high < delta else ""
         verdict, why = REPRODUCED, f"above 0{small}"
     elif seen.high < least:
         verdict, why = NOT_REPRODUCED, f"below {number(least)} {unit}"
-    elif seen.n == 1:
+    elif seen.n < ENOUGH:
         why = "on both sides of 0"
     return Finding(verdict, tell(seen, why, unit=unit, images=images))
 
@@ -93,15 +94,15 @@ def judge_alike(
     """Is the difference smaller than `delta`, either way? "Not significant" would not show that.
 
     Reproduced if the 90 % interval lies inside of +-`delta` (two one-sided tests of 5 % each),
-    not reproduced if the 95 % interval lies outside; a single pair, +-3 `noise`, can only refute.
+    not reproduced if the 95 % interval lies outside; one pair or two can only refute.
     """
     seen = seen_interval(differences, delta=delta, noise=noise, level=0.9)
     wide = seen_interval(differences, delta=delta, noise=noise)
     verdict, where = INCONCLUSIVE, "neither clearly within nor outside of"
     if wide.low > delta or wide.high < -delta:
         verdict, where, seen = NOT_REPRODUCED, "outside of", wide
-    elif seen.n == 1:
-        where = "one pair cannot show that others stay within"
+    elif seen.n < ENOUGH:
+        where = f"{'one pair' if seen.n == 1 else 'two pairs'} cannot show that others stay within"
     elif -delta < seen.low and seen.high < delta:
         verdict, where = REPRODUCED, "within"
     why, level = f"{where} ±{number(delta)} {unit}", 0.95 if seen is wide else 0.9
@@ -114,7 +115,7 @@ def judge_no_larger(
     """Is something no larger than something else, but for `delta`? Non-inferiority.
 
     Differences say how much smaller it is (positive = smaller). Reproduced if the 95 % interval
-    lies above -`delta`, not reproduced if below it; that of a single pair is +-3 `noise`.
+    lies above -`delta`, not reproduced if below it; that of one pair or two is by `noise`.
     """
     seen = seen_interval(differences, delta=delta, noise=noise)
     verdict, where = INCONCLUSIVE, "on both sides of"
@@ -128,7 +129,8 @@ def judge_no_larger(
 def seen_interval(
     differences: Sequence[float], *, delta: float, noise: float | None, level: float = 0.95
 ) -> Interval:
-    """What a rule looks at: t over three pairs or more, +-3 noise around one; else no limits.
+    """What a rule looks at: t over three pairs or more, +-3 noise / sqrt(n) around the mean of one
+    or two; no limits where noise is not known.
 
     Raises:
         ValueError: where a difference, `delta` or `noise` is not finite, or the latter negative.
@@ -139,7 +141,8 @@ def seen_interval(
     if len(values) >= ENOUGH:
         return mean_interval(values, level)
     mean = statistics.mean(values) if values else math.nan
-    half = NOISES * noise if len(values) == 1 and noise is not None else math.inf
+    known = values and noise is not None
+    half = NOISES * noise / math.sqrt(len(values)) if known else math.inf
     return Interval(mean, mean - half, mean + half, len(values))
 
 
@@ -151,12 +154,11 @@ def tell(
     text = f"mean difference {mean}, {100 * level:g} % interval {limits}, n = {seen.n}: {why}"
     if seen.n == 0:
         text = "no trained pair"
-    elif seen.n == 1:
-        known = f", {limits} by {NOISES} seed deviations of small nets: {why}"
-        rest = known if math.isfinite(seen.high) else ": how much seeds vary is not known"
-        text = f"difference {mean}, n = 1{rest}"
     elif seen.n < ENOUGH:
-        text = f"mean difference {mean}, n = {seen.n}: three trained pairs are needed"
+        deviations = number(NOISES / math.sqrt(seen.n))
+        known = f", {limits} by {deviations} seed deviations of small nets: {why}"
+        rest = known if math.isfinite(seen.high) else ": how much seeds vary is not known"
+        text = f"{'mean ' if seen.n > 1 else ''}difference {mean}, n = {seen.n}{rest}"
     return f"{text}; {images}" if images else text
 
 
