@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from delving.terminal import plain
+from delving.terminal import naming_output, plain
 
 NARROW = 60  # columns of a terminal below which a bar bears no name
 NARROWEST = 12  # below it there is no bar
@@ -25,11 +25,11 @@ def speak(console: Console, text: str, *, working: bool = True) -> None:
     """Shows a plain line, above a bar where there is one; empty ones before it stay.
 
     Raises:
-        OSError: it cannot be shown, and there is no work that must go on.
+        OSError: it cannot be shown, and there is no work that must go on; names the stream.
     """
     line = text.lstrip("\n")
     gap = text[: len(text) - len(line)]
-    with _unheard() if working else contextlib.suppress(SystemExit):
+    with _unheard() if working else naming_output(), contextlib.suppress(SystemExit):
         console.print(gap + plain(line), highlight=False, markup=False, soft_wrap=True)
 
 

@@ -35,18 +35,19 @@ def say(text: object = "") -> None:
 
 def write(text: str) -> None:
     """Prints text as it is; otherwise like `say`."""
-    with _naming_output():
+    with naming_output():
         print(text, flush=True)
 
 
 def flush() -> None:
     """Writes what waits to be printed; otherwise like `say`."""
-    with _naming_output():
+    with naming_output():
         sys.stdout.flush()
 
 
 @contextlib.contextmanager
-def _naming_output() -> Iterator[None]:
+def naming_output() -> Iterator[None]:
+    """Errors of the standard output name it; it is silent from then on."""
     try:
         yield
     except OSError as error:

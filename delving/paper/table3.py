@@ -95,11 +95,11 @@ def _build_step(name: str, device: torch.device, precision: str) -> Callable[[in
         for layer in net.modules():
             if hasattr(layer, "seed"):
                 layer.seed(0, batch, slice(0, batch))
-        optimizer.zero_grad()
         with devices.autocast(device, precision):
             logits = net(x.contiguous(memory_format=torch.channels_last))
         F.cross_entropy(devices.wide(logits), labels).backward()
         optimizer.step()
+        optimizer.zero_grad()  # after it, since the other nets wait in memory meanwhile
 
     return step
 
