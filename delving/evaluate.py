@@ -40,7 +40,7 @@ class Tester:
     """Scores images with a net; every image counts exactly once, whatever the batch.
 
     Attributes:
-        net, input: on one device; `autocast` makes the context of a forward pass.
+        net, input: on one device; `autocast` makes the context of all forward passes.
         batch: views a forward for center and ten_view; dense takes an eighth as many images.
         workers: loader processes; `timeout`, seconds that one of them may be silent.
         ranks: processes that share the images.
@@ -140,24 +140,21 @@ class Tester:
         return probabilities, counted
 
     def _crops(self, pixels: Tensor) -> Tensor:
-        with self.autocast():
-            logits = self.net(self.input(pixels))
-        return devices.wide(logits).softmax(1)
+        return devices.wide(self.net(self.input(pixels))).softmax(1)
 
     def _windows(self, pixels: Tensor) -> Tensor:
-        return score_windows(self.net, self.input(pixels), self.autocast)
+        return score_windows(self.net, self.input(pixels))
 
 
-def score_windows(net: Net, x: Tensor, autocast: Callable[[], AbstractContextManager]) -> Tensor:
+def score_windows(net: Net, x: Tensor) -> Tensor:
     """Dense testing: (N, 3, H, W) to (N, classes), the mean over all windows of the feature map.
 
     The conv layers run once over the whole image; each window of the training map's size is pooled
     by SPP and scored by the fc layers.
     """
-    with autocast():
-        pooled = net.spp.windows(net.features(x), net.map_size)  # (N, rows, columns, features)
-        flat = pooled.flatten(0, 2)
-        logits = torch.cat([net.classifier(part) for part in flat.split(WINDOWS)])
+    pooled = net.spp.windows(net.features(x), net.map_size)  # (N, rows, columns, features)
+    flat = pooled.flatten(0, 2)
+    logits = torch.cat([net.classifier(part) for part in flat.split(WINDOWS)])
     return devices.wide(logits).softmax(1).unflatten(0, pooled.shape[:3]).mean((1, 2))
 
 

@@ -48,9 +48,7 @@ def test_dense_testing_scores_as_the_loop_over_windows_does():
     bench.net.eval()
     x = bench.input(torch.randint(0, 256, (2, 40, 44, 3), dtype=torch.uint8))
     with torch.no_grad():
-        torch.testing.assert_close(
-            score_windows(bench.net, x, bench.autocast), testing.loop_over_windows(bench, x)
-        )
+        torch.testing.assert_close(score_windows(bench.net, x), testing.loop_over_windows(bench, x))
 
 
 @pytest.mark.usefixtures("brief")
@@ -58,7 +56,7 @@ def test_all_of_imagenets_validation_images_are_reckoned_from_a_few(monkeypatch)
     """At three scales, with flips; ten times the images take ten times as long."""
     seen = []
 
-    def score(net, x, autocast):
+    def score(net, x):
         seen.append(tuple(x.shape))
 
     monkeypatch.setattr(testing, "score_windows", score)

@@ -29,7 +29,7 @@ def bench_dense(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
         min(CROPS, windows), -1, -1, -1
     )
     ways = {
-        "ours": lambda: score_windows(net, x, bench.autocast),
+        "ours": lambda: score_windows(net, x),
         "crops": lambda: net(crops.contiguous(memory_format=torch.channels_last)),
         "loop": lambda: loop_over_windows(bench, x),
     }
@@ -63,7 +63,7 @@ def _all_images(bench: Bench, rounds: int, device: str) -> Row:
 
     @torch.no_grad()
     def seconds() -> float:
-        each = (seconds_each(lambda x=x: score_windows(bench.net, x, bench.autocast), bench.device)
+        each = (seconds_each(lambda x=x: score_windows(bench.net, x), bench.device)
                 for x in views.values())  # fmt: skip
         return sum(each) * IMAGES / images
 
