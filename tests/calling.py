@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import os
+import subprocess
 import sys
 import warnings
 
@@ -26,3 +28,16 @@ def call(*words):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = exit_code(*words)
     return code, out.getvalue(), err.getvalue()
+
+
+def run_apart(program, *words, **environment):
+    """A Python program in a process of its own, where tests' modules can be imported too."""
+    here = os.path.dirname(__file__)
+    path = os.pathsep.join([here, os.path.join(here, "data"), os.path.dirname(here)])
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, words)],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )

@@ -1,16 +1,14 @@
 """The fused kernels compute what the plain forms compute, and those what Eq. 1 to 3 say."""
 
 import importlib.util
-import os
 import shutil
-import subprocess
-import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from calling import run_apart
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -396,21 +394,9 @@ print("all compiled")
 """
 
 
-def run_apart(program, **environment):
-    """A program in a process of its own: triton decides at its import what it is."""
-    here = os.path.dirname(__file__)
-    path = os.pathsep.join([here, os.path.dirname(here)])
-    return subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 @triton
 def test_the_triton_programs_compute_what_the_plain_forms_do():
+    # Triton decides at its import what it is.
     done = run_apart(INTERPRETED, TRITON_INTERPRET="1")
     assert done.stdout == "all equal\n", done.stderr
 
