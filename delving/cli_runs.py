@@ -59,3 +59,5 @@ def import_(
         terminal.say(f"{archive}: {len(moved.new)} new, {len(moved.there)} there already")
         for name in moved.new:
             terminal.say(f"  {name}")
+        for name in moved.others:
+            terminal.say(f"  {name}: the measurement that is here stays, another of these runs")

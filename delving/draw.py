@@ -11,10 +11,11 @@ import delving
 from delving import config as configs
 from delving import record
 from delving.artefact import Asked, Shown
-from delving.asked import ask, fingerprint, load_measured
+from delving.asked import ask, measured_of
 from delving.curves import check_end, read_counts
 from delving.detect.record import read_detection, read_pictures
 from delving.groups import choices
+from delving.measured import FILE, fingerprint
 from delving.plan import Plan
 from delving.plot import save_figure
 from delving.report import runs_shown, write_report
@@ -103,12 +104,13 @@ def _read_stamps(to: Path) -> dict[str, dict]:
 def _stamp(plan: Plan, name: str) -> dict:
     """What a drawing rests on: runs, measurements and those of the artefacts it needs, the small
     nets, and the source."""
-    measured = [plan.root / n / "measured.json" for n in (name, *plan.requests[name].needs)]
+    measured = [plan.root / n / FILE for n in (name, *plan.requests[name].needs)]
+    runs = [run for arm in plan.arms[name].values() for run in arm if plan.finished(run)]
     small = [plan.folder(run) / "result.json" for arm in plan.small for run in arm]
     found = [plan.detection(run) for run in plan.detectors()] if plan.requests[name].detect else []
     detections = [folder / file for folder in found for file in ("result.json", "pictures.json")]
     return {
-        "asked": fingerprint(plan, name),
+        "asked": fingerprint(plan, name, runs),
         "overrides": plan.told,
         "measured": _digest(measured),
         "small": _digest(small),
@@ -207,7 +209,7 @@ def check_records(plan: Plan) -> None:
     """
     load_times(plan)
     for artefact in plan.requests:
-        load_measured(plan, artefact)
+        measured_of(plan, artefact)
     for folder in (plan.folder(run) for run in plan.runs if plan.finished(run)):
         record.read_result(folder)
         read_counts(folder)

@@ -13,9 +13,10 @@ from delving import config as configs
 from delving import record
 from delving.detect.naming import load_about, save_about
 from delving.groups import choices
+from delving.measured import FILE, add_parts, parts_within
 
 OF_RUN = ("env.json", "log.jsonl", "result.json", "slopes.json", "eval/*.json", "eval/*.hits.npz")
-OF_ARTEFACT = ("table.csv", "table.md", "data.csv", "verdict.json", "measured.json")
+OF_ARTEFACT = ("table.csv", "table.md", "data.csv", "verdict.json")
 OF_DETECTION = ("config.yaml", "env.json", "log.jsonl", "result.json", "pictures.json")
 PICTURES = ("figure1", "table1", "figure2", "figure3", "signal", "convergence", "fisher",
             "detection", "figure4", "figure5")  # fmt: skip
@@ -35,7 +36,8 @@ def copy_records(source: Path, to: Path) -> None:
     if to.resolve() in (source.resolve(), *source.resolve().parents):
         raise ValueError(f"{to} holds the source itself")
     shutil.rmtree(to, ignore_errors=True)
-    for run in sorted({run for verdict in there.values() for run in verdict["runs"]}):
+    runs = sorted({run for verdict in there.values() for run in verdict["runs"]})
+    for run in runs:
         copy_run(source / "runs" / run, to / "runs" / run)
     for name in sorted(
         {one for verdict in there.values() for one in verdict.get("detections", [])}
@@ -44,6 +46,8 @@ def copy_records(source: Path, to: Path) -> None:
     for name in there:
         pictures = ("figure.png",) if name in PICTURES else ()
         _copy(source / name, to / name, (*OF_ARTEFACT, *pictures))
+        if parts := parts_within(source / name / FILE, runs):
+            add_parts(to / name / FILE, parts)
     _copy(source, to, ("reproduce.json",))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from delving import config as configs
 from delving import record
-from delving.asked import ask, load_measured
+from delving.asked import ask, is_measured
 from delving.display import Overview, clock
 from delving.draw import (
     check_records,
@@ -57,7 +57,7 @@ def list_tasks(plan: Plan, words: Sequence[str]) -> list[Task]:
     for artefact, request in plan.requests.items():
         names = {name for arm in plan.arms[artefact].values() for name in arm}
         module = importlib.import_module(f"delving.paper.{artefact}")
-        ready = not names & set(missing) and load_measured(plan, artefact) is not None
+        ready = not names & set(missing) and is_measured(plan, artefact)
         if hasattr(module, "measure") and not ready:
             message = {"kind": "measure", "name": artefact, "words": list(words)}
             tasks.append(Task(artefact, message, frozenset(names & set(missing)), request.alone))

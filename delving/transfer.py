@@ -21,11 +21,12 @@ from delving.data.zips import ZipReader, open_checked
 from delving.detect.naming import load_about
 from delving.detect.record import read_detection, read_pictures
 from delving.groups import choices
+from delving.measured import FILE, add_parts, parts_within, read_parts
 from delving.reference import OF_DETECTION, OF_RUN, copy_detection, copy_run
 from delving.words import nearest, shown
 
 MANIFEST = "manifest.json"
-VERSION = 1
+VERSION = 2
 KINDS = {"runs": (*OF_RUN, "config.yaml"), "detections": OF_DETECTION}
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,120}"
 UNDATED = (1980, 1, 1, 0, 0, 0)
@@ -33,10 +34,12 @@ UNDATED = (1980, 1, 1, 0, 0, 0)
 
 @dataclass
 class Moved:
-    """What an import did, by names: what is new, and what was there already."""
+    """What an import did, by names: what is new, what was there already, and of which artefacts
+    other measurements of the same runs are there, which stay."""
 
     new: list[str] = field(default_factory=list)
     there: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
 
 
 def export_runs(root: Path, names: Sequence[str], to: Path) -> list[str]:
@@ -62,8 +65,9 @@ def export_runs(root: Path, names: Sequence[str], to: Path) -> list[str]:
         for folder in _detections_of(root, chosen):
             _check_detection(folder)
             copy_detection(folder, place / "detections" / folder.name)
-        for path in _measurements_of(root, chosen):
-            record.write_bytes(place / path.parent.name / path.name, path.read_bytes())
+        for artefact in choices("paper"):
+            if parts := parts_within(root / artefact / FILE, chosen):
+                add_parts(place / artefact / FILE, parts)
         record.write_bytes(to, _pack(Path(scratch)))
     return chosen
 
@@ -72,16 +76,6 @@ def _detections_of(root: Path, runs: Sequence[str]) -> Iterator[Path]:
     for path in sorted(root.glob("detections/*/result.json")):
         if read_detection(path.parent)["run"] in runs:
             yield path.parent
-
-
-def _measurements_of(root: Path, runs: Sequence[str]) -> Iterator[Path]:
-    """Those that rest on these runs alone."""
-    for artefact in choices("paper"):
-        path = root / artefact / "measured.json"
-        if path.exists():
-            asked = record.expect(record.read_json(path), {"asked": dict}, str(path))["asked"]
-            if set(asked.get("runs", ())) <= set(runs):
-                yield path
 
 
 def _pack(folder: Path) -> bytes:
@@ -97,7 +91,8 @@ def _pack(folder: Path) -> bytes:
 
 
 def import_runs(archive: Path, output_root: str) -> Moved:
-    """Puts the runs of an archive where they belong below output_root, each whole or not at all.
+    """Puts the runs of an archive where they belong below output_root, each whole or not at all,
+    and measurements of them beside those that are there.
 
     Raises:
         ValueError: the archive is damaged or none, holds what it should not, or a run that is here
@@ -113,17 +108,28 @@ def import_runs(archive: Path, output_root: str) -> Moved:
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=".import") as scratch:
         made = {key: _unpack(Path(scratch) / key, parts, key) for key, parts in groups.items()}
-        new = {key: folder for key, folder in made.items() if not _is_there(root / key, folder)}
+        runs = {key: folder for key, folder in made.items() if key.count("/") == 2}
+        new = {key: folder for key, folder in runs.items() if not _is_there(root / key, folder)}
+        parts = {key: _new_parts(root / key / FILE, folder / FILE)
+                 for key, folder in made.items() if key not in runs}  # fmt: skip
         for key, folder in new.items():
             (root / key).parent.mkdir(parents=True, exist_ok=True)
-            if key.count("/") == 2:
-                os.replace(folder, root / key)
-            else:
-                for path in folder.iterdir():
-                    record.write_bytes(root / key / path.name, path.read_bytes())
-    moved.new = sorted(new)
-    moved.there = sorted(set(made) - set(new))
+            os.replace(folder, root / key)
+        for key, (lacking, _) in parts.items():
+            if lacking:
+                add_parts(root / key / FILE, lacking)
+    moved.new = sorted([*new, *(key for key, (lacking, _) in parts.items() if lacking)])
+    moved.there = sorted(set(made) - set(moved.new))
+    moved.others = sorted(key for key, (_, differ) in parts.items() if differ)
     return moved
+
+
+def _new_parts(place: Path, file: Path) -> tuple[list[dict], bool]:
+    """The parts of a measurement that are not there, and whether others of the same runs are."""
+    there = {tuple(part["asked"]["runs"]): part for part in read_parts(place)}
+    brought = {tuple(part["asked"]["runs"]): part for part in read_parts(file)}
+    lacking = [part for runs, part in brought.items() if runs not in there]
+    return lacking, any(there.get(runs, part) != part for runs, part in brought.items())
 
 
 def read_archive(archive: Path) -> dict[str, bytes]:
@@ -162,7 +168,7 @@ def _belongs(name: str) -> bool:
     if scale not in choices("scale"):
         return False
     if kind in choices("paper"):
-        return rest == "measured.json"
+        return rest == FILE
     folder, _, file = rest.partition("/")
     patterns = [re.escape(p).replace(r"\*", "[a-z_@0-9]+") for p in KINDS.get(kind, ())]
     known = any(re.fullmatch(pattern, file) for pattern in patterns)
@@ -179,8 +185,7 @@ def _unpack(folder: Path, parts: dict[str, bytes], key: str) -> Path:
     elif kind == "detections":
         _check_detection(folder)
     else:
-        path = folder / "measured.json"
-        record.expect(record.read_json(path), {"asked": dict, "found": dict}, key)
+        read_parts(folder / FILE, key)
     return folder
 
 
@@ -217,11 +222,8 @@ def _is_there(place: Path, folder: Path) -> bool:
     """
     if not place.exists():
         return False
-    mark = "measured.json" if (folder / "measured.json").exists() else "result.json"
-    if not (place / mark).exists():
-        if mark == "measured.json":
-            return False
+    if not (place / "result.json").exists():
         raise ValueError(f"{place} holds an unfinished one: move it away first")
-    if (place / mark).read_bytes() != (folder / mark).read_bytes():
+    if (place / "result.json").read_bytes() != (folder / "result.json").read_bytes():
         raise ValueError(f"{place} holds another: move it away first")
     return True

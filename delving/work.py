@@ -3,7 +3,6 @@
 One thread of computation each: small nets train no faster with two, and results depend on how many.
 """
 
-import importlib
 import json
 import os
 import sys
@@ -12,8 +11,9 @@ from pathlib import Path
 from typing import TextIO
 
 from delving import config as configs
-from delving.asked import ask, save_measured
+from delving.asked import ask
 from delving.device import release_memory
+from delving.measured import measure_missing
 from delving.plan import make_plan
 
 
@@ -60,10 +60,8 @@ def _work(task: dict, out: TextIO, shelf: dict) -> None:
         settings = configs.compose_detect(config.scale, task["detect"])
         detect_run(run, config, settings, lambda event: _tell(out, event))
         return
-    artefact, started = task["name"], time.perf_counter()
-    plan = make_plan([artefact], task["words"])
-    found = importlib.import_module(f"delving.paper.{artefact}").measure(ask(plan, artefact))
-    save_measured(plan, artefact, found, time.perf_counter() - started)
+    plan = make_plan([task["name"]], task["words"])
+    measure_missing(plan, ask(plan, task["name"]))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ FLOORS = [
     ["score", "doctor"],
     ["run"],
     ["plan"],
+    ["measured"],
     ["paper", "asked"],
     ["draw", "work", "reference", "tasks", "slurm_job", "slurm_queue"],
     ["bench"],

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import math
-import shutil
 
 import pytest
 from fabricate import make_planned, make_run, rewrite_json, seeded_plan, snapshot
@@ -12,9 +11,11 @@ from hypothesis import strategies as st
 
 from delving import config as configs
 from delving import record
-from delving.asked import ask, load_measured, save_measured
+from delving.asked import ask, measured_of
 from delving.cost import count_images
 from delving.groups import CONF, choices
+from delving.measured import measure_missing, save_measured
+from delving.paper import fisher
 from delving.plan import SMALL, make_plan
 from delving.reproduce import list_tasks
 from delving.request import load_request
@@ -395,11 +396,16 @@ def test_finished_runs_correct_the_estimate_of_the_others():
 # --- measurements ---
 @pytest.fixture
 def measured():
-    """A plan whose runs are finished, and measured."""
+    """A plan whose runs are finished, and measured one by one."""
     plan = plan_for("fisher")
     make_planned(plan, "fisher", usual)
-    save_measured(plan, "fisher", {"found": 1}, 2.5)
+    for run in plan.runs:
+        save_measured(plan, "fisher", [run], {"of": run}, 2.5)
     return plan
+
+
+def measured_runs(plan):
+    return {run for (run,) in measured_of(plan, "fisher")}
 
 
 def tasks_of(plan):
@@ -408,27 +414,57 @@ def tasks_of(plan):
 
 def test_a_measurement_is_kept_while_its_runs_stay_as_they_are(measured):
     again = plan_for("fisher")
-    assert load_measured(again, "fisher") == {"found": 1}
-    assert ask(again, "fisher").measured == {"fisher": {"found": 1}}
+    found = {(run,): {"of": run} for run in measured.runs}
+    assert measured_of(again, "fisher") == found
+    assert ask(again, "fisher").measured == {"fisher": found}
     assert tasks_of(again) == {}
 
 
-def test_a_measurement_is_made_anew_when_a_result_changes(measured):
-    rewrite_json(measured.folder(next(iter(measured.runs))) / "result.json", status="stalled")
+def test_a_measurement_is_made_anew_when_its_run_s_result_changes(measured):
+    changed, *others = measured.runs
+    rewrite_json(measured.folder(changed) / "result.json", status="stalled")
     again = plan_for("fisher")
-    assert load_measured(again, "fisher") is None
-    assert ask(again, "fisher").measured == {}
+    assert measured_runs(again) == set(others)
     assert list(tasks_of(again)) == ["fisher"]
 
 
-def test_a_measurement_is_made_anew_for_other_settings_and_for_more_runs(measured):
+def test_a_measurement_is_made_anew_for_other_settings(measured):
     plan = plan_for("fisher")
     request = dataclasses.replace(plan.requests["fisher"], settings={"images": 7})
     plan.requests["fisher"] = request
-    assert load_measured(plan, "fisher") is None
-    shutil.rmtree(measured.folder(next(iter(measured.runs))))
-    fewer = plan_for("fisher")
-    assert load_measured(fewer, "fisher") is None
+    assert measured_of(plan, "fisher") == {}
+    assert ask(plan, "fisher").measured == {}
+    assert list(tasks_of(plan)) == ["fisher"]
+
+
+def test_more_seeds_leave_the_measurements_of_the_others(measured):
+    """They may have come from another machine, without the weights to make them again."""
+    more = make_plan(["fisher"], ["scale=smoke", "reproduce.seeds.small=2"])
+    assert len(more.runs) > len(measured.runs)
+    assert measured_runs(more) == set(measured.runs)
+    assert list(tasks_of(more))[-1] == "fisher"
+    make_planned(more, "fisher", usual)
+    assert measured_runs(more) == set(measured.runs)
+    assert list(tasks_of(more)) == ["fisher"]
+
+
+def test_what_is_missing_is_measured_and_what_cannot_be_is_told_last(measured, monkeypatch):
+    more = make_plan(["fisher"], ["scale=smoke", "reproduce.seeds.small=2"])
+    make_planned(more, "fisher", usual)
+    lost, kept = (name for name in more.runs if name not in measured.runs)
+    tried = []
+
+    def measure(asked, run):
+        tried.append(run.name)
+        if run.name == lost:
+            raise ValueError(f"{run.name} has no weights")
+        return {"of": run.name}
+
+    monkeypatch.setattr(fisher, "measure", measure)
+    with pytest.raises(ValueError, match=f"{lost} has no weights"):
+        measure_missing(more, ask(more, "fisher"))
+    assert tried == [lost, kept]
+    assert measured_runs(more) == {*measured.runs, kept}
 
 
 @pytest.mark.parametrize(
@@ -444,15 +480,16 @@ def test_a_measurement_is_made_anew_for_other_settings_and_for_more_runs(measure
     ],
 )
 def test_nets_measured_as_they_start_are_measured_anew_where_they_differ(word, stays):
-    save_measured(plan_for("signal"), "signal", {"found": 1}, 2.5)
+    save_measured(plan_for("signal"), "signal", [], {"found": 1}, 2.5)
     again = make_plan(["signal"], ["scale=smoke", word])
-    assert (load_measured(again, "signal") is not None) == stays
+    assert (measured_of(again, "signal") == {(): {"found": 1}}) == stays
 
 
 @pytest.mark.parametrize("word", ["device=cpu", "precision=fp32"])
 def test_steps_are_timed_anew_on_another_device_and_in_another_precision(word):
-    save_measured(plan_for("table3"), "table3", {"found": 1}, 2.5)
-    assert load_measured(make_plan(["table3"], ["scale=smoke", word]), "table3") is None
+    save_measured(plan_for("table3"), "table3", [], {"found": 1}, 2.5)
+    assert measured_of(plan_for("table3"), "table3")
+    assert not measured_of(make_plan(["table3"], ["scale=smoke", word]), "table3")
 
 
 def test_a_measurement_waits_for_the_runs_that_are_missing():

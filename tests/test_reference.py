@@ -6,7 +6,8 @@ from fabricate import make_planned, save_scores, snapshot
 
 from delving import config as configs
 from delving import record
-from delving.asked import ask, load_measured, save_measured
+from delving.asked import ask, measured_of
+from delving.measured import save_measured
 from delving.plan import make_plan
 from delving.reference import copy_records
 from delving.schema import differences
@@ -31,7 +32,8 @@ def source(tmp_path, monkeypatch):
         record.write_json(folder / "result.json", result)
         record.write_bytes(folder / "checkpoint" / "model.safetensors", bytes(100_000))
         record.write_bytes(folder / "checkpoint.previous" / "state.json", b"{}")
-    save_measured(plan, "fisher", {"found": 1}, 1.0)
+    for run in plan.runs:
+        save_measured(plan, "fisher", [run], {"of": run}, 1.0)
     for name in ("table.csv", "table.md", "data.csv", "figure.png", "figure.svg", "notes.txt"):
         record.write_text(plan.root / "fisher" / name, name)
     verdict = {"artefact": "fisher", "runs": list(plan.arms["fisher"]["prelu"]), "claims": []}
@@ -88,7 +90,7 @@ def test_what_was_kept_byte_for_byte_is_as_good_to_draw_from(source, tmp_path):
     copy_records(source, tmp_path / "kept")
     again = make_plan(["fisher"], WORDS, tmp_path / "kept")
     assert (again.missing(), again.refused) == ([], {})
-    assert load_measured(again, "fisher") == {"found": 1}
+    assert measured_of(again, "fisher") == {(run,): {"of": run} for run in again.runs}
     ours, theirs = (ask(p, "fisher").arms["prelu"][0] for p in (again, plan))
     assert ours.result == theirs.result
     assert ours.steps.equals(theirs.steps)

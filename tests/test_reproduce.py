@@ -17,7 +17,7 @@ from fabricate import make_planned, snapshot
 import delving.run
 from delving import config as configs
 from delving import record, work
-from delving.asked import load_measured
+from delving.asked import measured_of
 from delving.plan import make_plan
 from delving.reference import copy_records
 from delving.reproduce import Ledger, _count, count_jobs
@@ -247,8 +247,6 @@ DAMAGED = {  # {kind: (file of the record, what it holds, what is said of it)}
     "a word for slopes": (f"runs/{RUNS[0]}/slopes.json", {"conv1": "x"}, "conv1"),
     "a list for where it was": (f"runs/{RUNS[1]}/env.json", [1], "table"),
     "scores without a time": (f"runs/{RUNS[1]}/eval/ten_view.json", {}, "seconds"),
-    "a list of measurements": ("table1/measured.json", [1], "table"),
-    "no measurement": ("table1/measured.json", {"asked": {}, "found": 3}, "found"),
     "a log without a start": (f"runs/{RUNS[1]}/log.jsonl", {"event": "start"}, "no start"),
     "a list of results": (f"runs/{RUNS[1]}/result.json", [1], "table"),
 }  # fmt: skip
@@ -266,6 +264,28 @@ def test_a_damaged_record_is_refused_by_file_and_key_before_anything_is_drawn(
     assert str(copied / file) in err
     assert said in err
     assert not (tmp_path / "other").exists()
+
+
+PART = {"asked": {"runs": {}}, "seconds": 1.0, "found": {}}
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ([1], "table"),
+        ({}, "parts"),
+        ({"parts": [3]}, "table"),
+        ({"parts": [PART | {"found": 3}]}, "found"),
+        ({"parts": [PART | {"asked": {}}]}, "runs"),
+    ],
+)
+def test_a_damaged_measurement_is_refused_too(reproduce, copied, tmp_path, value, said):
+    record.write_json(copied / "signal" / "measured.json", value)
+    words = ["signal", "scale=smoke", "--from", copied, f"output_root={tmp_path / 'other'}"]
+    code, out, err = reproduce(tmp_path, *words)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert str(copied / "signal" / "measured.json") in err
+    assert said in err
 
 
 @pytest.mark.parametrize("value", [[1], {"conv1": ["x"]}])
@@ -457,14 +477,15 @@ def test_a_worker_measures_what_an_artefact_asks_for_and_saves_it(tmp_path, monk
     monkeypatch.setitem(sys.modules, "delving.paper.signal", measuring)
     last, _ = attempt({"kind": "measure", "name": "signal", "words": words})
     assert last["event"] == "done"
-    assert load_measured(make_plan(["signal"], words), "signal") == {"of": "signal"}
+    assert measured_of(make_plan(["signal"], words), "signal") == {(): {"of": "signal"}}
 
 
 def test_what_a_library_prints_is_no_event():
     script = """
 import os, sys, types
 sys.modules["delving.plan"] = types.SimpleNamespace(make_plan=None)
-sys.modules["delving.asked"] = types.SimpleNamespace(ask=None, save_measured=None)
+sys.modules["delving.asked"] = types.SimpleNamespace(ask=None)
+sys.modules["delving.measured"] = types.SimpleNamespace(measure_missing=None)
 from delving import work
 def chatter(task, out, shelf):
     print("a library says hello", flush=True)

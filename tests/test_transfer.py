@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from delving import record
-from delving.asked import load_measured, save_measured
+from delving.asked import measured_of
+from delving.measured import save_measured
 from delving.plan import make_plan
-from delving.transfer import MANIFEST, export_runs, import_runs
+from delving.transfer import MANIFEST, VERSION, export_runs, import_runs
 
 WORDS = ["scale=smoke"]
 SLOPES = {"conv1": [0.25], "fc1": [0.1, 0.2]}
@@ -29,7 +30,9 @@ def there(tmp_path, monkeypatch):
     plan = make_plan(["fisher", "figure1"], WORDS)
     for artefact in ("fisher", "figure1"):
         make_planned(plan, artefact, lambda arm, seed: {"slopes": SLOPES})
-    save_measured(plan, "fisher", {"of": "fisher"}, 1.0)
+    for runs in plan.arms["fisher"].values():
+        for run in runs:
+            save_measured(plan, "fisher", [run], {"of": run}, 1.0)
     return place / "outputs" / "smoke"
 
 
@@ -59,7 +62,7 @@ def signed(files):
     """A manifest that fits, as who tampers with an archive would write it."""
     files.pop(MANIFEST, None)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    files[MANIFEST] = json.dumps({"version": 1, "files": hashes}).encode()
+    files[MANIFEST] = json.dumps({"version": VERSION, "files": hashes}).encode()
 
 
 def a_run(files):
@@ -83,7 +86,8 @@ def test_what_arrived_is_finished_and_measured_for_a_reproduction(archive, here)
     plan = make_plan(["fisher", "figure1"], [*WORDS, f"output_root={here}"])
     assert plan.missing() == []
     assert not plan.refused
-    assert load_measured(plan, "fisher") == {"of": "fisher"}
+    names = [run for runs in plan.arms["fisher"].values() for run in runs]
+    assert measured_of(plan, "fisher") == {(run,): {"of": run} for run in names}
 
 
 def test_the_same_runs_are_the_same_archive(there, archive, tmp_path):
@@ -105,7 +109,34 @@ def test_no_weights_and_no_place_leave(whole, tmp_path):
 def test_only_the_named_runs_leave_with_what_rests_on_them_alone(there, tmp_path, here):
     first = sorted(p.name for p in (there / "runs").iterdir())[0]
     assert export_runs(there, [first], tmp_path / "one.zip") == [first]
-    assert import_runs(tmp_path / "one.zip", here).new == [f"smoke/runs/{first}"]
+    assert import_runs(tmp_path / "one.zip", here).new == ["smoke/fisher", f"smoke/runs/{first}"]
+    assert list(measured_here(here)) == [(first,)]
+
+
+def measured_here(here):
+    return measured_of(make_plan(["fisher"], [*WORDS, f"output_root={here}"]), "fisher")
+
+
+def test_measurements_of_several_machines_come_together(there, tmp_path, here):
+    """Each has trained and measured some of the runs."""
+    prelu, relu = "small14-prelu-he-s0", "small14-relu-he-s0"
+    for run in (prelu, relu):
+        export_runs(there, [run], tmp_path / f"{run}.zip")
+        assert import_runs(tmp_path / f"{run}.zip", here).new[0] == "smoke/fisher"
+    assert measured_here(here) == {(run,): {"of": run} for run in (relu, prelu)}
+
+
+def test_what_was_measured_here_stays(there, archive, here, delving):
+    """What another machine has measured of the same runs may differ in its last digits."""
+    import_runs(archive, here)
+    plan = make_plan(["fisher"], [*WORDS, f"output_root={here}"])
+    save_measured(plan, "fisher", ["small14-relu-he-s0"], {"of": "here"}, 1.0)
+    moved = import_runs(archive, here)
+    assert (moved.new, moved.others) == ([], ["smoke/fisher"])
+    assert measured_here(here)["small14-relu-he-s0",] == {"of": "here"}
+    code, said, _ = delving("runs", "import", archive, "--output-root", here)
+    assert code == 0
+    assert "smoke/fisher: the measurement that is here stays" in said
 
 
 def test_a_second_import_changes_nothing(archive, here, tmp_path):
@@ -172,7 +203,7 @@ def without_manifest(files):
 
 def of_another_version(files):
     signed(files)
-    files[MANIFEST] = files[MANIFEST].replace(b'"version": 1', b'"version": 2')
+    files[MANIFEST] = files[MANIFEST].replace(b'"version": 2', b'"version": 3')
 
 
 def elsewhere(files):
@@ -208,7 +239,7 @@ def of_no_scale(files):
         (lacking, "is not as its manifest has it"),
         (unlisted, "is not as its manifest has it"),
         (without_manifest, "manifest.json is missing"),
-        (of_another_version, "version 2, known is 1"),
+        (of_another_version, "version 3, known is 2"),
         (elsewhere, "a name that leads elsewhere"),
         (a_checkpoint, "is no file of a run"),
         (of_another_seed, "its seed is '7' in result.json, . elsewhere"),

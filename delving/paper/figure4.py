@@ -13,7 +13,7 @@ from PIL import Image
 
 from delving.artefact import Asked, Claim, Shown
 from delving.judge import judge_no_larger
-from delving.paper.table7 import class_errors
+from delving.paper.table7 import class_errors, ensembles_of, pictures_of
 from delving.plot import GREEN, RED, new_figure
 
 COLUMNS = 4
@@ -22,8 +22,7 @@ SIBLINGS = 1.0  # points of top-5 error
 
 
 def show(asked: Asked) -> Shown:
-    found = asked.measured["table7"]
-    pictures = found["pictures"]
+    pictures = pictures_of(asked)
     return Shown(
         "Figure 4. Images classified correctly",
         "The first correctly classified validation image of classes spread over all, by the "
@@ -31,7 +30,7 @@ def show(asked: Asked) -> Shown:
         "probabilities.",
         figure=draw_pictures(pictures["right"], pictures),
         data=list_pictures(pictures["right"], pictures),
-        claims=_siblings(found),
+        claims=_siblings(ensembles_of(asked), _dogs(pictures)),
         notes=[] if _dogs(pictures) else ["No fine-grained siblings (dogs) among these classes."],
     )
 
@@ -82,13 +81,12 @@ def _dogs(pictures: dict) -> list[int]:
             if re.fullmatch(r"n\d{8}", wnid) and DOGS[0] <= wnid <= DOGS[1]]  # fmt: skip
 
 
-def _siblings(found: dict) -> list[Claim]:
+def _siblings(ensembles: list[dict], dogs: list[int]) -> list[Claim]:
     """4: the nets "perform well on fine-grained recognition", such as of dog breeds."""
-    dogs = _dogs(found["pictures"])
     if not dogs:
         return []
     less = []
-    for ensemble in found["ensembles"]:
+    for ensemble in ensembles:
         errors = class_errors(ensemble)
         others, own = np.delete(errors, dogs), errors[dogs]
         if not np.isnan(own).all():
@@ -101,6 +99,6 @@ def _siblings(found: dict) -> list[Claim]:
             SIBLINGS,
             # How much seeds change this contrast of a few classes is not known of one ensemble.
             judge_no_larger(less, delta=SIBLINGS),
-            sum(len(ensemble["runs"]) for ensemble in found["ensembles"]),
+            sum(len(ensemble["runs"]) for ensemble in ensembles),
         )
     ]

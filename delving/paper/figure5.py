@@ -2,11 +2,11 @@
 
 from delving.artefact import Asked, Shown, published
 from delving.paper.figure4 import draw_pictures, list_pictures
+from delving.paper.table7 import class_errors, ensembles_of, pictures_of
 
 
 def show(asked: Asked) -> Shown:
-    found = asked.measured["table7"]
-    pictures, errors = found["pictures"], found["ensembles"][0]["per_class"]["ensemble"]
+    pictures, errors = pictures_of(asked), class_errors(ensembles_of(asked)[0])
     worst = list(dict.fromkeys(one["label"] for one in pictures["wrong"]))
     ours = ", ".join(f"{pictures['titles'][c]} {errors[c]:.0f} %" for c in worst)
     paper = ", ".join(

@@ -4,14 +4,13 @@ import numpy as np
 import pandas as pd
 
 from delving.artefact import Asked, Shown, published
-from delving.paper.table7 import class_errors
+from delving.paper.table7 import class_errors, ensembles_of, pictures_of
 from delving.plot import BLUE, new_figure
 
 
 def show(asked: Asked) -> Shown:
-    found = asked.measured["table7"]
-    errors = class_errors(found["ensembles"][0])
-    titles, order = found["pictures"]["titles"], np.argsort(errors, kind="stable")
+    errors = class_errors(ensembles_of(asked)[0])
+    titles, order = pictures_of(asked)["titles"], np.argsort(errors, kind="stable")
     order = [c for c in order if not np.isnan(errors[c])]
     figure, ((panel,),) = new_figure(1, 1, size=(5.4, 2.8))
     panel.bar(np.arange(1, len(order) + 1), errors[order], color=BLUE, width=0.8)

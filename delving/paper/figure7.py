@@ -10,15 +10,14 @@ import pandas as pd
 
 from delving.artefact import Asked, Claim, Shown, published
 from delving.judge import judge_better
-from delving.paper.table7 import class_errors
+from delving.paper.table7 import class_errors, ensembles_of, pictures_of
 from delving.plot import BLUE, RED, new_figure
 
 FALLS, MORE = 0.2, 5.0  # the smallest effects that count: points of top-5 error; percent of classes
 
 
 def show(asked: Asked) -> Shown:
-    ensembles = asked.measured["table7"]["ensembles"]
-    titles = asked.measured["table7"]["pictures"]["titles"]
+    ensembles, titles = ensembles_of(asked), pictures_of(asked)["titles"]
     reduced = reduction(ensembles[0])
     order = [c for c in np.argsort(reduced, kind="stable") if not np.isnan(reduced[c])]
     return Shown(

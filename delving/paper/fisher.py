@@ -26,14 +26,14 @@ CENTRED, SMALLER, CONDITIONED = 0.02, 0.005, 0.1
 TITLES = {"relu": "ReLU", "prelu": "PReLU"}
 
 
-def measure(asked: Asked) -> dict:
-    """The Fisher matrix's figures and the responses' of every run, by the run's name."""
-    return {
-        run.name: _measure_run(run, asked.settings) for runs in asked.arms.values() for run in runs
-    }
+def teams(arms: dict[str, list[Run]]) -> list[list[Run]]:
+    """Each run is measured by itself."""
+    return [[run] for runs in arms.values() for run in runs]
 
 
-def _measure_run(run: Run, settings: dict) -> dict:
+def measure(asked: Asked, run: Run) -> dict:
+    """The Fisher matrix's figures of a run, and the responses'."""
+    settings = asked.settings
     session = open_run(run.folder)
     x, _ = some_images(session, settings["images"])
     # The choice of parameters and the labels' draws are the same in both arms of a seed.
@@ -49,7 +49,7 @@ def _measure_run(run: Run, settings: dict) -> dict:
 
 
 def show(asked: Asked) -> Shown:
-    found = asked.measured.get("fisher", {})
+    found = {name: one for (name,), one in asked.measured.get("fisher", {}).items()}
     arms = {arm: [found[run.name] for run in runs if run.name in found]
             for arm, runs in asked.arms.items()}  # fmt: skip
     return Shown(

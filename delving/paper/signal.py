@@ -115,7 +115,7 @@ def _propagate(net, rule, x: torch.Tensor, seed: int) -> float:
 
 
 def show(asked: Asked) -> Shown:
-    found = asked.measured.get("signal")
+    found = asked.measured.get("signal", {}).get(())
     if found is None:
         raise ValueError("signal has not been measured")
     draws = asked.settings["draws"]

@@ -113,7 +113,7 @@ def _timed(step: Callable[[int], None], batch: int, device: torch.device) -> flo
 
 
 def show(asked: Asked) -> Shown:
-    times = asked.measured.get("table3")
+    times = asked.measured.get("table3", {}).get(())
     cards = {model: count(model) for model in MODELS}
     return Shown(
         "Table 3. Architectures of the large models",

@@ -2,13 +2,24 @@
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from delving.artefact import POINTS, Asked, Claim, Run, Shown, accuracy_claim, printed, published
+from delving.artefact import (
+    POINTS,
+    Asked,
+    Claim,
+    Run,
+    Shown,
+    accuracy_claim,
+    mean_and_spread,
+    printed,
+    published,
+)
 from delving.data.augment import resize_whole
 from delving.ensemble import average, summarise
 from delving.evaluate import rank_labels
@@ -24,20 +35,33 @@ TEAMS = {
 }  # fmt: skip
 GAIN = 26  # percent less than GoogLeNet's, the paper's abstract; as printed, so 25.5 or more
 RIGHT, WRONG, WORST = 12, 4, 3  # pictures: right, wrong ones a class, classes
+SEED = re.compile(r"-s\d+$")  # of a run's name
 SIDE = 96  # pixels of a picture's shorter side, at most
 
 
-def measure(asked: Asked) -> dict:
-    """One ensemble per seed for which all six models are there: see ensemble.average."""
-    seeds = [run.seed for run in asked.arms["c_prelu"]]
-    teams = [[run for arm in asked.arms.values() for run in arm if run.seed == s] for s in seeds]
-    whole = [team for team in teams if len(team) == len(asked.arms)]
-    if not whole:
-        raise ValueError("table7: the ensemble needs a finished run of each of its six models")
-    return {
-        "ensembles": [_measure_team(team) for team in whole],
-        "pictures": _choose_pictures(whole[0]),
-    }
+def teams(arms: dict[str, list[Run]]) -> list[list[Run]]:
+    """One ensemble per seed for which all six models are there."""
+    seeds = [run.seed for run in arms["c_prelu"]]
+    found = [[run for arm in arms.values() for run in arm if run.seed == seed] for seed in seeds]
+    return [team for team in found if len(team) == len(arms)]
+
+
+def measure(asked: Asked, *team: Run) -> dict:
+    """An ensemble, see ensemble.average, and images that it takes for what they are and not."""
+    return {"ensemble": _measure_team(team), "pictures": _choose_pictures(team)}
+
+
+def ensembles_of(asked: Asked) -> list[dict]:
+    """What was measured of the ensembles, in the order of their seeds; ValueError without any."""
+    if "table7" not in asked.measured:
+        raise ValueError("table7: no ensemble was measured; it takes a finished run of each of its "
+                         "six models, with scores")  # fmt: skip
+    return [one["ensemble"] for one in asked.measured["table7"].values()]
+
+
+def pictures_of(asked: Asked) -> dict:
+    """The images that the first ensemble chose."""
+    return next(iter(asked.measured["table7"].values()))["pictures"]
 
 
 def _measure_team(team: Sequence[Run]) -> dict:
@@ -111,30 +135,36 @@ def _jpeg(image: Image.Image) -> str:
 
 
 def show(asked: Asked) -> Shown:
-    ensembles = asked.measured["table7"]["ensembles"]
+    ensembles = ensembles_of(asked)
     return Shown(
         "Table 7. The ensemble of six models",
         "Top-5 errors in percent. The paper's are on the test set of ImageNet; ours are on "
         "validation images, dense testing at three scales, probabilities averaged over the six "
-        "models. Human performance as printed.",
-        table=_tabulate(ensembles[0]),
+        "models; several seeds' as mean ± standard deviation (number). Human performance as "
+        "printed.",
+        table=_tabulate(ensembles),
         claims=_claims(asked, ensembles),
         notes=["The six models are those of Table 6, B with ReLU and C with ReLU."],
     )
 
 
-def _tabulate(ensemble: dict) -> pd.DataFrame:
+def _tabulate(ensembles: list[dict]) -> pd.DataFrame:
     paper = published()
     rows = [("human (Russakovsky et al.)", printed(paper["text"]["human_top5"], 1), "-", "-")]
     for when, titles in TEAMS.items():
         rows += [(title, printed(paper["table7"][when][key]), "-", "-")
                  for key, title in titles.items()]  # fmt: skip
-    own = f"{ensemble['top5_err']:.2f}"
-    rows[-1] = (*rows[-1][:2], own, f"{ensemble['top1_err']:.2f}")
-    rows += [(f"  member {name}", "-", f"{e['top5_err']:.2f}", f"{e['top1_err']:.2f}")
-             for name, e in ensemble["members"].items()]  # fmt: skip
+    rows[-1] = (*rows[-1][:2], *_cells(ensembles))
+    for place, name in enumerate(ensembles[0]["members"]):
+        nets = [list(ensemble["members"].values())[place] for ensemble in ensembles]
+        rows.append((f"  member {SEED.sub('', name)}", "-", *_cells(nets)))
     columns = ["", "top-5, paper (test)", "top-5, ours (val)", "top-1, ours (val)"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _cells(errors: Sequence[dict]) -> tuple[str, str]:
+    top1, top5 = ([one[key] for one in errors] for key in ("top1_err", "top5_err"))
+    return mean_and_spread(top5), mean_and_spread(top1)
 
 
 def _claims(asked: Asked, ensembles: list[dict]) -> list[Claim]:

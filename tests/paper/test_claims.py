@@ -16,7 +16,7 @@ from PIL import Image
 from delving.artefact import published
 from delving.paper import detection, figure6, figure7, table7
 from delving.paper.convergence import mean_validation
-from delving.paper.figure4 import _siblings, draw_pictures
+from delving.paper.figure4 import _dogs, _siblings, draw_pictures
 from delving.paper.table1 import draw_slopes
 from delving.paper.table7 import _against_the_world
 
@@ -463,7 +463,7 @@ def test_siblings_are_told_apart_as_well_unless_they_are_a_point_worse(dogs, ver
     pictures = {"classes": ["n01443537", "n02085620", "n02113978", "n02123045"]}
     one = {"per_class": {"ensemble": [10.0, dogs, dogs, 10.0]}, "runs": []}
     for ensembles, wanted in (([one] * 3, verdict), ([one], INCONCLUSIVE)):
-        [claim] = _siblings({"pictures": pictures, "ensembles": ensembles})
+        [claim] = _siblings(ensembles, _dogs(pictures))
         assert claim.finding.verdict == wanted
 
 
@@ -498,8 +498,8 @@ def test_a_class_without_test_images_has_no_error_and_no_bar():
     misses = np.array([True, False, False])
     assert table7._by_class(misses, np.array([0, 0, 2]), 3) == [50.0, None, 0.0]
     ensemble = {"runs": ["a"], "per_class": {"a": [50.0, None, 0.0], "ensemble": [0.0, None, 0.0]}}
-    found = {"ensembles": [ensemble], "pictures": {"titles": ["x", "y", "z"]}}
-    asked = SimpleNamespace(measured={"table7": found}, noise=lambda value: None)
+    found = {"ensemble": ensemble, "pictures": {"titles": ["x", "y", "z"]}}
+    asked = SimpleNamespace(measured={"table7": {("a",): found}}, noise=lambda value: None)
     assert figure7.show(asked).data["class"].tolist() == ["z", "x"]
     assert figure6.show(asked).data["class"].tolist() == ["x", "z"]
 

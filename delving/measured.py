@@ -1,0 +1,132 @@
+"""What artefacts measure of trained runs: measured.json, a part for each team of runs.
+
+A team is what is measured together, as one run, or the six nets of an ensemble; what is measured of
+nets as they start has a single team of no runs. So more seeds take only their own measurements, and
+those of runs that came from another machine, without weights, stay.
+"""
+
+import hashlib
+import importlib
+import json
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from delving import config as configs
+from delving import record
+from delving.artefact import Asked, Run
+from delving.plan import Plan
+from delving.schema import NEUTRAL, leaves
+
+FILE = "measured.json"
+PART = {"asked": dict, "seconds": record.NUMBER, "found": dict}
+Team = tuple[Run, ...]
+
+
+def names_of(team: Iterable[Run]) -> tuple[str, ...]:
+    return tuple(run.name for run in team)
+
+
+def fingerprint(plan: Plan, artefact: str, runs: Sequence[str]) -> dict:
+    """What a measurement of these runs rests on: it is made anew where this differs."""
+    settings = plan.requests[artefact].settings
+    results = {name: (plan.folder(name) / "result.json").read_bytes() for name in runs}
+    where = {key: word for word in plan.overrides
+             if (key := word.partition("=")[0]) in ("device", "precision")}  # fmt: skip
+    return {
+        "settings": settings,
+        "runs": {name: hashlib.sha256(data).hexdigest()[:16] for name, data in results.items()},
+        **({"nets": _digest_untrained(plan, settings)} if "models" in settings else {}),
+        **({} if runs else where),
+    }
+
+
+def _digest_untrained(plan: Plan, settings: dict) -> str:
+    """Of all that makes the nets that are measured as they start, and their images."""
+    composed = [
+        configs.compose([f"scale={plan.scale}", f"model={model}", f"act={act}", *plan.overrides])
+        for model in settings["models"]
+        for act in settings["acts"]
+    ]
+    told = [
+        {key: value for key, value, _ in leaves(config)
+         if key not in NEUTRAL and not key.startswith(("train.", "eval."))}
+        for config in composed
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_parts(path: Path, where: str | None = None) -> list[dict]:
+    """The parts of a measured.json; none where there is no file. ValueError tells `where` one is
+    damaged, else by its path."""
+    where = where or str(path)
+    if not path.exists():
+        return []
+    parts = record.expect(record.read_json(path), {"parts": list}, where)["parts"]
+    for part in parts:
+        asked = record.expect(part, PART, where)["asked"]
+        record.expect(asked, {"runs": dict}, f"{where}: asked")
+    return parts
+
+
+def parts_within(path: Path, runs: Iterable[str]) -> list[dict]:
+    """Those that rest on these runs alone."""
+    return [part for part in read_parts(path) if set(part["asked"]["runs"]) <= set(runs)]
+
+
+def add_parts(path: Path, parts: Sequence[dict]) -> None:
+    """Writes parts beside those that are there; of the same runs the new one stays."""
+    by_runs = {tuple(part["asked"]["runs"]): part for part in (*read_parts(path), *parts)}
+    record.write_text(path, json.dumps({"parts": list(by_runs.values())}) + "\n")
+
+
+def list_teams(artefact: str, arms: dict[str, list[Run]]) -> list[Team]:
+    """What an artefact measures, of the runs that are finished; nothing where it does not."""
+    module = importlib.import_module(f"delving.paper.{artefact}")
+    if not hasattr(module, "measure"):
+        return []
+    return [tuple(team) for team in module.teams(arms)] if hasattr(module, "teams") else [()]
+
+
+def load_measured(plan: Plan, artefact: str, teams: Sequence[Team]) -> dict[tuple[str, ...], dict]:
+    """{names of a team's runs: what was measured of them}, of the teams of which it was."""
+    found = {_key(part["asked"]): part["found"] for part in read_parts(plan.root / artefact / FILE)}
+    wanted = {names: _key(fingerprint(plan, artefact, names)) for names in map(names_of, teams)}
+    return {names: found[asked] for names, asked in wanted.items() if asked in found}
+
+
+def _key(asked: dict) -> str:
+    return json.dumps(asked, sort_keys=True)
+
+
+def save_measured(
+    plan: Plan, artefact: str, runs: Sequence[str], found: dict[str, Any], seconds: float
+) -> None:
+    part = {"asked": fingerprint(plan, artefact, runs), "seconds": round(seconds, 2),
+            "found": found}  # fmt: skip
+    add_parts(plan.root / artefact / FILE, [part])
+
+
+def measure_missing(plan: Plan, asked: Asked) -> None:
+    """Measures every team of which it was not yet done, and saves it.
+
+    Raises:
+        ValueError: why some could not be measured, once all others were.
+    """
+    artefact, faults = asked.artefact, []
+    module = importlib.import_module(f"delving.paper.{artefact}")
+    teams = list_teams(artefact, asked.arms)
+    there = load_measured(plan, artefact, teams)
+    for team in teams:
+        if names_of(team) in there:
+            continue
+        started = time.perf_counter()
+        try:
+            found = module.measure(asked, *team)
+        except ValueError as error:
+            faults.append(str(error))
+            continue
+        save_measured(plan, artefact, names_of(team), found, time.perf_counter() - started)
+    if faults:
+        raise ValueError("; ".join(faults))
