@@ -255,10 +255,10 @@ def load_scores(folder: Path, protocol: str) -> tuple[np.ndarray, np.ndarray, li
     try:
         logs, labels, names = read_arrays(path, ("log_probabilities", "labels", "names"), "scores")
     except FileNotFoundError:
-        there = ", ".join(sorted(p.stem for p in (folder / "eval").glob("*.json"))) or "none"
+        there = sorted(p.stem for p in path.parent.glob("*.npz") if p.suffixes == [".npz"])
         raise ValueError(
-            f"{folder} has no scores by {protocol}, there is {there}: "
-            f"delving eval {folder} protocol=center|ten_view|dense"
+            f"{folder} has no scores of each image by {protocol}, there is "
+            f"{', '.join(there) or 'none'}: delving eval {folder} protocol=center|ten_view|dense"
         ) from None
     return np.exp(logs.astype(np.float32)), labels, names.tolist()
 

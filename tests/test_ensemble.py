@@ -87,9 +87,8 @@ def test_runs_scored_on_other_images_are_refused_by_their_folders(runs, tmp_path
 
 
 def test_a_run_that_was_not_scored_so_is_told_the_command_that_scores_it(runs):
-    with pytest.raises(
-        ValueError, match=r"no scores by center, there is dense: delving eval .*protocol=center"
-    ):
+    told = r"no scores of each image by center, there is dense: delving eval .*protocol=center"
+    with pytest.raises(ValueError, match=told):
         average(runs, "center")
 
 
