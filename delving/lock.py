@@ -1,4 +1,4 @@
-"""One process at a time trains in a run folder; what a dead one left holds nobody up.
+"""One process at a time works in a folder; what a dead one left holds nobody up.
 
 The lock is the system's own on the file `lock`, which ends with its process, however that ends. Not
 every shared disk tells other machines of it, hence the file's time of writing as a sign of life.
@@ -25,12 +25,16 @@ TRIES = 100  # at a folder that others make and remove meanwhile
 UNKNOWN_HERE = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
+class HeldError(ValueError):
+    """Another process works in the folder."""
+
+
 @contextmanager
 def holding(folder: Path, beat: float = BEAT) -> Iterator[None]:
-    """Holds a run folder, which is made where it is not there and removed where it stays empty.
+    """Holds a folder, which is made where it is not there and removed where it stays empty.
 
     Raises:
-        ValueError: another process holds it; names its pid, host and since when.
+        HeldError: another process holds it; names its pid, host and since when.
     """
     path = folder / "lock"
     new = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -48,6 +52,19 @@ def holding(folder: Path, beat: float = BEAT) -> Iterator[None]:
         with contextlib.suppress(OSError):
             for place in new or [folder]:
                 place.rmdir()
+
+
+@contextmanager
+def holding_when_free(folder: Path, pause: float = 0.5) -> Iterator[None]:
+    """The same, once no other process holds it; looked at every `pause` seconds."""
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(holding(folder))
+                break
+            except HeldError:
+                time.sleep(pause)
+        yield
 
 
 def _take(path: Path, beat: float) -> int:
@@ -147,11 +164,11 @@ def _sign(handle: int) -> None:
     os.pwrite(handle, json.dumps(owner).encode(), 0)
 
 
-def _held(path: Path, owner: dict | None) -> ValueError:
+def _held(path: Path, owner: dict | None) -> HeldError:
     who = "another process"
     if owner:
         who = f"process {owner['pid']} on {owner['host'][:80]!r} since {owner['since'][:40]!r}"
-    return ValueError(f"{path.parent} is held by {who}: one process at a time trains a run")
+    return HeldError(f"{path.parent} is held by {who}: one process at a time works there")
 
 
 def _show_life(path: Path, over: threading.Event, beat: float) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from delving import config as configs
 from delving import record
 from delving.artefact import Asked, Run
+from delving.lock import holding
 from delving.plan import Plan
 from delving.schema import NEUTRAL, leaves
 
@@ -112,21 +113,23 @@ def measure_missing(plan: Plan, asked: Asked) -> None:
     """Measures every team of which it was not yet done, and saves it.
 
     Raises:
+        HeldError: another process measures it.
         ValueError: why some could not be measured, once all others were.
     """
     artefact, faults = asked.artefact, []
     module = importlib.import_module(f"delving.paper.{artefact}")
     teams = list_teams(artefact, asked.arms)
-    there = load_measured(plan, artefact, teams)
-    for team in teams:
-        if names_of(team) in there:
-            continue
-        started = time.perf_counter()
-        try:
-            found = module.measure(asked, *team)
-        except ValueError as error:
-            faults.append(str(error))
-            continue
-        save_measured(plan, artefact, names_of(team), found, time.perf_counter() - started)
+    with holding(plan.root / artefact):
+        there = load_measured(plan, artefact, teams)
+        for team in teams:
+            if names_of(team) in there:
+                continue
+            started = time.perf_counter()
+            try:
+                found = module.measure(asked, *team)
+            except ValueError as error:
+                faults.append(str(error))
+                continue
+            save_measured(plan, artefact, names_of(team), found, time.perf_counter() - started)
     if faults:
         raise ValueError("; ".join(faults))

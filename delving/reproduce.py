@@ -22,6 +22,7 @@ from delving.draw import (
 )
 from delving.estimate import estimate_seconds
 from delving.groups import choices
+from delving.lock import holding_when_free
 from delving.plan import Plan, make_plan, part_words
 from delving.report import ledger_rows, verdict_heading, verdict_words
 from delving.tasks import (
@@ -192,18 +193,19 @@ def reproduce_artefacts(
         ledger = work(plan, tasks, jobs, say, until, threads)
     finally:
         say.end()
-    started = time.perf_counter()
     wanted = [name for name in plan.requests if not artefacts or "all" in artefacts
               or name in artefacts]  # fmt: skip
     if ledger.late:  # what has no run yet is no failure
         wanted = [name for name in wanted if find_lack(plan, ask(plan, name)) is None]
     lacking = _lacking(plan) if source else {}
-    failed = draw(plan, wanted, to) | lacking | ledger.failed  # what came first is the cause
-    ledger.seconds["report"] = time.perf_counter() - started
-    if tasks:
-        save_times(plan, jobs, {"report": ledger.seconds["report"]})
-    page = draw_report(plan, to, failed)
-    tell_outcome(plan, ledger, failed, ledger_rows(to, wanted), say)
+    with holding_when_free(to):  # processes that share the work end together
+        started = time.perf_counter()
+        failed = draw(plan, wanted, to) | lacking | ledger.failed  # what came first is the cause
+        ledger.seconds["report"] = time.perf_counter() - started
+        if tasks:
+            save_times(plan, jobs, {"report": ledger.seconds["report"]})
+        page, rows = draw_report(plan, to, failed), ledger_rows(to, wanted)
+    tell_outcome(plan, ledger, failed, rows, say)
     say.say(str(page))
     return failed
 

@@ -87,6 +87,8 @@ def watching(say: Overview, note: Callable[[Outcome], None]) -> Callable[[str, d
             note(event["outcome"])
         elif event["event"] == "again":
             say.say(f"{name}: {event['error']}; it goes on once more")
+        elif event["event"] == "held":
+            say.say(f"{name}: {event['error']}; its result is waited for")
         say(name, event)
 
     return watch

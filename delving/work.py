@@ -13,6 +13,7 @@ from typing import TextIO
 from delving import config as configs
 from delving.asked import ask
 from delving.device import release_memory
+from delving.lock import HeldError
 from delving.measured import measure_missing
 from delving.plan import make_plan
 
@@ -39,8 +40,9 @@ def _attempt(task: dict, out: TextIO, shelf: dict) -> dict:
         _work(task, out, shelf)
         return {"event": "done", "wall": time.perf_counter() - started}
     except Exception as error:
-        number = getattr(error, "signal", None)
-        kind = "interrupted" if number is not None else "failed"
+        kind = "held" if isinstance(error, HeldError) else "failed"
+        if getattr(error, "signal", None) is not None:
+            kind = "interrupted"
         text = " ".join(str(error).split()) or type(error).__name__
         return {"event": kind, "error": text, "wall": time.perf_counter() - started}
 

@@ -17,6 +17,8 @@ from typing import TextIO
 
 from delving.signals import HEEDED, Interrupted, heeding_signals
 
+REST = 3.0  # seconds until a task that another process is at is looked at again
+PAUSE = 0.2  # between looks at what goes on
 TEXT = {"encoding": "utf-8", "errors": "replace"}  # whatever the locale; a library may say anything
 
 
@@ -40,6 +42,7 @@ class Outcome:
     wall: float
     interrupted: bool = False
     killed: bool = False  # by the system, as where memory runs out
+    held: bool = False  # by another process, which is at it
 
 
 @dataclass
@@ -60,9 +63,9 @@ class Worker:
             self.process.stdin.flush()
             for line in self.process.stdout:
                 event = json.loads(line)
-                if event["event"] in ("done", "failed", "interrupted"):
-                    cut = event["event"] == "interrupted"
-                    return Outcome(task, event.get("error"), event["wall"], cut)
+                if event["event"] in ("done", "failed", "interrupted", "held"):
+                    cut, held = (event["event"] == kind for kind in ("interrupted", "held"))
+                    return Outcome(task, event.get("error"), event["wall"], cut, held=held)
                 watch(task.name, event)
         except (OSError, ValueError) as error:  # it listens no longer, or was cut off in a line
             self.process.kill()
@@ -120,11 +123,13 @@ def work_through(
     """All tasks, the first ones first, `jobs` at a time; then those that want to be alone.
 
     A task whose worker was killed by the system is done once more, after all that wait: a training
-    goes on from its checkpoint.
+    goes on from its checkpoint. One that another process is at is looked at again until that one
+    has done it, or has left it: several processes may work through the same tasks.
 
     Args:
         watch: is told (task name, event); never by two at once. A task's end is the event
-            `outcome`, with the Outcome as its `outcome`; `again` tells its first end's `error`.
+            `outcome`, with the Outcome as its `outcome`; `again` tells its first end's `error`,
+            `held` what another process holds.
         until: of time.monotonic(): a task that would take longer is not begun, nor one after it;
             they have no outcome.
         threads: of a worker; what is alone has all cores.
@@ -162,16 +167,19 @@ def _work_group(
     running: dict[Future, Worker] = {}
     told: set[Future] = set()
     again: set[str] = set()
+    resting: dict[str, float] = {}  # until when
     with ThreadPoolExecutor(max(1, len(workers))) as pool:
         try:
             while running or (waiting and not heard):
                 _drop_late(waiting, until)
-                while free and not heard and (task := _next(waiting, running, free)):
+                while free and not heard and (task := _next(waiting, running, resting)):
                     worker = free.pop()
                     future = pool.submit(worker.do, task, watch)
                     future.task = task
                     running[future] = worker
-                done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                if not running:
+                    time.sleep(PAUSE)
+                done, _ = wait(running, timeout=PAUSE, return_when=FIRST_COMPLETED)
                 for future in done:
                     free.append(running.pop(future))
                     outcome, name = future.result(), future.task.name
@@ -179,6 +187,12 @@ def _work_group(
                         again.add(name)
                         waiting.append(outcome.task)  # last, with the least beside it
                         watch(name, {"event": "again", "error": outcome.error})
+                        continue
+                    if outcome.held and not heard:
+                        if name not in resting:
+                            watch(name, {"event": "held", "error": outcome.error})
+                        resting[name] = time.monotonic() + REST
+                        waiting.append(outcome.task)
                         continue
                     outcomes.append(outcome)
                     watch(name, {"event": "outcome", "outcome": outcome})
@@ -203,11 +217,11 @@ def _drop_late(waiting: list[Task], until: float) -> None:
     waiting[:] = [task for task in waiting if task.name not in late]
 
 
-def _next(waiting: list[Task], running: dict, free: list) -> Task | None:
-    """The first task that waits for none that is still to come."""
+def _next(waiting: list[Task], running: dict, resting: dict[str, float]) -> Task | None:
+    """The first task that waits for none that is still to come, and rests no more."""
     unfinished = {task.name for task in waiting} | {future.task.name for future in running}
     for task in waiting:
-        if not task.after & unfinished:
+        if not task.after & unfinished and resting.get(task.name, 0) <= time.monotonic():
             waiting.remove(task)
             return task
     return None

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from delving import lock
-from delving.lock import holding
+from delving.lock import holding, holding_when_free
 
 HOLD = """
 import sys, time
@@ -101,6 +101,15 @@ def test_what_stays_empty_is_removed_and_what_does_not_is_kept(tmp_path):
     with holding(tmp_path / "run"):
         (tmp_path / "run" / "config.yaml").write_text("")
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.yaml"]
+
+
+def test_who_waits_comes_in_once_the_other_has_left(holder, tmp_path):
+    process = holder()
+    threading.Timer(0.3, process.communicate).start()
+    started = time.monotonic()
+    with holding_when_free(tmp_path / "run", pause=0.05):
+        assert time.monotonic() - started >= 0.3
+        assert json.loads((tmp_path / "run" / "lock").read_text())["pid"] == os.getpid()
 
 
 def test_an_error_inside_releases_it(tmp_path):

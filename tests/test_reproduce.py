@@ -234,6 +234,24 @@ def test_a_run_that_the_record_lacks_is_named(reproduce, no_workers, no_pictures
     assert (tmp_path / "outputs" / "smoke" / "figure1" / "verdict.json").exists()
 
 
+def test_processes_that_are_given_the_same_work_share_it(tmp_path):
+    """As with one for each GPU of a machine: each takes what no other is at, all wait for the end,
+    and what they draw is one."""
+    command = [sys.executable, "-m", "delving", "reproduce", *WORDS, "--jobs", "1"]
+    both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+            for _ in range(2)]  # fmt: skip
+    said = [process.communicate(timeout=240)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    folders = list((tmp_path / "outputs" / "smoke" / "runs").iterdir())
+    assert len(folders) > 2
+    for folder in folders:
+        assert len(record.read_events(folder, "start")) == 1
+        assert len(record.read_events(folder, "end")) == 1
+    assert all("FAILED" not in out for out in said)
+    assert sum("its result is waited for" in out for out in said)
+    assert not list((tmp_path / "outputs" / "smoke").rglob("lock"))
+
+
 # --- what fails ---
 USED = {"planned": {}, "used": {"start": 1.0}}
 DAMAGED = {  # {kind: (file of the record, what it holds, what is said of it)}

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from delving import workers
 from delving.signals import HEEDED, Interrupted
 from delving.workers import Task, work_through
 
@@ -44,6 +45,11 @@ for line in iter(sys.stdin.readline, ""):
         if not os.path.exists(task["mark"]):
             open(task["mark"], "w").close()
             os.kill(os.getpid(), signal.SIGKILL)
+    elif do == "held":
+        if not os.path.exists(task["mark"]):
+            open(task["mark"], "w").close()
+            tell(event="held", error="held by process 7", wall=0.0)
+            continue
     elif do == "heed_and_die":
         tell(event="ready")
         while not heard:
@@ -201,6 +207,33 @@ def test_what_a_killed_worker_did_is_done_once_more_after_all_that_waits(tmp_pat
     assert watch.order() == ["a", "b", "c", "a"]
     assert watch.order("outcome") == ["b", "c", "a"]
     assert "killed (exit -9)" in watch.of("again")["a"]["error"]
+
+
+# --- what another process is at ---
+def held(name, tmp_path, **rest):
+    """A task that is found held once."""
+    return task(name, "held", mark=str(tmp_path / name), **rest)
+
+
+def test_what_another_process_is_at_is_looked_at_again_after_a_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "REST", 0.3)
+    late = task("late", after=["a"])
+    errors, watch = work(held("a", tmp_path), held("b", tmp_path), late, task("c"))
+    assert errors == dict.fromkeys(["a", "b", "c", "late"])
+    assert watch.order()[:3] == ["a", "b", "c"]  # the others are done meanwhile
+    assert watch.order("held") == ["a", "b"]  # told once each
+    assert watch.order().count("a") == 2
+    first, again = (event["at"] for name, event in watch.told
+                    if (name, event["event"]) == ("a", "begin"))  # fmt: skip
+    assert again - first >= 0.3
+    names = [(name, event["event"]) for name, event in watch.told]
+    assert names.index(("a", "outcome")) < names.index(("late", "begin"))
+
+
+def test_what_is_held_is_not_waited_for_beyond_the_time_there_is(tmp_path):
+    waiting = lasting(1.0, held("a", tmp_path))
+    done = work_through([waiting, task("b")], jobs=1, watch=Watched(), until=time.monotonic() + 1.5)
+    assert [outcome.task.name for outcome in done] == ["b"]
 
 
 def test_it_is_done_once_more_only_once():
