@@ -26,7 +26,7 @@ def show(asked: Asked) -> Shown:
     return Shown(
         "Figure 4. Images classified correctly",
         "The first correctly classified validation image of classes spread over all, by the "
-        "ensemble. Above each its true label, below the five likeliest classes with their "
+        "first seed's ensemble. Above each its true label, below the five likeliest classes with their "
         "probabilities.",
         figure=draw_pictures(pictures["right"], pictures),
         data=list_pictures(pictures["right"], pictures),

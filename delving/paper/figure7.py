@@ -23,7 +23,7 @@ def show(asked: Asked) -> Shown:
     return Shown(
         "Figure 7. What the ensemble changes, class by class",
         "Top-5 error of each class by A with ReLU less that by the ensemble, which it is one of, "
-        "ascending: positive is reduced.",
+        "of the first seed, ascending: positive is reduced.",
         figure=_draw(reduced[order]),
         data=pd.DataFrame({"class": [titles[c] for c in order], "reduced": reduced[order]}),
         claims=_claims(asked, ensembles),

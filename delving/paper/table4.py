@@ -1,5 +1,6 @@
 """Table 4: model A, dense testing at three scales and combined."""
 
+import re
 from itertools import chain
 from statistics import fmean
 
@@ -20,6 +21,7 @@ from delving.artefact import (
 )
 from delving.judge import all_of, judge_better, unless_stalled
 
+COUNT = re.compile(r" \(\d+\)$")  # of mean_and_spread
 UNSCORED = ["dense@8/7 c", "dense@12/7 c", "dense@15/7 c", "dense"]  # where no net has scores
 
 
@@ -56,8 +58,9 @@ def _tabulate(asked: Asked, scales: list[str]) -> pd.DataFrame:
 
 
 def both_errors(runs: list[Run], protocol: str) -> str:
-    """'top-1 / top-5' as mean, spread and n over the runs."""
-    return " / ".join(mean_and_spread(run.error(protocol, k) for run in runs) for k in (1, 5))
+    """'top-1 / top-5 (n)', each as mean and spread over the runs."""
+    top1, top5 = (mean_and_spread(run.error(protocol, k) for run in runs) for k in (1, 5))
+    return f"{COUNT.sub('', top1)} / {top5}"
 
 
 def _claims(asked: Asked, scales: list[str]) -> list[Claim]:
