@@ -26,8 +26,8 @@ def show(asked: Asked) -> Shown:
     return Shown(
         "Figure 4. Images classified correctly",
         "The first correctly classified validation image of classes spread over all, by the "
-        "first seed's ensemble. Above each its true label, below the five likeliest classes with their "
-        "probabilities.",
+        "first seed's ensemble. Above each its true label, below the five likeliest classes with "
+        "their probabilities.",
         figure=draw_pictures(pictures["right"], pictures),
         data=list_pictures(pictures["right"], pictures),
         claims=_siblings(ensembles_of(asked), _dogs(pictures)),

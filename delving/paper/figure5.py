@@ -14,9 +14,9 @@ def show(asked: Asked) -> Shown:
     )
     return Shown(
         "Figure 5. Images classified wrongly, of the three worst classes",
-        "By the first seed's ensemble, of the three classes with the highest top-5 error (ties: top-1 error), "
-        "the images whose true label ranks lowest; those right in the top 5 only where a class "
-        "has no others.",
+        "By the first seed's ensemble, of the three classes with the highest top-5 error (ties: "
+        "top-1 error), the images whose true label ranks lowest; those right in the top 5 only "
+        "where a class has no others.",
         figure=draw_pictures(pictures["wrong"], pictures),
         data=list_pictures(pictures["wrong"], pictures),
         notes=[f"The worst classes and their top-5 errors: {ours}; the paper's: {paper}."],

@@ -34,7 +34,9 @@ def show(asked: Asked) -> Shown:
         "three.",
         table=_tabulate(asked, scales),
         claims=_claims(asked, scales or UNSCORED),
-        notes=["The claims on scales rest on all large nets, six a seed, since they are on testing."],
+        notes=[
+            "The claims on scales rest on all large nets, six a seed, since they are on testing."
+        ],
     )
 
 
