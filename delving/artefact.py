@@ -157,7 +157,8 @@ class Asked:
     Attributes:
         arms: finished runs by arm, in the order of their seeds; an arm may lack some, or all.
         settings: of the artefact's own measurement.
-        measured: measurements by artefact, its own and those it needs.
+        measured: by artefact, its own and those it needs, and by the names of the runs that were
+            measured together, none for nets as they start: see measured.py.
         small: Table 2's finished runs by arm, several seeds each: their spread is the noise.
         root: outputs/<scale>, or the committed record of it.
         overrides: what else was asked for on the command line, for measurements.
@@ -168,7 +169,7 @@ class Asked:
     scale: str
     arms: dict[str, list[Run]]
     settings: dict
-    measured: dict[str, dict]
+    measured: dict[str, dict[tuple[str, ...], dict]]
     small: list[list[Run]]
     root: Path
     overrides: list[str] = field(default_factory=list)
