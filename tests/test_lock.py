@@ -103,9 +103,9 @@ def test_what_stays_empty_is_removed_and_what_does_not_is_kept(tmp_path):
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.yaml"]
 
 
-def test_who_waits_comes_in_once_the_other_has_left(holder, tmp_path):
+def test_who_waits_comes_in_once_the_other_has_ended(holder, tmp_path):
     process = holder()
-    threading.Timer(0.3, process.communicate).start()
+    threading.Timer(0.3, process.kill).start()
     started = time.monotonic()
     with holding_when_free(tmp_path / "run", pause=0.05):
         assert time.monotonic() - started >= 0.3
