@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,14 +55,21 @@ def holding(folder: Path, beat: float = BEAT) -> Iterator[None]:
 
 
 @contextmanager
-def holding_when_free(folder: Path, pause: float = 0.5) -> Iterator[None]:
-    """The same, once no other process holds it; looked at every `pause` seconds."""
+def holding_when_free(
+    folder: Path, tell: Callable[[str], None], pause: float = 0.5
+) -> Iterator[None]:
+    """The same, once no other process holds it, of which it tells; looked at every `pause`
+    seconds."""
+    told = False
     with contextlib.ExitStack() as held:
         while True:
             try:
                 held.enter_context(holding(folder))
                 break
-            except HeldError:
+            except HeldError as error:
+                if not told:
+                    tell(f"{error}; its end is waited for")
+                told = True
                 time.sleep(pause)
         yield
 

@@ -76,17 +76,27 @@ def parts_within(path: Path, runs: Iterable[str]) -> list[dict]:
     return [part for part in read_parts(path) if set(part["asked"]["runs"]) <= set(runs)]
 
 
+def by_runs(parts: Iterable[dict]) -> dict[tuple[str, ...], dict]:
+    """Each part by the names of its runs, the last one of the same."""
+    return {tuple(part["asked"]["runs"]): part for part in parts}
+
+
 def add_parts(path: Path, parts: Sequence[dict]) -> None:
     """Writes parts beside those that are there; of the same runs the new one stays."""
-    by_runs = {tuple(part["asked"]["runs"]): part for part in (*read_parts(path), *parts)}
-    record.write_text(path, json.dumps({"parts": list(by_runs.values())}) + "\n")
+    kept = by_runs([*read_parts(path), *parts])
+    record.write_text(path, json.dumps({"parts": list(kept.values())}) + "\n")
+
+
+def measures(artefact: str) -> bool:
+    """Whether an artefact measures anything."""
+    return hasattr(importlib.import_module(f"delving.paper.{artefact}"), "measure")
 
 
 def list_teams(artefact: str, arms: dict[str, list[Run]]) -> list[Team]:
     """What an artefact measures, of the runs that are finished; nothing where it does not."""
-    module = importlib.import_module(f"delving.paper.{artefact}")
-    if not hasattr(module, "measure"):
+    if not measures(artefact):
         return []
+    module = importlib.import_module(f"delving.paper.{artefact}")
     return [tuple(team) for team in module.teams(arms)] if hasattr(module, "teams") else [()]
 
 

@@ -1,6 +1,5 @@
 """`delving reproduce`: trains and measures what is missing, then draws it and writes the report."""
 
-import importlib
 import math
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from delving.draw import (
 from delving.estimate import estimate_seconds
 from delving.groups import choices
 from delving.lock import holding_when_free
+from delving.measured import measures
 from delving.plan import Plan, make_plan, part_words
 from delving.report import ledger_rows, verdict_heading, verdict_words
 from delving.tasks import (
@@ -57,9 +57,8 @@ def list_tasks(plan: Plan, words: Sequence[str]) -> list[Task]:
     tasks = [train_task(name, plan.runs[name]) for name in missing]
     for artefact, request in plan.requests.items():
         names = {name for arm in plan.arms[artefact].values() for name in arm}
-        module = importlib.import_module(f"delving.paper.{artefact}")
         ready = not names & set(missing) and is_measured(plan, artefact)
-        if hasattr(module, "measure") and not ready:
+        if measures(artefact) and not ready:
             message = {"kind": "measure", "name": artefact, "words": list(words)}
             tasks.append(Task(artefact, message, frozenset(names & set(missing)), request.alone))
     return tasks + [detect_task(plan, run) for run in plan.detectors() if _undetected(plan, run)]
@@ -198,7 +197,7 @@ def reproduce_artefacts(
     if ledger.late:  # what has no run yet is no failure
         wanted = [name for name in wanted if find_lack(plan, ask(plan, name)) is None]
     lacking = _lacking(plan) if source else {}
-    with holding_when_free(to):  # processes that share the work end together
+    with holding_when_free(to, say.say):  # processes that share the work end together
         started = time.perf_counter()
         failed = draw(plan, wanted, to) | lacking | ledger.failed  # what came first is the cause
         ledger.seconds["report"] = time.perf_counter() - started

@@ -21,7 +21,7 @@ from delving.data.zips import ZipReader, open_checked
 from delving.detect.naming import load_about
 from delving.detect.record import read_detection, read_pictures
 from delving.groups import choices
-from delving.measured import FILE, add_parts, parts_within, read_parts
+from delving.measured import FILE, add_parts, by_runs, parts_within, read_parts
 from delving.reference import OF_DETECTION, OF_RUN, copy_detection, copy_run
 from delving.words import nearest, shown
 
@@ -126,8 +126,7 @@ def import_runs(archive: Path, output_root: str) -> Moved:
 
 def _new_parts(place: Path, file: Path) -> tuple[list[dict], bool]:
     """The parts of a measurement that are not there, and whether others of the same runs are."""
-    there = {tuple(part["asked"]["runs"]): part for part in read_parts(place)}
-    brought = {tuple(part["asked"]["runs"]): part for part in read_parts(file)}
+    there, brought = (by_runs(read_parts(path)) for path in (place, file))
     lacking = [part for runs, part in brought.items() if runs not in there]
     return lacking, any(there.get(runs, part) != part for runs, part in brought.items())
 

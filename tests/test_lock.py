@@ -106,8 +106,11 @@ def test_what_stays_empty_is_removed_and_what_does_not_is_kept(tmp_path):
 def test_who_waits_comes_in_once_the_other_has_ended(holder, tmp_path):
     process = holder()
     threading.Timer(0.3, process.kill).start()
-    started = time.monotonic()
-    with holding_when_free(tmp_path / "run", pause=0.05):
+    started, said = time.monotonic(), []
+    with holding_when_free(tmp_path / "run", said.append, pause=0.05):
+        [told] = said
+        assert str(process.pid) in told
+        assert told.endswith("its end is waited for")
         assert time.monotonic() - started >= 0.3
         assert json.loads((tmp_path / "run" / "lock").read_text())["pid"] == os.getpid()
 
