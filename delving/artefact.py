@@ -1,7 +1,8 @@
 """What an artefact of the paper is given, trained runs and measurements, and what it gives back.
 
-Each file of delving/paper has `show(asked) -> Shown`, and `measure(asked) -> dict` where it needs
-more than the records of runs; its title and its claims, with their rules, stand in it too.
+Each file of delving/paper has `show(asked) -> Shown`, and `measure(asked, *runs) -> dict` where it
+needs more than the records of runs, with `teams(arms)` where that is of runs together; its title
+and its claims, with their rules, stand in it too.
 """
 
 import math
@@ -96,8 +97,8 @@ class Run:
 
     @property
     def logged(self) -> bool:
-        """Whether it got as far as a line and a look to draw."""
-        return len(self.steps) > 0 and len(self.looks) > 0
+        """Whether it got as far as a line and a look to draw: not where it diverged at once."""
+        return all(record.read_events(self.folder, kind) for kind in LOGGED)
 
     @property
     def training_error(self) -> float:

@@ -26,6 +26,11 @@ SPARE = 4  # times this machine's memory: a net for another machine may be looke
 CLASSES = {"imagenet": 1000, "tiny_imagenet": 200, "imagenette": 10, "cifar10": 10, "cifar100": 100}
 
 
+def count_classes(config: Config) -> int:
+    """Of a configuration, as far as it and its data set's name tell; else ImageNet's."""
+    return config.data.classes or CLASSES.get(config.data.name, 1000)
+
+
 def build_model(config: Config, classes: int) -> tuple[Net, list[Layer]]:
     """The net of a configuration on the meta device, and its layers."""
     act, model = config.act, config.model
@@ -99,7 +104,7 @@ def _check_room(net: Net, device: torch.device) -> None:
 def describe_model(config: Config) -> dict:
     """`delving show`: the layers, totals and deviations, without data; the data's own number of
     classes where the configuration does not set it."""
-    net, layers = build_model(config, config.data.classes or CLASSES.get(config.data.name, 1000))
+    net, layers = build_model(config, count_classes(config))
     rows = describe(net, layers, config.data.crop)
     precision = devices.pick_precision(config.precision, devices.pick_device(config.device))
     return {

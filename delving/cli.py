@@ -9,8 +9,17 @@ try:
     import typer
 
     from delving import cli_bench, cli_detect, cli_paper, cli_train, disk, exits, terminal
-    from delving.cli_data import Overrides, asked_root, data_app, speaks
+    from delving.cli_data import data_app
     from delving.cli_runs import runs_app
+    from delving.cli_words import (
+        AsJson,
+        Overrides,
+        Root,
+        asked_root,
+        make_display,
+        speaks,
+        without_root,
+    )
 except KeyboardInterrupt:  # before main() can hear it
     raise SystemExit(130) from None
 
@@ -30,7 +39,6 @@ cli_detect.register(app)
 cli_bench.register(app)
 
 HEX = set("0123456789abcdef")
-AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
 @app.command("eval")
@@ -50,7 +58,7 @@ def evaluate(
     folder = record.find_run(run, asked_root(overrides or []))
     config = amend(folder / "config.yaml", overrides or [])
     disk.check_writable(folder / "eval")
-    with _display() as display:
+    with make_display() as display:
         from delving.score import eval_run
 
         eval_run(folder, config, display)
@@ -78,7 +86,7 @@ def list_(
         str,
         typer.Argument(help="models, acts, inits, data, scales, artefacts, runs, detections."),
     ] = "",
-    output_root: Annotated[str, typer.Option(help="Where outputs lie.")] = "outputs",
+    output_root: Root = "outputs",
 ) -> None:
     """What there is."""
     from delving import groups
@@ -115,7 +123,7 @@ def plot_curves(
             show_default=False,
         ),
     ] = None,
-    output_root: Annotated[str, typer.Option(help="Where outputs lie.")] = "outputs",
+    output_root: Root = "outputs",
 ) -> None:
     """Draw the training curves of runs: loss, training and validation error."""
     import pandas as pd
@@ -123,13 +131,17 @@ def plot_curves(
     from delving import record
     from delving.curves import count_classes, load_curves
     from delving.plot import check_ending, draw_curves, save_figure
+    from delving.words import shortest_labels
 
-    to = to or Path(output_root) / "curves" / "curves.png"
+    root = asked_root(runs, output_root)
+    to = to or Path(root) / "curves" / "curves.png"
     check_ending(to)
-    folders = [record.find_run(run, output_root) for run in runs]
+    folders = [record.find_run(run, root) for run in without_root(runs)]
+    if not folders:
+        raise ValueError("plot-curves: name at least one run")
     disk.check_writable(to.parent)
     curves = pd.concat([load_curves(folder) for folder in folders])
-    labels = record.shortest_labels([folder.name for folder in folders])
+    labels = shortest_labels([folder.name for folder in folders])
     # A long one would leave its line no room.
     labels = {name: terminal.plain(label, longest=24) for name, label in labels.items()}
     figure = draw_curves(curves, labels=labels, classes=count_classes(folders[0]))
@@ -138,22 +150,12 @@ def plot_curves(
 
 
 @app.command()
-def doctor(
-    output_root: Annotated[str, typer.Option(help="Where outputs lie.")] = "outputs",
-) -> None:
+def doctor(output_root: Root = "outputs") -> None:
     """Versions, devices, data, disk: what this machine can do."""
     from delving.doctor import examine
 
     for name, finding in examine(output_root):
         terminal.say(f"{name:14} {finding}")
-
-
-def _display():
-    from rich.console import Console
-
-    from delving.display import Display
-
-    return Display(Console())
 
 
 def _print_card(card: dict) -> None:

@@ -6,9 +6,8 @@ from typing import Annotated
 import typer
 
 from delving import exits, terminal
-from delving.cli_data import Overrides, refuse_ranks
+from delving.cli_words import AsJson, Overrides, refuse_ranks
 
-AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 COLUMNS = ("ours", "baseline", "ratio", "low", "high", "limit", "fraction")
 
 

@@ -1,40 +1,13 @@
 """`delving data ...`: prepare, verify, preview."""
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from delving import terminal
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        help="key=value words: model=c act=prelu scale=cpu train.lr=0.02 seed=3", show_default=False
-    ),
-]
-RANK = "RANK"  # of this process, where torchrun or SLURM started several of a run
-
-
-def refuse_ranks(what: str) -> None:
-    """ValueError where torchrun started this process, which is for the ranks of one run."""
-    if RANK in os.environ:
-        raise ValueError(f"{RANK} is set, as by torchrun: it starts the processes of one train or "
-                         f"eval; {what} starts its own")  # fmt: skip
-
-
-def speaks() -> bool:
-    """Whether this process is the one of its run that prints."""
-    return os.environ.get(RANK, "0") == "0"
-
-
-def asked_root(words: list[str]) -> str:
-    """Where outputs shall lie by key=value words, the last one counting."""
-    roots = [word.partition("=")[2] for word in words if word.startswith("output_root=")]
-    return roots[-1] if roots else "outputs"
-
+from delving.cli_words import Overrides
 
 data_app = typer.Typer(no_args_is_help=True, help="Prepare, verify or preview a data set.")
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from delving import disk, terminal
-from delving.cli_data import asked_root, refuse_ranks
+from delving.cli_words import asked_root, make_display, refuse_ranks
 
 Words = Annotated[
     list[str] | None,
@@ -27,7 +27,7 @@ def detect(words: Words = None) -> None:
     folder, config = _find(rest)
     settings = compose_detect(config.scale, own)
     disk.check_writable(folder.absolute().parent.parent / "detections")
-    with _display() as display:
+    with make_display() as display:
         from delving.detect.run import detect_run
 
         to = detect_run(folder, config, settings, display)
@@ -75,14 +75,6 @@ def _print(folder: Path, scores: bool) -> None:
 
 def _percent(value: float | None) -> str:
     return "not defined" if value is None else f"{value:.2f} %"
-
-
-def _display():
-    from rich.console import Console
-
-    from delving.display import Display
-
-    return Display(Console())
 
 
 def register(app: typer.Typer) -> None:

@@ -7,7 +7,14 @@ from typing import Annotated
 import typer
 
 from delving import disk, terminal
-from delving.cli_data import Overrides, asked_root, refuse_ranks
+from delving.cli_words import (
+    Overrides,
+    Root,
+    asked_root,
+    make_overview,
+    refuse_ranks,
+    without_root,
+)
 
 Words = Annotated[
     list[str] | None,
@@ -15,7 +22,6 @@ Words = Annotated[
                    show_default=False),
 ]  # fmt: skip
 Runs = Annotated[list[str] | None, typer.Argument(help="Folders or names of runs.")]
-Root = Annotated[str, typer.Option(help="Where outputs lie.")]
 
 
 def reproduce(
@@ -48,7 +54,7 @@ def reproduce(
         jobs=jobs,
         minutes=minutes or math.inf,
         dry=dry,
-        say=_overview(),
+        say=make_overview(),
     )
     if failed:
         raise typer.Exit(1)
@@ -60,15 +66,16 @@ def compare_init(words: Overrides = None) -> None:
     disk.check_writable(Path(asked_root(words or [])))
     from delving.compare import compare_inits
 
-    terminal.say(compare_inits(words or [], _overview()))
+    terminal.say(compare_inits(words or [], make_overview()))
 
 
 def plot_slopes(runs: Runs = None, output_root: Root = "outputs") -> None:
     """Draw the learned slopes of runs layer by layer, beside Table 1."""
-    disk.check_writable(Path(output_root) / "slopes")
+    root = asked_root(runs or [], output_root)
+    disk.check_writable(Path(root) / "slopes")
     from delving.compare import compare_slopes
 
-    terminal.say(compare_slopes(runs or [], output_root))
+    terminal.say(compare_slopes(without_root(runs or []), root))
 
 
 def ensemble(
@@ -79,7 +86,9 @@ def ensemble(
     from delving import record
     from delving.ensemble import name_ensemble, pick_protocol, save_ensemble
 
-    folders = [record.find_run(run, output_root) for run in runs if not run.startswith("protocol=")]
+    root = asked_root(runs, output_root)
+    names = [word for word in without_root(runs) if not word.startswith("protocol=")]
+    folders = [record.find_run(name, root) for name in names]
     if twice := [f.name for n, f in enumerate(folders) if f in folders[:n]]:
         raise ValueError(f"{twice[0]} is named twice")
     if len(folders) < 2:
@@ -92,14 +101,6 @@ def ensemble(
     for name, e in [*summary["members"].items(), (f"ensemble of {len(folders)}", summary)]:
         terminal.say(f"{name}: top-1 {e['top1_err']:.2f} %, top-5 {e['top5_err']:.2f} %")
     terminal.say(f"{protocol}, saved in {to}")
-
-
-def _overview():
-    from rich.console import Console
-
-    from delving.display import Overview
-
-    return Overview(Console())
 
 
 def register(app: typer.Typer) -> None:

@@ -7,7 +7,14 @@ from typing import Annotated
 import typer
 
 from delving import disk, terminal
-from delving.cli_data import RANK, Overrides, refuse_ranks, speaks
+from delving.cli_words import (
+    RANK,
+    Overrides,
+    make_display,
+    make_overview,
+    refuse_ranks,
+    speaks,
+)
 
 Count = Annotated[int | None, typer.Option(min=1, help="With -m: runs side by side, here.")]
 Cap = Annotated[int, typer.Option(min=1, help="With -m: refuse more runs than that.")]
@@ -52,11 +59,11 @@ def train(
         for root in () if dry else sweep.plans:
             disk.check_writable(root / "runs")
         if settings is None:
-            failed = train_here(sweep, jobs=jobs, dry=dry, say=_overview())
+            failed = train_here(sweep, jobs=jobs, dry=dry, say=make_overview())
         else:
             from delving.slurm import train_there
 
-            failed = train_there(sweep, settings, wait=wait, dry=dry, say=_overview())
+            failed = train_there(sweep, settings, wait=wait, dry=dry, say=make_overview())
         raise typer.Exit(1 if failed else 0)
     _train_one(rest)
 
@@ -84,7 +91,7 @@ def _prepare(words: list[str]):
 
 
 def _run(config) -> None:
-    with _display() as display:
+    with make_display() as display:
         from delving.run import train_run
 
         folder = train_run(config, display)
@@ -115,22 +122,6 @@ def _print_scripts(sweep, settings) -> None:
             terminal.write(script_text(plan, names, settings))
     if not missing:
         terminal.say("Nothing is missing: no job would be sent.")
-
-
-def _display():
-    from rich.console import Console
-
-    from delving.display import Display
-
-    return Display(Console())
-
-
-def _overview():
-    from rich.console import Console
-
-    from delving.display import Overview
-
-    return Overview(Console())
 
 
 def register(app: typer.Typer) -> None:

@@ -1,6 +1,6 @@
 """`compare-init` and `plot-slopes`: Figure 3 at any depth, Table 1's figure of any runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -67,10 +67,10 @@ def compare_inits(words: Sequence[str], say: Overview) -> Path:
     return _write(draw_inits(found), data, to)
 
 
-def _write_signal(nets: Sequence[str], words: Sequence[str], to: Path) -> None:
+def _write_signal(inits: Iterable[str], words: Sequence[str], to: Path) -> None:
     """Per layer, what each initialiser does to responses and gradients before training."""
     settings = load_request("signal").settings
-    seen = {init: measure_net([*words, f"init={init}"], settings) for init in nets}
+    seen = {init: measure_net([*words, f"init={init}"], settings) for init in inits}
     by_net = {words[0].removeprefix("model="): seen}
     save_figure(draw_signal(by_net), to / "signal.png")
     record.write_text(to / "signal.csv", list_layers(by_net).to_csv(index=False))

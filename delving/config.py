@@ -1,4 +1,4 @@
-"""Composes conf/ and the command line into a `Config`. The only importer of hydra and omegaconf."""
+"""Composes conf/ and the command line into a `Config`. The only importer of hydra."""
 
 import copy
 import re

@@ -2,7 +2,7 @@
 
 import math
 
-from delving.build import CLASSES, build_model
+from delving.build import CLASSES, build_model, count_classes
 from delving.data.sources import SIZES
 from delving.net import describe
 from delving.notation import count_depth
@@ -35,6 +35,6 @@ def count_images(config: Config) -> tuple[int, int]:
 
 def measure_work(config: Config) -> tuple[int, int]:
     """A net's mult-adds an image, and its layers."""
-    net, layers = build_model(config, config.data.classes or 1000)
+    net, layers = build_model(config, count_classes(config))
     rows = describe(net, layers, config.data.crop)
     return sum(row["multiply_adds"] for row in rows), count_depth(layers)

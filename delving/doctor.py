@@ -75,8 +75,8 @@ def _kernels(kind: str) -> str:
         compiled = native.load() is not None
         return "compiled for this CPU" if compiled else "none: a C++ compiler makes training faster"
     if kind == "cuda":
-        there = gpu.programs() is not None
-        return "Triton's" if there else "none: `pip install triton` makes training faster"
+        found, fault = gpu.look_for_programs()
+        return "Triton's" if found else f"none: {fault}"
     return "none for this device"
 
 

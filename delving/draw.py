@@ -152,16 +152,13 @@ def draw_report(plan: Plan, to: Path, failed: dict[str, str]) -> Path:
     """report.html over every artefact folder in `to`."""
     shown = runs_shown(to, choices("paper"))
     runs = [name for name in shown if (plan.folder(name) / "result.json").exists()]
-    times = plan.root / "reproduce.json"
-    if plan.root != to and times.exists():
-        record.write_bytes(to / "reproduce.json", times.read_bytes())
     about = {
         "scale": plan.scale,
         "headline": headline(plan),
         "machine": _machine(plan, runs),
         "seconds": load_times(plan),
         "deviations": _deviations(plan, runs),
-        "independent_trainings": len(runs),
+        "trainings": len(runs),
         "shared": SHARED,
         "failed": [{"run": run, "error": error} for run, error in failed.items()],
         "left_out": plan.left_out,

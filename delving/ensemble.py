@@ -27,9 +27,15 @@ def average(folders: Sequence[Path], protocol: str) -> tuple[np.ndarray, np.ndar
     return record.round_scores(total / len(folders)), labels, names
 
 
-def summarise(folders: Sequence[Path], protocol: str) -> dict:
-    """{runs, protocol, top1_err, top5_err, images, members: {run: {top1_err, top5_err}}}."""
-    probabilities, labels, _ = average(folders, protocol)
+def summarise(
+    folders: Sequence[Path], protocol: str, averaged: tuple[np.ndarray, np.ndarray] | None = None
+) -> dict:
+    """{runs, protocol, top1_err, top5_err, images, members: {run: {top1_err, top5_err}}}.
+
+    Args:
+        averaged: probabilities and labels as `average` gave them, where they are at hand.
+    """
+    probabilities, labels = averaged or average(folders, protocol)[:2]
     members = {}
     for folder in folders:
         own, _, _ = record.load_scores(folder, protocol)
@@ -46,7 +52,7 @@ def summarise(folders: Sequence[Path], protocol: str) -> dict:
 def save_ensemble(folders: Sequence[Path], protocol: str, to: Path) -> dict:
     """Writes <to>/ensemble.json, and the averaged probabilities as a run's scores are kept."""
     probabilities, labels, names = average(folders, protocol)
-    summary = summarise(folders, protocol)
+    summary = summarise(folders, protocol, (probabilities, labels))
     kept = {key: summary[key] for key in ("protocol", "top1_err", "top5_err", "images")}
     record.save_scores(to, protocol, kept, probabilities=probabilities, labels=labels, names=names)
     record.write_json(to / "ensemble.json", summary)

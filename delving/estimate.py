@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from delving import config as configs
 from delving.bench.rounds import round_off, seconds_each
 from delving.bench.training import FORWARDS, Bench, build_for, memory_of
-from delving.build import CLASSES, build_model
+from delving.build import build_model, count_classes
 from delving.cost import count_images
 from delving.data.sources import SIZES
+from delving.device import release_memory
 from delving.evaluate import name_protocols
 from delving.net import Net, describe, map_side
 from delving.plan import Plan, make_plan
@@ -19,6 +20,7 @@ STEPS, SECONDS = 20, 30.0  # of a probe: so many steps, or as many as fit
 FP32, HALF = 4, 2  # bytes
 COPIES = 2 * 2  # weights and momentum; a checkpoint and the one before it
 CROP = 224  # pixels, to which detect.side belongs
+LARGER = 0.4  # the time of an operation on whole images and their RoIs, in those of crops
 VOC_TEST, PROPOSALS = 4952, 2000  # images, and of each as many as selective search finds
 
 
@@ -98,6 +100,14 @@ def estimate_seconds(plan: Plan, say: Callable[[str], None]) -> dict[str, float]
     return {run: 3600 * cost_of(plan.runs[run], rate).hours for run, rate in rates.items()}
 
 
+def estimate_detection(plan: Plan, run: str) -> float:
+    """Seconds of a run's detection here, by the rate at which it is trained itself."""
+    config = plan.runs[run]
+    rate = config.train.epochs * count_images(config)[0] / plan.estimate(run)
+    settings = configs.compose_detect(plan.scale, plan.detect)
+    return 3600 * LARGER * cost_of_detection(config, settings, Rate(rate, 0.0, "")).hours
+
+
 def _rates_of(
     plan: Plan, stated: Mapping[str, float], tflops: float | None, say: Callable[[str], None]
 ) -> dict[str, Rate]:
@@ -140,7 +150,9 @@ def find_rate(config: Config, stated: Mapping[str, float], tflops: float | None)
     if tflops:
         images = tflops * 1e12 / (2 * FORWARDS * cost)
         return Rate(images, reckon_memory(net, config), f"at {tflops:g} TFLOP/s")
-    return probe(build_for(config))
+    rate = probe(build_for(config))
+    release_memory()  # on a GPU others will want it, beside this process
+    return rate
 
 
 def probe(bench: Bench) -> Rate:
@@ -209,5 +221,5 @@ def _forwards(net: Net, config: Config, multiply_adds: int) -> dict[str, float]:
 
 
 def _measure_net(config: Config) -> tuple[Net, int]:
-    net, layers = build_model(config, config.data.classes or CLASSES.get(config.data.name, 1000))
+    net, layers = build_model(config, count_classes(config))
     return net, sum(row["multiply_adds"] for row in describe(net, layers, config.data.crop))

@@ -165,8 +165,9 @@ def tell(
 def all_of(findings: Mapping[str, Finding]) -> Finding:
     """A claim of several parts: reproduced if each is, not reproduced if any is not.
 
-    No correction: a claim with a false part passes no more often than that part alone would. The
-    evidence begins with the parts that decide.
+    No correction: a claim with a false part passes no more often than that part alone would; one
+    whose parts all hold is refuted by chance the more often the more parts it has. The evidence
+    begins with the parts that decide.
     """
     verdicts = {finding.verdict for finding in findings.values()}
     ranked = (NOT_REPRODUCED, INCONCLUSIVE, REPRODUCED)

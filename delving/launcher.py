@@ -6,14 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from delving.bounds import integer, number
 from delving.schema import knob
 from delving.words import likeliest, nearest, refuse_slip, shown
 
 LAUNCHERS = ("local", "slurm")
-
-
-def _whole(low: int, high: int) -> tuple:
-    return f"an integer from {low} to {high:,}", lambda v: low <= v <= high
 
 
 WORD = ("one line, not empty", lambda v: v != "" and v.isprintable())
@@ -26,14 +23,12 @@ class Slurm:
     partition: str | None = knob(None, WORD)  # None: the cluster's own default
     account: str | None = knob(None, WORD)  # who pays; None: your default
     constraint: str | None = knob(None, WORD)  # features of a node, as in sbatch: "a100|h100"
-    minutes: int = knob(1440, _whole(1, 525_600))  # wall time; a job that reaches it is requeued
-    nodes: int = knob(1, _whole(1, 1024))
-    gpus: int = knob(1, _whole(0, 64))  # of a node, each a task, a rank of the run; 0: one on CPUs
-    cpus: int = knob(8, _whole(1, 1024))  # cores of a task
-    memory_gb: float | None = knob(
-        None, ("a number above 0, at most 100,000", lambda v: 0 < v <= 100_000)
-    )  # of a node; None: 16 a task
-    parallel: int = knob(32, _whole(1, 1000))  # jobs of a sweep that run at the same time
+    minutes: int = knob(1440, integer(1, 525_600))  # wall time; a job that reaches it is requeued
+    nodes: int = knob(1, integer(1, 1024))
+    gpus: int = knob(1, integer(0, 64))  # of a node, each a task, a rank of the run; 0: one on CPUs
+    cpus: int = knob(8, integer(1, 1024))  # cores of a task
+    memory_gb: float | None = knob(None, number(0, 100_000, above=True))  # a node; None: 16 a task
+    parallel: int = knob(32, integer(1, 1000))  # jobs of a sweep that run at the same time
 
     @property
     def tasks(self) -> int:

@@ -90,8 +90,9 @@ class Plan:
         return sorted(missing, key=self.estimate, reverse=True)
 
     def estimate(self, run: str) -> float:
-        """Seconds of training on one worker, as runs of this scale that are finished suggest."""
-        return self.estimates[run] * self.correction
+        """Seconds of training on one worker, as finished runs of its model suggest, or of any."""
+        told = self.corrections
+        return self.estimates[run] * told.get(self.runs[run].model.name, told["any"])
 
     @cached_property
     def estimates(self) -> dict[str, float]:
@@ -102,13 +103,15 @@ class Plan:
         return {run: estimate_seconds(self.runs[run], work[key]) for run, key in alike.items()}
 
     @cached_property
-    def correction(self) -> float:
-        """Measured over estimated seconds of the finished runs, the median; 1 without any."""
-        known = [run for run in self.runs if self.finished(run)]
-        ratios = [
-            record.read_result(self.folder(run))["seconds"] / self.estimates[run] for run in known
-        ]
-        return median(ratios) if ratios else 1.0
+    def corrections(self) -> dict[str, float]:
+        """Measured over estimated seconds, the median of the finished runs of each model; `any`: of
+        all of them, 1 without any."""
+        ratios: dict[str, list[float]] = {"any": []}
+        for run in filter(self.finished, self.runs):
+            ratio = record.read_result(self.folder(run))["seconds"] / self.estimates[run]
+            ratios["any"].append(ratio)
+            ratios.setdefault(self.runs[run].model.name, []).append(ratio)
+        return {model: median(found or [1.0]) for model, found in ratios.items()}
 
 
 def make_plan(

@@ -1,5 +1,6 @@
 """Figures: one matplotlib style, direct labels, colours that survive colour blindness."""
 
+import io
 import warnings
 from collections.abc import Sequence
 from itertools import cycle
@@ -15,6 +16,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from delving import record
 from delving.terminal import plain
 
 STYLE = {
@@ -59,7 +61,7 @@ def check_ending(path: Path) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Writes a .png or a .svg; the same picture is the same file, undated.
+    """Writes a .png or a .svg, whole; the same picture is the same file, undated.
 
     By the canvas itself: savefig draws everything twice.
 
@@ -67,14 +69,15 @@ def save_figure(figure: Figure, path: Path) -> Path:
         ValueError: for another ending.
     """
     check_ending(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    file = io.BytesIO()
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         # A class may be named in any script; the picture shows a box for what the font lacks.
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
         if path.suffix == ".svg":
-            FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None})
+            FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
         else:
-            FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
+            FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})
+    record.write_bytes(path, file.getvalue())
     return path
 
 

@@ -6,6 +6,7 @@ changes nothing but the order of sums.
 
 import json
 import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,13 +20,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from delving.signals import Interrupted
+from delving.signals import ABOVE, Interrupted, counted, rank_of
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# A rank that was killed is noticed at once by its closed connections; one whose machine vanished
-# after this long. Rank 0 may take some of it to save.
 MEETING = 300.0  # seconds for all ranks to come
 SIGNS = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "gloo/")
+# A rank that was killed is noticed at once by its closed connections; one whose machine vanished
+# after this long. Rank 0 may take some of it to save.
 PATIENCE = timedelta(minutes=10)
 
 
@@ -96,6 +97,15 @@ class Ranks:
         for tensor in tensors if self.size > 1 else ():
             dist.broadcast(tensor, 0)
 
+    def sharing(self) -> int:
+        """How many ranks compute on the same cores as this one, itself among them: those of a
+        machine under torchrun; under SLURM each may be bound to its own."""
+        if self.size == 1:
+            return 1
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        mine = [socket.gethostname(), cores]
+        return self.gather(mine).count(mine)
+
     def wait(self) -> None:
         """Until every rank is here."""
         self.largest(0)
@@ -127,9 +137,13 @@ class Ranks:
         """Raises an error that every rank has found; rank 0 says it."""
         raise error if self.first else OtherRankError(str(error))
 
+    def told(self, heard: Sequence[int]) -> int:
+        """The signal that counts of all that any rank has heard, 0 without one: the same on all."""
+        return self.largest(rank_of(counted(heard))) % ABOVE
+
     def stop_if_told(self, heard: Sequence[int], folder: Path | None = None) -> None:
         """Interrupted on every rank where one of them has heard a signal."""
-        self.stop(self.largest(max(heard, default=0)), folder)
+        self.stop(self.told(heard), folder)
 
     def stop(self, number: int, folder: Path | None = None) -> None:
         """Interrupted by a signal's number that all ranks know, if it is one; rank 0 says it."""

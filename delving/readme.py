@@ -72,7 +72,7 @@ def ledger(scale: str) -> list[str]:
     told = ", ".join(f"{counts[verdict]} {word}" for verdict, word in words.items())
     trainings = len(list(folder.glob("runs/*/result.json")))
     detectors = len(list(folder.glob("detections/*/result.json")))
-    summary = f"{len(rows)} claims: {told}. They rest on {trainings} independent trainings"
+    summary = f"{len(rows)} claims: {told}. They rest on {trainings} trainings"
     summary += f" and {detectors} detectors made of them." if detectors else "."
     return [summary, "", *ledger_markdown(folder, order, scale)]
 

@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import stat
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def find_run(text: str, output_root: str) -> Path:
     """A run by its folder or its name; ValueError names the runs there are."""
     path = Path(text)
     if os.path.isfile(path / "config.yaml"):  # no error where the place cannot be looked at
-        return path
+        return path if path.name else path.resolve()  # `.`, whose name is asked for
     folders = list_runs(output_root)
     found = [folder for folder in folders if folder.name == text]
     if len(found) == 1:
@@ -62,16 +63,6 @@ def list_runs(output_root: str, kind: str = "runs") -> list[Path]:
     return sorted(p.parent for p in Path(output_root).glob(f"*/{kind}/*/config.yaml"))
 
 
-def shortest_labels(names: list[str]) -> dict[str, str]:
-    """Run names to the parts in which they differ, `prelu` and `relu` of two otherwise equal."""
-    parts = [name.split("-") for name in names]
-    common = set(parts[0]).intersection(*parts[1:]) if len(names) > 1 else set()
-    return {
-        name: "-".join(p for p in part if p not in common) or name
-        for name, part in zip(names, parts, strict=True)
-    }
-
-
 def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
@@ -79,7 +70,7 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """The file appears whole, with its folders; DiskFullError where there is no room for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = name_beside(path)
     try:
         with open(beside, "wb") as file:
             file.write(data)
@@ -90,6 +81,12 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise _named(error, path, len(data)) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def name_beside(path: Path) -> Path:
+    """Where a file is written before it appears at its path; other machines have our pids too.
+    `remove_leftovers` knows it."""
+    return path.with_name(f".{path.name}.{os.getpid()}{time.time_ns()}")
 
 
 class DiskFullError(OSError):

@@ -45,7 +45,7 @@ def rectify_plain(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) 
     z = z if bias is None else z + by_channel(bias, x)
     a = by_channel(reach(slope, learned), x)
     y = torch.where(z > 0, z, a * z).to(x.dtype)
-    if not (a < 0).any():
+    if x.device.type == "cpu" and not (a < 0).any():  # a GPU would be waited for
         return y
     bits = y.view(INTEGERS[y.dtype])
     marked = (bits & ~1) | (z > 0)

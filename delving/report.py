@@ -28,7 +28,7 @@ ANSWERS = {"reproduced": "yes", "not_reproduced": "no", "inconclusive": "inconcl
 LARGEST_SVG = 400_000  # bytes; above it the PNG is lighter to open
 PNG_DPI = 160  # as plot.save_figure writes them
 FILES = ("table.csv", "data.csv", "figure.svg", "figure.png", "verdict.json")
-ABOUT = ("headline", "machine", "seconds", "deviations", "independent_trainings", "shared",
+ABOUT = ("headline", "machine", "seconds", "deviations", "trainings", "shared",
          "failed", "left_out", "paper", "made")  # fmt: skip
 NUMBER = re.compile(r"[-+−–±~<>≤≥ ]*\.?\d")
 NO_NUMBER = ("", "-", "–", "—", "n/a")
@@ -43,7 +43,7 @@ def write_report(folder: Path, order: Sequence[str], about: dict) -> Path:
             absent.
         about: what no artefact knows, each key optional: scale, paper (citation), headline,
             machine (name to text), seconds (planned and used, name to seconds), deviations,
-            failed (run and error), left_out (artefact to why), independent_trainings, shared, made.
+            failed (run and error), left_out (artefact to why), trainings, shared, made.
 
     Raises:
         ValueError: names a verdict.json that is damaged.

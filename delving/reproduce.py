@@ -9,6 +9,7 @@ from pathlib import Path
 from delving import config as configs
 from delving import record
 from delving.asked import ask, is_measured
+from delving.device import pick_device
 from delving.display import Overview, clock
 from delving.draw import (
     check_records,
@@ -19,7 +20,7 @@ from delving.draw import (
     load_times,
     scoring_seconds,
 )
-from delving.estimate import estimate_seconds
+from delving.estimate import estimate_detection, estimate_seconds
 from delving.groups import choices
 from delving.lock import holding_when_free
 from delving.measured import measures
@@ -36,7 +37,7 @@ from delving.tasks import (
 )
 from delving.workers import Outcome, Task, work_through
 
-MEASURING, DETECTING = 20.0, 30.0  # seconds of a measurement, a detection; so on two cores
+MEASURING, DETECTING = 20.0, 30.0  # seconds of a measurement, a detection at least
 PURPOSES = ("start", "small", "deep", "scoring", "measuring", "detection", "report")
 
 
@@ -51,16 +52,19 @@ class Ledger:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def list_tasks(plan: Plan, words: Sequence[str]) -> list[Task]:
-    """What is missing: runs, longest first, then measurements as soon as theirs are there."""
-    missing = plan.missing()
+def list_tasks(plan: Plan, words: Sequence[str], device: str = "auto") -> list[Task]:
+    """What is missing: runs, longest first, then measurements as soon as theirs are there; those
+    of nets as they start are made on the CPU, beside what a GPU does."""
+    gpu, missing = pick_device(device).type != "cpu", plan.missing()
     tasks = [train_task(name, plan.runs[name]) for name in missing]
     for artefact, request in plan.requests.items():
         names = {name for arm in plan.arms[artefact].values() for name in arm}
         ready = not names & set(missing) and is_measured(plan, artefact)
         if measures(artefact) and not ready:
             message = {"kind": "measure", "name": artefact, "words": list(words)}
-            tasks.append(Task(artefact, message, frozenset(names & set(missing)), request.alone))
+            beside = gpu and not names and not request.alone
+            after = frozenset(names & set(missing))
+            tasks.append(Task(artefact, message, after, request.alone, beside))
     return tasks + [detect_task(plan, run) for run in plan.detectors() if _undetected(plan, run)]
 
 
@@ -71,6 +75,7 @@ def _undetected(plan: Plan, run: str) -> bool:
 def work(
     plan: Plan,
     tasks: list[Task],
+    *,
     jobs: int,
     say: Overview,
     until: float = math.inf,
@@ -82,7 +87,8 @@ def work(
     Args:
         until: of time.monotonic(): what would take longer is not begun.
         threads: of a worker.
-        keep_times: in reproduce.json, which tells of reproductions alone.
+        keep_times: in reproduce.json, where the work is interrupted; it tells of reproductions
+            alone.
 
     Raises:
         Interrupted: see work_through.
@@ -96,9 +102,10 @@ def work(
     watch = watching(say, lambda outcome: _count(plan, ledger, outcome))
     try:
         outcomes = work_through(tasks, jobs=jobs, watch=watch, until=until, threads=threads)
-    finally:
+    except BaseException:
         if keep_times:
             save_times(plan, jobs, ledger.seconds)
+        raise
     done = {outcome.task.name for outcome in outcomes}
     ledger.late = [task.name for task in tasks if task.name not in done]
     return ledger
@@ -177,7 +184,7 @@ def reproduce_artefacts(
     config = configs.compose(part_words(words)[0])
     to = Path(config.output_root) / plan.scale
     ledger_rows(to, [name for name in choices("paper") if name not in plan.requests])
-    tasks = [] if source else list_tasks(plan, words)
+    tasks = [] if source else list_tasks(plan, words, config.device)
     jobs = count_jobs(config.device, jobs)
     if math.isfinite(minutes):
         probe_nets(plan, say)
@@ -189,15 +196,17 @@ def reproduce_artefacts(
     say.begin(weights)
     try:
         threads = count_threads(config.device, jobs)
-        ledger = work(plan, tasks, jobs, say, until, threads)
+        ledger = work(plan, tasks, jobs=jobs, say=say, until=until, threads=threads)
     finally:
         say.end()
-    wanted = [name for name in plan.requests if not artefacts or "all" in artefacts
-              or name in artefacts]  # fmt: skip
+    every = not artefacts or "all" in artefacts
+    wanted = [name for name in plan.requests if every or name in artefacts]
     if ledger.late:  # what has no run yet is no failure
         wanted = [name for name in wanted if find_lack(plan, ask(plan, name)) is None]
     lacking = _lacking(plan) if source else {}
     with holding_when_free(to, say.say):  # processes that share the work end together
+        if tasks:
+            save_times(plan, jobs, ledger.seconds)
         started = time.perf_counter()
         failed = draw(plan, wanted, to) | lacking | ledger.failed  # what came first is the cause
         ledger.seconds["report"] = time.perf_counter() - started
@@ -231,8 +240,9 @@ def probe_nets(plan: Plan, say: Overview) -> None:
 
 
 def _estimate(plan: Plan, task: Task) -> float:
-    usual = {"measure": MEASURING, "detect": DETECTING}.get(task.message["kind"])
-    return usual or estimate_run(plan, task.name)
+    if task.message["kind"] == "detect":
+        return max(DETECTING, estimate_detection(plan, Path(task.message["run"]).name))
+    return MEASURING if task.message["kind"] == "measure" else estimate_run(plan, task.name)
 
 
 def tell_plan(
@@ -279,12 +289,12 @@ def tell_outcome(
 
 def work_runs(plan: Plan, device: str, say: Overview) -> dict[str, str]:
     """Trains the runs of a plan that are missing; {run: error} of those that failed."""
-    tasks, jobs = list_tasks(plan, plan.overrides), count_jobs(device, None)
+    tasks, jobs = list_tasks(plan, plan.overrides, device), count_jobs(device, None)
     weights = {task.name: _estimate(plan, task) for task in tasks}
     tell_plan(plan, tasks, weights, jobs, say)
     say.begin(weights)
     try:
         threads = count_threads(device, jobs)
-        return work(plan, tasks, jobs, say, threads=threads, keep_times=False).failed
+        return work(plan, tasks, jobs=jobs, say=say, threads=threads, keep_times=False).failed
     finally:
         say.end()

@@ -128,7 +128,7 @@ def after_step(session: Session, step: Step, meter: Meter) -> bool:
         if not finite:
             return False
     # Every rank must stop after the same step, also where one alone was told to.
-    told = session.ranks.largest(max(session.heard, default=0))
+    told = session.ranks.told(session.heard)
     if told or meter.checkpoint_due(config.train.checkpoint_minutes):
         with meter.paused():
             save(session)
@@ -210,7 +210,7 @@ def validate(session: Session) -> bool:
     chosen = np.sort(rng.permutation(len(images))[:count])
     s = session.sides([session.config.eval.ten_view_s])[0]
     try:
-        probabilities = session.tester().center(session.val_images, s, chosen)
+        probabilities = session.tester(kept=session.looks).center(session.val_images, s, chosen)
     except FloatingPointError as error:
         session.progress.status = "diverged"
         session.log(

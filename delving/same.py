@@ -1,6 +1,7 @@
 """Whether a folder holds the run that is asked for, or another under its name."""
 
 import dataclasses
+from functools import lru_cache
 from pathlib import Path
 
 import yaml
@@ -9,9 +10,7 @@ from delving import config as configs
 from delving import record
 from delving.data import fingerprint, load_splits
 from delving.foreign import check_yaml, read_text
-from delving.schema import NEUTRAL, Config, differences, leaves
-
-_hashes: dict[tuple, str] = {}  # of images, by where they lie and which of them are taken
+from delving.schema import NEUTRAL, Config, Data, differences, leaves
 
 
 def find_other(config: Config, folder: Path) -> str | None:
@@ -44,16 +43,20 @@ def _find_other_images(config: Config, folder: Path, root: str) -> str | None:
     asked, env = config.data.root, folder / "env.json"
     if not (asked and root and env.exists()) or Path(asked).resolve() == Path(root).resolve():
         return None
-    key = (*dataclasses.astuple(config.data), config.output_root)
-    if key not in _hashes:
-        _hashes[key] = fingerprint(*load_splits(config.data, config.output_root))
+    ours = _fingerprint(dataclasses.astuple(config.data), config.output_root)
     there = record.expect(record.read_json(env), {"data": str}, str(env))["data"]
-    if there == _hashes[key]:
+    if there == ours:
         return None
     return (
         f"{folder} holds a run on other images, data.root {asked} asked for, {root} there. "
         "Move it away to train anew"
     )
+
+
+@lru_cache(maxsize=4)
+def _fingerprint(data: tuple, output_root: str) -> str:
+    """Of the images that a configuration's `data` names; a sweep asks once for each."""
+    return fingerprint(*load_splits(Data(*data), output_root))
 
 
 def _root_of_the_same(config: Config, saved: Path) -> str | None:

@@ -111,7 +111,7 @@ class Request:
 class Model:
     name: str = knob("", NAME)
     family: str = knob("small", one_of(("small", "large")))
-    layers: list[dict[str, Any]] = knob([], LAYERS)  # in the paper's notation, see net.py
+    layers: list[dict[str, Any]] = knob([], LAYERS)  # in the paper's notation, see notation.py
     depth: int | None = knob(None, integer(1, DEEPEST))  # conv + fc layers; None: as listed
     width: float = of_family("width", number(0, 100, above=True))  # times the paper's filters
     stem_stride: int | None = knob(None, integer(1, 100))  # of the first conv; None: as listed

@@ -12,6 +12,7 @@ from delving import record
 from delving.build import build_model
 from delving.data import fingerprint, load_splits
 from delving.data.augment import rows_of
+from delving.data.images import Images
 from delving.data.input import Input, blank_input, measure_input
 from delving.data.loader import (
     Batch,
@@ -30,6 +31,8 @@ from delving.ranks import ALONE, Ranks
 from delving.schema import Config
 from delving.train import Progress, Recipe
 
+LONGER = 1.5  # the longer side of an image over its shorter one, as reckoned beforehand
+SMALL = 2e9  # bytes of a split's images: all of Tiny ImageNet's
 Watch = Callable[[dict], None]  # is told every event; those of kind "tick" are not logged
 
 
@@ -56,6 +59,7 @@ class Session:
     weights: str | None = None  # their hash, once they are saved
     ranks: Ranks = ALONE  # the processes that work on this run together
     heard: list[int] = field(default_factory=list)  # signals
+    looks: list = field(default_factory=list)  # views of the images that each validation looks at
 
     @cached_property
     def data(self) -> str:
@@ -89,18 +93,19 @@ class Session:
         data, found = self.shelf[key]
         return found if data == self.data else None
 
-    def tester(self, heard: Sequence[int] = ()) -> Tester:
-        """Scores with the session's net; a signal in `heard` ends it."""
+    def tester(self, heard: Sequence[int] = (), kept: list | None = None) -> Tester:
+        """Scores with the session's net; a signal in `heard` ends it. `kept`: see Tester."""
         return Tester(
             self.net,
             self.input,
             self.autocast,
-            self.config.eval.batch,
-            self.workers,
-            self.config.data.timeout,
-            self.ranks,
-            heard,
-            self.folder,
+            batch=self.config.eval.batch,
+            workers=self.workers,
+            timeout=self.config.data.timeout,
+            ranks=self.ranks,
+            heard=heard,
+            folder=self.folder,
+            kept=kept,
         )
 
     def blank_input(self) -> Input:
@@ -121,14 +126,14 @@ def open_session(
     ranks: Ranks = ALONE,
 ) -> Session:
     """Data, net and device of a run; images that `shelf` has decoded already are taken from it."""
-    shelf = {} if shelf is None else shelf
+    shelf, sharing = {} if shelf is None else shelf, ranks.sharing()
     with ranks.same_fate():
         rows_of(config.train.batch, ranks.rank, ranks.size)  # refused before anything is written
         device = devices.pick_device(
             config.device, local_rank=ranks.local_rank, local_size=ranks.local_size
         )
         devices.prepare_backend(device)
-        workers = count_workers(config.data.workers, ranks.local_size)
+        workers = count_workers(config.data.workers, sharing)
         if ranks.local_rank == 0:  # generated images are written by one process of a machine
             caches = _open_caches(config, workers, shelf, ranks)
     with ranks.same_fate():
@@ -162,19 +167,26 @@ def check_same_data(session: Session, data: str) -> None:
 
 def _open_caches(config: Config, workers: int, shelf: dict, ranks: Ranks) -> list[Cache]:
     data = config.data
-    low, high = (n * data.crop // 7 for n in config.train.s)
-    side = low if low == high else None
-    key = (repr(data), side, workers, config.output_root)
+    sides = tuple(n * data.crop // 7 for n in config.train.s)
+    key = (repr(data), sides, workers, config.output_root)
     if key not in shelf:
         # Only the last data set's stay: two of them might not fit.
         shelf.clear()
         train, val = load_splits(config.data, config.output_root)
         gigabytes = data.cache_gb / ranks.local_size
         shelf[key] = [
-            cached(train, gigabytes=gigabytes, workers=workers, side=side),
+            cached(train, gigabytes=gigabytes, workers=workers, side=_side_of(train, sides)),
             cached(val, gigabytes=gigabytes, workers=workers),
         ]
     return shelf[key]
+
+
+def _side_of(images: Images, sides: tuple[int, int]) -> int | None:
+    """The shorter side at which all views are, where the images are small enough to be kept resized
+    to it; of others no more is decoded than a view needs. However many are kept, it is the same
+    way: by the other a grey level may round otherwise."""
+    low, high = sides
+    return low if low == high and len(images) * low * low * LONGER * 3 <= SMALL else None
 
 
 def plan_recipe(config: Config, images: int) -> Recipe:

@@ -1,7 +1,7 @@
 """TERM, INT, HUP, USR1 and USR2 end a run after the step at hand, with its state saved."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from pathlib import Path
 # it takes a machine away.
 HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 REQUEUE = (signal.SIGUSR1, signal.SIGUSR2)  # "start me again": exit code 75
+ABOVE = 1000  # all numbers of signals
 
 
 class Interrupted(Exception):
@@ -21,6 +22,17 @@ class Interrupted(Exception):
         super().__init__(f"{name}: {what}; {then}")
         self.signal = number
         self.told_elsewhere = False  # of several ranks one tells of it
+
+
+def counted(heard: Sequence[int]) -> int:
+    """Which of the signals heard counts: one that wants the run started again, as a cluster sends
+    before its TERM, else the first; 0 where there is none."""
+    return next((number for number in heard if number in REQUEUE), heard[0] if heard else 0)
+
+
+def rank_of(number: int) -> int:
+    """The number, of several processes' the larger counts; `% ABOVE` gives it back."""
+    return number + ABOVE * (number in REQUEUE)
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from delving import record
+from delving.lock import holding_when_free
 from delving.plan import Plan
-from delving.signals import Interrupted, heeding_signals
+from delving.signals import Interrupted, counted, heeding_signals
 from delving.words import shown
 
 POLL = 30.0  # seconds between two questions to the cluster
@@ -39,7 +40,8 @@ def folder_of(plan: Plan) -> Path:
 def remember(plan: Plan, jobs: dict) -> None:
     """Adds {run: submitit's job} to jobs.json."""
     entries = {run: {"job": job.job_id, "tasks": job.num_tasks} for run, job in jobs.items()}
-    record.write_json(folder_of(plan) / "jobs.json", _remembered(plan) | entries)
+    with holding_when_free(folder_of(plan), lambda told: None):  # other commands send jobs too
+        record.write_json(folder_of(plan) / "jobs.json", _remembered(plan) | entries)
 
 
 def _remembered(plan: Plan) -> dict[str, dict]:
@@ -130,7 +132,7 @@ def wait_for(
                 del left[run]
             _sleep((every or POLL) if left else 0, heard)
             if heard:
-                raise Interrupted(heard[0], "the queue, where the jobs stay")
+                raise Interrupted(counted(heard), "the queue, where the jobs stay")
     return failed
 
 

@@ -1,10 +1,10 @@
 """Trainings as tasks for worker processes: what `reproduce` and sweeps do alike."""
 
 import contextlib
-import os
 from collections.abc import Callable, Sequence
 
 from delving import config as configs
+from delving.build import memory
 from delving.data import load_splits
 from delving.data.loader import count_cores
 from delving.device import pick_device
@@ -24,8 +24,7 @@ def count_jobs(device: str, wanted: int | None) -> int:
         return wanted
     if kind != "cpu":
         return 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return max(1, min(count_cores(), int(memory / GIGABYTES)))
+    return max(1, min(count_cores(), int(memory() / 1e9 / GIGABYTES)))
 
 
 def count_threads(device: str, jobs: int) -> int:

@@ -21,6 +21,7 @@ from delving.data.zips import ZipReader, open_checked
 from delving.detect.naming import load_about
 from delving.detect.record import read_detection, read_pictures
 from delving.groups import choices
+from delving.lock import holding_when_free
 from delving.measured import FILE, add_parts, by_runs, parts_within, read_parts
 from delving.reference import OF_DETECTION, OF_RUN, copy_detection, copy_run
 from delving.words import nearest, shown
@@ -117,7 +118,8 @@ def import_runs(archive: Path, output_root: str) -> Moved:
             os.replace(folder, root / key)
         for key, (lacking, _) in parts.items():
             if lacking:
-                add_parts(root / key / FILE, lacking)
+                with holding_when_free(root / key, lambda told: None):  # others measure meanwhile
+                    add_parts(root / key / FILE, lacking)
     moved.new = sorted([*new, *(key for key, (lacking, _) in parts.items() if lacking)])
     moved.there = sorted(set(made) - set(moved.new))
     moved.others = sorted(key for key, (_, differ) in parts.items() if differ)
@@ -169,7 +171,7 @@ def _belongs(name: str) -> bool:
     if kind in choices("paper"):
         return rest == FILE
     folder, _, file = rest.partition("/")
-    patterns = [re.escape(p).replace(r"\*", "[a-z_@0-9]+") for p in KINDS.get(kind, ())]
+    patterns = [re.escape(p).replace(r"\*", "[a-z_@0-9+-]+") for p in KINDS.get(kind, ())]
     known = any(re.fullmatch(pattern, file) for pattern in patterns)
     return known and re.fullmatch(NAME, folder) is not None and ".." not in folder
 

@@ -74,3 +74,13 @@ def refuse_slip(word: str, ours: Sequence[str]) -> str:
         meant = key.replace(section, close[0], 1)
         raise ValueError(f"there is no {shown(section)!r}; did you mean {shown(meant)}?")
     return word
+
+
+def shortest_labels(names: list[str]) -> dict[str, str]:
+    """Run names to the parts in which they differ, `prelu` and `relu` of two otherwise equal."""
+    parts = [name.split("-") for name in names]
+    common = set(parts[0]).intersection(*parts[1:]) if len(names) > 1 else set()
+    return {
+        name: "-".join(p for p in part if p not in common) or name
+        for name, part in zip(names, parts, strict=True)
+    }

@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TextIO
 
-from delving.signals import HEEDED, Interrupted, heeding_signals
+from delving.signals import HEEDED, Interrupted, counted, heeding_signals
 
 REST = 3.0  # seconds until a task that another process is at is looked at again
 PAUSE = 0.2  # between looks at what goes on
@@ -30,6 +30,7 @@ class Task:
     message: dict
     after: frozenset[str] = frozenset()
     alone: bool = False  # nothing beside it, and all cores
+    beside: bool = False  # it leaves the GPU to others: one more than `jobs` at a time
     seconds: float = 0.0  # that it may take
 
 
@@ -147,21 +148,24 @@ def work_through(
         late: set[str] = set()
         for alone in (False, True):
             group = [task for task in tasks if task.alone == alone and not task.after & late]
-            workers = 1 if alone else min(jobs, len(group))
+            spare = any(task.beside for task in group)
+            workers = 1 if alone else min(jobs + spare, len(group))
             crew = [Worker(os.cpu_count() if alone else threads) for _ in range(workers)]
-            outcomes += _work_group(group, crew, tell, heard, until)
+            outcomes += _work_group(group, crew, watch=tell, heard=heard, until=until, jobs=jobs)
             late |= {task.name for task in group} - {outcome.task.name for outcome in outcomes}
             if heard:
-                raise Interrupted(heard[0], "the run folders")
+                raise Interrupted(counted(heard), "the run folders")
     return outcomes
 
 
 def _work_group(
     tasks: Sequence[Task],
     workers: list[Worker],
+    *,
     watch: Callable,
     heard: list[int],
     until: float,
+    jobs: int,
 ) -> list[Outcome]:
     waiting, outcomes, free = list(tasks), [], list(workers)
     running: dict[Future, Worker] = {}
@@ -172,7 +176,7 @@ def _work_group(
         try:
             while running or (waiting and not heard):
                 _drop_late(waiting, until)
-                while free and not heard and (task := _next(waiting, running, resting)):
+                while free and not heard and (task := _next(waiting, running, resting, jobs)):
                     worker = free.pop()
                     future = pool.submit(worker.do, task, watch)
                     future.task = task
@@ -197,7 +201,7 @@ def _work_group(
                     outcomes.append(outcome)
                     watch(name, {"event": "outcome", "outcome": outcome})
                 for future in set(running) - told if heard else ():
-                    if running[future].signal(heard[0]):
+                    if running[future].signal(counted(heard)):
                         told.add(future)
         except KeyboardInterrupt:  # the second Ctrl-C: at once
             for worker in workers:
@@ -217,10 +221,13 @@ def _drop_late(waiting: list[Task], until: float) -> None:
     waiting[:] = [task for task in waiting if task.name not in late]
 
 
-def _next(waiting: list[Task], running: dict, resting: dict[str, float]) -> Task | None:
-    """The first task that waits for none that is still to come, and rests no more."""
+def _next(waiting: list[Task], running: dict, resting: dict[str, float], jobs: int) -> Task | None:
+    """The first task that waits for none that is still to come, rests no more, and has a place."""
+    full = sum(not future.task.beside for future in running) >= jobs
     unfinished = {task.name for task in waiting} | {future.task.name for future in running}
     for task in waiting:
+        if full and not task.beside:
+            continue
         if not task.after & unfinished and resting.get(task.name, 0) <= time.monotonic():
             waiting.remove(task)
             return task

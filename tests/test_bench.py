@@ -3,6 +3,7 @@ anything is, no test asks."""
 
 import json
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -181,8 +182,18 @@ def test_nets_that_race_all_train():
     assert ranks.ours > 0
 
 
+def test_a_racer_that_died_is_told_and_not_taken_for_a_reader_that_left(monkeypatch):
+    """`delving ... | head` ends well by a broken pipe; a race does not."""
+    monkeypatch.setattr(racing.sys, "executable", "false")
+    with racing.Racer([], plain=True, threads=1) as one:
+        one.process.wait()
+        with pytest.raises(RuntimeError, match="exit code 1"):
+            one.start(1)
+
+
 def test_where_the_paper_tells_a_speedup_the_row_names_it(monkeypatch):
-    monkeypatch.setattr(racing, "Racer", lambda *_, **__: nullcontext())
+    racer = SimpleNamespace(let_go=lambda: None)
+    monkeypatch.setattr(racing, "Racer", lambda *_, **__: nullcontext(racer))
     monkeypatch.setattr(racing, "in_turns", lambda *_: {"ranks": [2.0], "alone": [1.0]})
     two, four = racing.bench_ranks(WORDS, [2, 4])
     paper = published()["text"]["speedup"][4]

@@ -16,7 +16,7 @@ from delving.reproduce import reproduce_artefacts
 REFERENCE = Path(__file__).parent.parent / "outputs" / "reference"
 SCALES = ("cpu", "quarter")
 COMPARED = ("table.csv", "table.md", "verdict.json")
-LARGEST = 5_500_000  # bytes of a scale's records; 10 MB in all
+LARGEST = 6_300_000  # bytes of a scale's records; 10 MB in all
 
 
 def shown(scale):

@@ -5,7 +5,8 @@ from fabricate import make_run
 
 from delving.curves import check_end, count_classes, load_curves, read_counts
 from delving.plot import draw_curves, smooth
-from delving.record import append_event, shortest_labels
+from delving.record import append_event
+from delving.words import shortest_labels
 
 
 @pytest.fixture

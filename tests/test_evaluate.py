@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from delving import evaluate
 from delving.build import build_model, materialise
 from delving.config import compose
 from delving.data.images import Images, UndecodableImageError
@@ -113,6 +114,28 @@ def test_center_is_the_middle_of_the_image():
         score_view(tester, cut(pixels, 2, 6)),
         atol=1e-5,
     )
+
+
+def test_views_that_are_looked_at_again_are_made_once(arrays):
+    """Each validation of a run looks at the same ones."""
+    source, reads = to_images(arrays)
+    source = replace(source, budget=0)
+    tester, chosen = replace(build_tester(batch=2), kept=[]), np.arange(1, len(arrays))
+    first = tester.center(source, 32, chosen)
+    made = Counter(reads)
+    assert set(made.values()) == {1}
+    assert (tester.center(source, 32, chosen) == first).all()
+    assert reads == made
+    assert (build_tester(batch=2).center(source, 32, chosen) == first).all()
+
+
+def test_too_many_views_are_made_each_time(arrays, monkeypatch):
+    monkeypatch.setattr(evaluate, "KEPT", 3 * CROP * CROP * (len(arrays) - 1))
+    source, reads = to_images(arrays)
+    source, tester = replace(source, budget=0), replace(build_tester(batch=2), kept=[])
+    first = tester.center(source, 32)
+    assert (tester.center(source, 32) == first).all()
+    assert set(reads.values()) == {2}
 
 
 def test_ten_view_averages_four_corners_the_center_and_their_flips():

@@ -22,6 +22,7 @@ from delving.fisher import (
 from delving.initializer import he, initialize, layer_stds
 from delving.net import build_net
 from delving.notation import read_layers
+from delving.paper.fisher import log_between
 from delving.rectifier import RECTIFIERS
 from delving.signal import weight_layers
 
@@ -343,3 +344,10 @@ def test_a_layer_without_any_response_has_no_mean_to_tell():
     row = towards_zero([-20.0] * 4)
     assert row["silent"] == 1
     assert math.isnan(row["channel_mean"])
+
+
+@pytest.mark.parametrize(("energy", "error", "told"), [(0.01, 0.001, -2), (-0.0001, 0.001, -3)])
+def test_an_energy_below_its_own_error_counts_as_that(energy, error, told):
+    """It is the mean of products of two halves, which is of either sign where there is none."""
+    one = {"fisher": {"between": {"energy": energy, "error": error}}}
+    assert log_between(one) == pytest.approx(told)

@@ -17,7 +17,7 @@ from delving.groups import CONF, choices
 from delving.measured import measure_missing, save_measured
 from delving.paper import fisher
 from delving.plan import SMALL, make_plan
-from delving.reproduce import list_tasks
+from delving.reproduce import DETECTING, _estimate, list_tasks
 from delving.request import load_request
 
 ARTEFACTS = choices("paper")
@@ -393,6 +393,22 @@ def test_finished_runs_correct_the_estimate_of_the_others():
     assert plan_for("figure1").estimate(second) == pytest.approx(7 * before[second])
 
 
+def test_finished_runs_of_the_same_model_correct_it_where_there_are_some():
+    plan = plan_for("figure1", "figure3")
+    before = {run: plan.estimate(run) for run in plan.runs}
+    of_14, of_30 = (sorted(run for run in before if run.startswith(net))
+                    for net in ("small14", "small30"))  # fmt: skip
+    for name in ("figure1", "figure3"):
+        make_planned(plan, name, usual)
+    for run, factor in ((of_14[0], 7), (of_30[0], 3)):
+        rewrite_json(plan.folder(run) / "result.json", seconds=factor * before[run])
+    for run in (of_14[1], of_30[1]):
+        (plan.folder(run) / "result.json").unlink()
+    there = plan_for("figure1", "figure3")
+    assert there.estimate(of_14[1]) == pytest.approx(7 * before[of_14[1]])
+    assert there.estimate(of_30[1]) == pytest.approx(3 * before[of_30[1]])
+
+
 # --- measurements ---
 @pytest.fixture
 def measured():
@@ -517,3 +533,14 @@ def test_what_is_compared_at_the_paper_scale_switches_after_the_same_epochs(word
     plan = make_plan(names, ["scale=paper", *words], need_data=False)
     assert {tuple(config.train.switch) for config in plan.runs.values()} == {tuple(switch)}
     assert configs.compose(["scale=paper", "model=small14"]).train.switch == []
+
+
+def test_a_detection_is_planned_by_its_steps_not_by_what_those_of_scale_cpu_take():
+    """`--minutes` begins none that would not end in time."""
+    known = {}
+    for steps in (20, 20_000, 40_000):
+        plan = make_plan(["detection"], ["scale=smoke", f"detect.steps={steps}"])
+        [first, *_] = [task for task in list_tasks(plan, []) if task.name.endswith(" detection")]
+        known[steps] = _estimate(plan, first)
+    assert known[20] == DETECTING
+    assert known[40_000] == pytest.approx(2 * known[20_000], rel=0.01)

@@ -121,6 +121,20 @@ def test_what_rank_0_finds_all_know_and_its_error_is_its_own():
     assert in_ranks(2, act) == [2, 3]
 
 
+def test_ranks_that_are_bound_to_cores_of_their_own_share_none():
+    """As by SLURM; torchrun lets all ranks of a machine use all of its cores."""
+
+    def act(rank):
+        with joined() as ranks:
+            if ranks.sharing() != 2:
+                return 2
+            ranks.wait()
+            os.sched_getaffinity = lambda pid: {rank}  # of this process alone, which ends here
+            return 0 if ranks.sharing() == 1 else 3
+
+    assert in_ranks(2, act) == [0, 0]
+
+
 def test_alone_nothing_is_sent():
     x = torch.ones(2)
     assert ALONE.sum(x) is x

@@ -42,7 +42,7 @@ ABOUT = {
     "seconds": {"planned": {"trainings": 600, "drawing": 12}, "used": {"trainings": 700.4}},
     "deviations": ["crop 28 instead of 224"],
     "failed": [{"run": "small30-relu-xavier-s2", "error": "loss is nan"}],
-    "independent_trainings": 34,
+    "trainings": 34,
     "shared": "tables 4 to 7 share six nets",
     "paper": "He et al., 2015. https://arxiv.org/abs/1502.01852",
     "made": "delving 0.1.0",
@@ -175,7 +175,7 @@ def test_every_link_has_its_place(folder):
 def test_the_ledger_counts_verdicts_and_trainings(folder):
     text = report(folder).text
     assert (
-        "4 claims: 2 yes, 1 no, 1 inconclusive. They rest on 34 independent trainings "
+        "4 claims: 2 yes, 1 no, 1 inconclusive. They rest on 34 trainings "
         "(tables 4 to 7 share six nets)." in text
     )
 

@@ -13,7 +13,7 @@ import time
 import pytest
 from smoke import WORDS, differences, silent, train
 
-from delving import checkpoint, evaluate, record, state
+from delving import checkpoint, evaluate, record, signals, state
 from delving.checkpoint import load_checkpoint
 from delving.data.images import FolderReader
 from delving.data.input import Input
@@ -292,6 +292,21 @@ def test_a_second_interruption_leaves_at_once(whole, root):
     assert load_checkpoint(folder)[1]["progress"]["step"] == 1  # the second step was not saved
     train(root)
     assert differences(folder, whole) == []
+
+
+@pytest.mark.parametrize(
+    ("heard", "counts"),
+    [
+        ([], 0),
+        ([signal.SIGINT, signal.SIGTERM], signal.SIGINT),
+        ([signal.SIGUSR1, signal.SIGTERM], signal.SIGUSR1),
+        ([signal.SIGTERM, signal.SIGUSR2], signal.SIGUSR2),
+    ],
+)
+def test_a_cluster_that_wants_its_job_again_is_heard_before_the_term_that_follows(heard, counts):
+    assert signals.counted(heard) == counts
+    assert signals.rank_of(counts) % signals.ABOVE == counts
+    assert signals.rank_of(signal.SIGUSR1) > signals.rank_of(signal.SIGTERM)
 
 
 def test_a_signal_while_nothing_has_begun_leaves_nothing(root, monkeypatch):

@@ -81,6 +81,19 @@ def test_records_arrive_byte_for_byte(there, archive, here, tmp_path):
                 assert arrived.read_bytes() == (there / "runs" / run / name).read_bytes()
 
 
+def test_scores_by_other_settings_than_the_runs_own_arrive_too(there, here, tmp_path):
+    """Of `delving eval precision=fp32` and of several scales, which have names of their own."""
+    run = sorted((there / "runs").iterdir())[0]
+    for name in ("ten_view-fp32", "dense@40+56", "dense@40+56-fp32"):
+        record.write_json(run / "eval" / f"{name}.json", {"top1_err": 50.0})
+    export_runs(there, [run.name], tmp_path / "one.zip")
+    import_runs(tmp_path / "one.zip", here)
+    came = tmp_path / "here" / "smoke" / "runs" / run.name / "eval"
+    assert {path.name for path in came.iterdir()} >= {
+        "ten_view-fp32.json", "dense@40+56.json", "dense@40+56-fp32.json"
+    }  # fmt: skip
+
+
 def test_what_arrived_is_finished_and_measured_for_a_reproduction(archive, here):
     import_runs(archive, here)
     plan = make_plan(["fisher", "figure1"], [*WORDS, f"output_root={here}"])

@@ -6,12 +6,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from delving.artefact import published
 from delving.bench.rounds import ROUNDS, Row, compare, in_turns
 
 STEPS = 40  # of a round
+GRACE = 60.0  # seconds for a process to end
 
 
 class Racer:
@@ -28,7 +29,11 @@ class Racer:
         )
 
     def start(self, steps: int) -> None:
-        print(steps, file=self.process.stdin, flush=True)
+        """RuntimeError: the process has ended."""
+        try:
+            print(steps, file=self.process.stdin, flush=True)
+        except BrokenPipeError:
+            raise self._ended() from None
 
     def rate(self) -> float:
         """Images a second of the steps that were started.
@@ -38,15 +43,28 @@ class Racer:
         """
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"a process of the race ended, exit code {self.process.wait()}")
+            raise self._ended()
         return float(line)
+
+    def _ended(self) -> RuntimeError:
+        return RuntimeError(f"a process of the race ended, exit code {self.process.wait()}")
 
     def __enter__(self) -> "Racer":
         return self
 
     def __exit__(self, *_) -> None:
-        self.process.stdin.close()
-        self.process.wait()
+        self.let_go()
+        try:
+            self.process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+
+    def let_go(self) -> None:
+        """Tells it to end."""
+        with suppress(BrokenPipeError):  # what a dead one was not given
+            self.process.stdin.close()
 
 
 def race(racers: Sequence[Racer], steps: int = STEPS) -> float:
@@ -94,6 +112,8 @@ def bench_ranks(words: Sequence[str], counts: Sequence[int], rounds: int = ROUND
                                           LOCAL_RANK=str(rank), **shared))
                 for rank in range(count)
             ]  # fmt: skip
+            # A rank that ends waits for the others to: all are told before one is waited for.
+            stack.callback(lambda all_of_them=ranks: [rank.let_go() for rank in all_of_them])
             found = in_turns({"ranks": lambda r=ranks: race(r), "alone": lambda a=alone: race(a)},
                              rounds)  # fmt: skip
         told = f" (the paper's: {paper[count]}x)" if count in paper else ""

@@ -9,7 +9,7 @@ from torch import Tensor
 from delving.bench.limits import TYPES, copy_rate
 from delving.bench.rounds import ROUNDS, Row, compare, in_turns, seconds_each
 from delving.config import compose
-from delving.device import name_device, pick_device, pick_precision
+from delving.device import name_device, pick_device, pick_precision, prepare_backend
 from delving.rectifier import rectify
 
 # A layer of A at the paper's size, which no cache holds; on a CPU fewer images of it, and a layer
@@ -21,6 +21,7 @@ PASSES = 5  # over the responses at least: read and written, then two read and o
 def bench_rectifier(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
     config = compose(list(words))
     device = pick_device(config.device)
+    prepare_backend(device)
     precision = pick_precision(config.precision, device)
     shapes = ON_A_GPU if device.type == "cuda" else ON_A_CPU
     return [row for shape in shapes for row in _rows(shape, device, precision, rounds)]

@@ -3,13 +3,12 @@
 import contextlib
 import hashlib
 import http.client
-import os
 import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
 
-from delving.record import FULL
+from delving.record import FULL, name_beside
 from delving.words import shown
 
 SILENCE = 30.0  # seconds without a byte after which nobody is there
@@ -29,7 +28,7 @@ def download(url: str, root: Path, *, md5: str, again: str) -> Path:
     if target.is_file() and _md5(target) == md5:
         return target
     new = [folder for folder in (root, *root.parents) if not folder.exists()]
-    part = target.with_name(f".{target.name}.{os.getpid()}")
+    part = name_beside(target)
     try:
         root.mkdir(parents=True, exist_ok=True)
         _fetch(url, part)

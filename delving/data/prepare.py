@@ -33,25 +33,30 @@ IMAGENETTE = (
     "fe2fc210e6bb7c5664d602c3cd71e612",
 )
 FOLDER = "imagenette2"  # in that archive
-SIDE = 32
+SIDE, SPLITS = 32, ("val", "train")
 BYTES = 200_000_000  # of a file in an archive; CIFAR-100's largest has 154 million
 
 
 def prepare_cifar(name: str, root: Path) -> None:
     """Downloads a CIFAR archive into root and writes its images as PNG files in class folders."""
+    if all((root / split).is_dir() for split in SPLITS):
+        return
     url, md5 = CIFAR[name]
     unpack_cifar(download(url, root, md5=md5, again=_again(name, root)), root)
 
 
 def unpack_cifar(archive: Path, root: Path) -> None:
-    """Writes train/<class>/<n>.png and val/... from a binary-version archive.
+    """Writes train/<class>/<n>.png and val/... from a binary-version archive, each of them whole.
 
     Raises:
         ValueError: it is damaged, or not what it should be. Its names never lead out of the root.
     """
     try:
-        with tarfile.open(archive) as tar:
-            _unpack(tar, root)
+        with tarfile.open(archive) as tar, tempfile.TemporaryDirectory(dir=root) as beside:
+            _unpack(tar, Path(beside))
+            for split in SPLITS:
+                if (Path(beside) / split).is_dir() and not (root / split).exists():
+                    os.rename(Path(beside) / split, root / split)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
         raise ValueError(f"{archive}: {error}") from error
 

@@ -20,11 +20,11 @@ from delving.detect.job import Job, describe, open_job, open_trunk
 from delving.detect.metric import Detections
 from delving.detect.naming import check_same, detection_folder, save_about
 from delving.detect.score import Judge, chance, joined, recall, score
-from delving.detect.train import Progress
+from delving.detect.train import Progress, ahead
 from delving.lock import holding
 from delving.meter import Meter
 from delving.schema import Config, Detect
-from delving.signals import Interrupted, heeding_signals, leaving_at_once
+from delving.signals import Interrupted, counted, heeding_signals, leaving_at_once
 from delving.state import environment_of
 
 PICTURES, SHOWN = 8, 0.5  # test images kept for figures, and the score from which a box is drawn
@@ -132,12 +132,12 @@ def train_until_done(job: Job) -> None:
     if progress.step >= settings.steps or progress.status == "diverged":
         return
     meter = Meter(job.seconds)
-    with closing(job.trainer().steps(job.batches(), progress)) as steps:
-        for told in steps:
+    with closing(ahead(job.batches(), progress.step, settings.steps)) as supply:
+        for told in job.trainer().steps(meter.timed(supply), progress):
             meter.images += settings.images
             job.seconds = meter.seconds
             _report(job, told, meter)
-            number = max(job.heard, default=0)
+            number = counted(job.heard)
             if number or meter.checkpoint_due(settings.checkpoint_minutes):
                 with meter.paused():
                     save(job)
@@ -161,15 +161,21 @@ def _report(job: Job, told: tuple[float, ...], meter: Meter) -> None:
 
 
 def finish(job: Job) -> None:
-    """Scores the detector and writes result.json, the mark of a finished detection."""
+    """Scores the detector and writes result.json, the mark of a finished detection. It has
+    `stalled` where its mAP is not above that of detections at random."""
     status, scores, started = "diverged", {}, time.perf_counter()
+    blind = chance(job.splits[1], job.proposals[1])
     if job.progress.status != "diverged":
         try:
             scores = score_detector(job)
-            status = "converged"
+            found = scores["voc07"]["map"]  # None of both where there is nothing to be found
+            status = "stalled" if found is not None and found <= blind else "converged"
         except FloatingPointError:  # the last step's weights are finite, but no score is
             scores = {}
-    result = summarise(job, status, scores) | {"testing": round(time.perf_counter() - started, 2)}
+    result = summarise(job, status, scores) | {
+        "chance": blind,
+        "testing": round(time.perf_counter() - started, 2),
+    }
     job.log(event="end", status=status, seconds=round(job.seconds, 2))
     drop_previous(job.folder)
     record.write_json(job.folder / "result.json", result)  # the last, whatever ends us before
@@ -189,7 +195,7 @@ def score_detector(job: Job) -> dict[str, dict]:
         for number, boxes in enumerate(job.proposals[1]):
             parts.append(judge.find(test, number, boxes))
             if job.heard:
-                raise Interrupted(job.heard[0], job.folder)
+                raise Interrupted(counted(job.heard), job.folder)
     found = joined(parts)
     save_detections(job.folder, found)
     record.write_json(job.folder / "pictures.json", list_pictures(job, parts))
@@ -253,7 +259,6 @@ def summarise(job: Job, status: str, scores: dict[str, dict]) -> dict:
             "per_image": round(float(np.mean([len(b) for b in job.proposals[1]])), 1),
             "recall": recall(job.splits[1], job.proposals[1]),
         },
-        "chance": chance(job.splits[1], job.proposals[1]),
         "train_loss": steps[-1]["loss"] if steps else None,
         "status": status, "seconds": round(job.seconds, 2),
         "images_per_second": round(progress.step * settings.images / max(job.seconds, 1e-9), 1),

@@ -1,10 +1,12 @@
 """Fast R-CNN's training: its loss, one step, the loop."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -57,23 +59,15 @@ class Trainer:
     seed: int
     autocast: Callable[[], AbstractContextManager]
 
-    def steps(self, batches: Batches, progress: Progress) -> Iterator[tuple[float, ...]]:
-        """Makes the steps that are left; yields each one's loss, of classes, of boxes, and the
-        error of RoIs, percent."""
-        total = self.settings.steps
-        with ThreadPoolExecutor(1) as thread:
-            first = range(progress.step, min(total, progress.step + AHEAD))
-            ahead = [thread.submit(batches.__getitem__, step) for step in first]
-            try:
-                while progress.step < total and progress.status != "diverged":
-                    batch = ahead.pop(0).result()
-                    upcoming = progress.step + AHEAD
-                    if upcoming < total:
-                        ahead.append(thread.submit(batches.__getitem__, upcoming))
-                    yield self._step(batch, progress)
-            finally:
-                for future in ahead:
-                    future.cancel()
+    def steps(
+        self, supply: Iterable[list[Sample]], progress: Progress
+    ) -> Iterator[tuple[float, ...]]:
+        """Makes a step of each batch, until one diverges; yields each one's loss, of classes, of
+        boxes, and the error of RoIs, percent."""
+        for batch in supply:
+            yield self._step(batch, progress)
+            if progress.status == "diverged":
+                return
 
     def _step(self, batch: list[Sample], progress: Progress) -> tuple[float, ...]:
         self.net.train()
@@ -101,6 +95,21 @@ class Trainer:
         else:
             progress.status = "diverged"
         return loss, of_classes, of_boxes, error
+
+
+def ahead(batches: Batches, first: int, total: int) -> Iterator[list[Sample]]:
+    """The batches of steps `first` to `total`, made by a thread while others are trained on."""
+    left = iter(range(first, total))
+    with ThreadPoolExecutor(1) as thread:
+        made = deque(thread.submit(batches.__getitem__, step) for step in islice(left, AHEAD))
+        try:
+            while made:
+                batch = made.popleft().result()
+                made += [thread.submit(batches.__getitem__, step) for step in islice(left, 1)]
+                yield batch
+        finally:
+            for future in made:
+                future.cancel()
 
 
 def learning_rate(settings: Detect, step: int) -> float:

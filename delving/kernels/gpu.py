@@ -8,31 +8,40 @@ import torch
 from torch import Tensor
 
 from delving.kernels.native import TYPES, channels_innermost
+from delving.words import cut
 
 TILE = 4096  # numbers a program holds at once: 32 a thread
 COLUMNS = 128  # at most; 256 bytes of bf16 in a row
 WAVES = 2  # programs a multiprocessor, of those that sum: as many as its registers hold at once
 
 
-@cache
 def programs() -> ModuleType | None:
     """Triton takes a second to load, and is not there, or cannot compile, on every machine."""
+    return look_for_programs()[0]
+
+
+@cache
+def look_for_programs() -> tuple[ModuleType | None, str]:
+    """The programs, or None and why there are none."""
     if importlib.util.find_spec("triton") is None:
-        return None
+        return None, "`pip install triton` makes training faster"
     from delving.kernels import programs as found
 
-    return found if not torch.cuda.is_available() or _launches(found) else None
+    fault = _launch(found) if torch.cuda.is_available() else ""
+    return (None if fault else found), fault
 
 
-def _launches(found: ModuleType) -> bool:
-    """Whether a program runs here: Triton's launcher wants a C compiler and Python's headers."""
+def _launch(found: ModuleType) -> str:
+    """Why no program runs here, if none does: Triton's launcher wants a C compiler and Python's
+    headers."""
     x = torch.zeros(1, 1, device="cuda")
     fixed = {"BIASED": False, "SHARED": 1, "LEARNED": False, "BITS": found.tl.int32}
     try:
         found.rectify[(1, 1)](x, x, x, torch.empty_like(x), 1, 1, **fixed, ROWS=16, COLUMNS=1)
-    except Exception:  # compilers fail in many ways; the plain operators do not
-        return False
-    return True
+    except Exception as error:  # compilers fail in many ways; the plain operators do not
+        told = next((line for line in str(error).splitlines() if line.strip()), "")
+        return f"Triton cannot compile here ({type(error).__name__}: {cut(told.strip(), 160)})"
+    return ""
 
 
 def knows(x: Tensor) -> bool:
@@ -47,7 +56,8 @@ def rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Ten
     grid = (_shares(rows, tile["ROWS"]), _shares(channels, tile["COLUMNS"]))
     given = (x, slope if bias is None else bias, slope, out, rows, channels)
     fixed = _fixed(x, slope, learned) | tile
-    programs().rectify[grid](*given, BIASED=bias is not None, **fixed)
+    with torch.cuda.device_of(x):  # Triton takes the current one
+        programs().rectify[grid](*given, BIASED=bias is not None, **fixed)
     return out
 
 
@@ -61,7 +71,8 @@ def rectify_backward(
     down = min(_shares(rows, tile["ROWS"]), max(1, WAVES * _multiprocessors(out) // across))
     sums = slope.new_empty(down, 2, channels)
     given = (grad, out, slope, grad_x, sums, rows, channels)
-    programs().rectify_backward[(down, across)](*given, **_fixed(out, slope, learned), **tile)
+    with torch.cuda.device_of(out):
+        programs().rectify_backward[(down, across)](*given, **_fixed(out, slope, learned), **tile)
     grad_bias, grad_slope = sums.sum(0)
     return grad_x, grad_bias, grad_slope
 

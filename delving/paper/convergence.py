@@ -129,15 +129,12 @@ def _gap(asked: Asked, claim: str, models: tuple[str, ...]) -> Claim:
 
 
 def _claim(asked: Asked, claim: str, rule: str, models: tuple[str, ...], judge: Callable) -> Claim:
-    pairs = {
-        model: [pair for pair in asked.pairs(f"{model}_prelu", f"{model}_relu")
-                if all(run.logged for run in pair)]
-        for model in models
-    }  # fmt: skip
+    """Judged on the pairs that logged, and only where all others converged too."""
+    pairs = {model: asked.pairs(f"{model}_prelu", f"{model}_relu") for model in models}
     parts = {
         f"{MODELS[model]}, {name}": finding
         for model, mine in pairs.items()
-        for name, finding in judge(mine).items()
+        for name, finding in judge([p for p in mine if all(run.logged for run in p)]).items()
     }
     runs = [run for mine in pairs.values() for run in chain(*mine)]
     return accuracy_claim(claim, rule, runs=runs, finding=all_of(parts))

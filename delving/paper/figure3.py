@@ -5,7 +5,8 @@ diminishing as monitored in the experiments", and more epochs do not help.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from delving.artefact import Asked, Claim, Run, Shown
-from delving.judge import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, Finding, all_of, judge_better
+from delving.judge import (
+    INCONCLUSIVE,
+    NOT_REPRODUCED,
+    REPRODUCED,
+    Finding,
+    all_of,
+    judge_better,
+    unless_stalled,
+)
 from delving.plot import COLORS, label_lines, new_figure, smooth
 
 LONGER = 5  # times He's steps to leave ln(classes), before Xavier is said to stall
@@ -88,7 +97,7 @@ def _draw_norms(axes: Axes, run: Run, color: str) -> tuple[float, float]:
 
 
 def _claims(asked: Asked) -> list[Claim]:
-    he, pairs = asked.arms["he"], logged_pairs(asked)
+    he, pairs = asked.arms["he"], asked.pairs("he", "xavier")
     return [
         Claim(
             "30 layers converge with He",
@@ -102,7 +111,7 @@ def _claims(asked: Asked) -> list[Claim]:
             f"of every pair, Xavier's training loss is within 2 % of ln(classes) to the end, and "
             f"it was trained for {LONGER} times the steps after which He left that",
             None,
-            stalls(pairs),
+            judged(asked, stalls),
             2 * len(pairs),
         ),
         Claim(
@@ -111,7 +120,7 @@ def _claims(asked: Asked) -> list[Claim]:
             "leaves ln(classes)): how many powers of ten smaller than He's, 95 % interval over "
             "seeds above 0; and at Xavier's end it is smaller than the weight-decay term",
             DIMINISHED,
-            diminish(asked),
+            judged(asked, partial(diminish, asked)),
             2 * len(pairs),
         ),
     ]
@@ -120,6 +129,18 @@ def _claims(asked: Asked) -> list[Claim]:
 def logged_pairs(asked: Asked) -> list[tuple[Run, Run]]:
     """He's and Xavier's runs that share a seed, those left out that diverged before they logged."""
     return [pair for pair in asked.pairs("he", "xavier") if all(run.logged for run in pair)]
+
+
+def judged(asked: Asked, judge: Callable[[list[tuple[Run, Run]]], Finding]) -> Finding:
+    """A finding on the pairs that logged; inconclusive, naming the run, where some did not."""
+    runs = [run for pair in asked.pairs("he", "xavier") for run in pair if not run.logged]
+    nothing = {run.name: f"{run.result['status']} before anything was logged" for run in runs}
+    return unless_stalled(judge(logged_pairs(asked)), nothing)
+
+
+def times_given(he: Run, xavier: Run) -> float:
+    """How many times the steps that He took to leave ln(classes) Xavier was trained for."""
+    return float(xavier.steps.step.iloc[-1]) / he.departure
 
 
 def converges(runs: list[Run]) -> Finding:
@@ -148,14 +169,13 @@ def stalls(pairs: list[tuple[Run, Run]]) -> Finding:
                      for ours, theirs in pairs)  # fmt: skip
     if any(math.isfinite(theirs.departure) for _, theirs in pairs):
         return Finding(NOT_REPRODUCED, told)
-    times = [theirs.steps.step.iloc[-1] / ours.departure for ours, theirs in pairs]
+    times = [times_given(ours, theirs) for ours, theirs in pairs]
     told += f"; trained for {min(times):.1f} times He's steps or more"
     return Finding(REPRODUCED if min(times) >= LONGER else INCONCLUSIVE, told)
 
 
-def diminish(asked: Asked) -> Finding:
+def diminish(asked: Asked, pairs: list[tuple[Run, Run]]) -> Finding:
     """Is Xavier's gradient smaller than He's, and in the end smaller than its weight decay?"""
-    pairs = logged_pairs(asked)
     smaller = judge_better(
         [_early_gradient(he, he) - _early_gradient(xavier, he) for he, xavier in pairs],
         delta=DIMINISHED,

@@ -126,7 +126,9 @@ def _claims(asked: Asked) -> list[Claim]:
     ]
 
 
-def _judge(runs: list[Run], value: Callable[[dict], float], *, delta: float, unit: str) -> Finding:
+def _judge(
+    runs: list[Run], value: Callable[[list[float]], float], *, delta: float, unit: str
+) -> Finding:
     values = [value(_conv_means(run)) for run in runs if run.slopes]
     found = judge_better(values, delta=delta, unit=unit)
     return unless_stalled(found, {run.name: run.result["status"] for run in runs})

@@ -73,6 +73,28 @@ def test_cifar100_takes_the_fine_label_not_the_coarse_one(tmp_path):
         assert (np.asarray(train.load(index)) == pixels[index]).all()
 
 
+def test_what_was_interrupted_is_no_smaller_data_set(tmp_path, monkeypatch):
+    """Half of the images would be trained on without a word."""
+    data, _ = draw_records([0, 1, 2], coarse=False, seed=0)
+    files = {"data_batch_1.bin": data, "test_batch.bin": data}
+    files["batches.meta.txt"] = "\n".join(TEN).encode()
+    archive, saved = write_archive(tmp_path / "c.tar.gz", files), []
+
+    def save(image, path):
+        saved.append(path)
+        if len(saved) == 5:
+            raise KeyboardInterrupt
+        path.write_bytes(b"an image")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare.Image.Image, "save", save)
+        with pytest.raises(KeyboardInterrupt):
+            unpack_cifar(archive, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["c.tar.gz"]
+    unpack_cifar(archive, tmp_path)
+    assert {len(list((tmp_path / split).rglob("*.png"))) for split in ("train", "val")} == {3}
+
+
 def test_what_can_be_downloaded_is_a_data_set_and_checked_by_hash():
     assert set(PREPARE) <= set(SOURCES)
     for url, md5 in CIFAR.values():

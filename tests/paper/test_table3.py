@@ -22,6 +22,16 @@ def test_steps_are_timed_in_the_precision_asked_for(precision, monkeypatch):
     assert min(min(times) for times in found["seconds"].values()) > 0
 
 
+@pytest.mark.parametrize(
+    ("slower", "verdict"), [(0.94, "reproduced"), (1.045, "reproduced"), (1.06, "not_reproduced")]
+)
+def test_rounds_that_drift_are_judged_by_the_ratio_of_each(slower, verdict):
+    """A shared machine may take twice as long in the first round as in the last, for both nets."""
+    theirs = [1.6, 1.2, 0.7]
+    ours = [slower * seconds for seconds in theirs]
+    assert table3._no_slower(ours, theirs).verdict == verdict
+
+
 def test_a_net_is_kept_in_the_numbers_it_is_timed_in(monkeypatch):
     seen = []
     monkeypatch.setattr(table3, "build_optimizer", lambda net, recipe: seen.append(net) or

@@ -1,0 +1,57 @@
+"""What the commands have in common: their arguments, and who shows what they do."""
+
+import os
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="key=value words: model=c act=prelu scale=cpu train.lr=0.02 seed=3", show_default=False
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+Root = Annotated[str, typer.Option(help="Where outputs lie.")]
+RANK = "RANK"  # of this process, where torchrun or SLURM started several of a run
+
+
+def refuse_ranks(what: str) -> None:
+    """ValueError where torchrun started this process, which is for the ranks of one run."""
+    if RANK in os.environ:
+        raise ValueError(f"{RANK} is set, as by torchrun: it starts the processes of one train or "
+                         f"eval; {what} starts its own")  # fmt: skip
+
+
+def speaks() -> bool:
+    """Whether this process is the one of its run that prints."""
+    return os.environ.get(RANK, "0") == "0"
+
+
+def asked_root(words: Sequence[str], usual: str = "outputs") -> str:
+    """Where outputs shall lie by key=value words, the last one counting."""
+    roots = [word.partition("=")[2] for word in words if word.startswith("output_root=")]
+    return roots[-1] if roots else usual
+
+
+def without_root(words: Sequence[str]) -> list[str]:
+    return [word for word in words if not word.startswith("output_root=")]
+
+
+def make_display():
+    """What shows one run, on this terminal."""
+    from rich.console import Console
+
+    from delving.display import Display
+
+    return Display(Console())
+
+
+def make_overview():
+    """What shows many."""
+    from rich.console import Console
+
+    from delving.display import Overview
+
+    return Overview(Console())
