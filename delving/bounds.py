@@ -48,7 +48,7 @@ NAME = matching(
     r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}", "a name: letters, digits, _ . + -, at most 64"
 )
 # What is here is seen where it is picked.
-DEVICE = matching("[a-z]{1,20}(:[0-9]{1,3})?", "auto, cpu, cuda, cuda:N or mps")
+DEVICE = matching("auto|cpu|mps|cuda(:[0-9]{1,3})?", "auto, cpu, cuda, cuda:N or mps")
 PATH = (
     "a path: 1 to 4,096 characters, in UTF-8, none of them a control character",
     lambda v: 0 < len(v) <= 4096 and not {"Cc", "Cs"} & set(map(unicodedata.category, v)),

@@ -64,6 +64,9 @@ def evaluate(
         eval_run(folder, config, display)
     if speaks():
         terminal.say(f"saved in {folder / 'eval'}")
+        if not (folder / "result.json").exists():
+            terminal.say("The run is not finished: these are scores of its last checkpoint, and go "
+                         "when it is.")  # fmt: skip
 
 
 @app.command(short_help="Layers, parameters, cost, deviations of a net.")
@@ -131,20 +134,21 @@ def plot_curves(
     from delving import record
     from delving.curves import count_classes, load_curves
     from delving.plot import check_ending, draw_curves, save_figure
-    from delving.words import shortest_labels
+    from delving.words import name_apart, shortest_labels
 
     root = asked_root(runs, output_root)
     to = to or Path(root) / "curves" / "curves.png"
     check_ending(to)
-    folders = [record.find_run(run, root) for run in without_root(runs)]
-    if not folders:
+    names = name_apart([record.find_run(run, root) for run in without_root(runs)])
+    if not names:
         raise ValueError("plot-curves: name at least one run")
     disk.check_writable(to.parent)
-    curves = pd.concat([load_curves(folder) for folder in folders])
-    labels = shortest_labels([folder.name for folder in folders])
+    curves = pd.concat([load_curves(folder).assign(run=name) for name, folder in names.items()])
+    labels = shortest_labels(list(names))
     # A long one would leave its line no room.
     labels = {name: terminal.plain(label, longest=24) for name, label in labels.items()}
-    figure = draw_curves(curves, labels=labels, classes=count_classes(folders[0]))
+    classes = {count_classes(folder) for folder in names.values()}
+    figure = draw_curves(curves, labels=labels, classes=sorted(classes))
     terminal.say(save_figure(figure, to))
     record.write_text(to.with_suffix(".csv"), curves.to_csv(index=False))
 
@@ -198,11 +202,13 @@ def _unhashed(folder: Path, kind: str) -> str:
 
 def _state(folder: Path, kind: str) -> str:
     from delving.detect.record import read_detection
+    from delving.foreign import check_yaml, read_text
     from delving.record import read_result
 
     if not (folder / "result.json").exists():
         return "unfinished"
     try:
+        check_yaml(read_text(folder / "config.yaml"))
         result = read_result(folder) if kind == "runs" else read_detection(folder)
         scores = [
             f"{name} {e['top1_err']:.1f}/{e['top5_err']:.1f}" if kind == "runs"

@@ -84,15 +84,12 @@ def ensemble(
 ) -> None:
     """Average the saved probabilities of runs: ensemble RUN RUN... protocol=dense."""
     from delving import record
-    from delving.ensemble import name_ensemble, pick_protocol, save_ensemble
+    from delving.ensemble import check_members, name_ensemble, pick_protocol, save_ensemble
 
     root = asked_root(runs, output_root)
     names = [word for word in without_root(runs) if not word.startswith("protocol=")]
     folders = [record.find_run(name, root) for name in names]
-    if twice := [f.name for n, f in enumerate(folders) if f in folders[:n]]:
-        raise ValueError(f"{twice[0]} is named twice")
-    if len(folders) < 2:
-        raise ValueError(f"an ensemble needs two runs or more, not {len(folders)}")
+    check_members(folders)
     protocol = next((run[9:] for run in runs if run.startswith("protocol=")), None)
     protocol = protocol or pick_protocol(folders)
     to = folders[0].parent.parent / "ensembles" / name_ensemble(folders)

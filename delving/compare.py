@@ -19,7 +19,7 @@ from delving.plot import save_figure
 from delving.reproduce import work_runs
 from delving.request import load_request
 from delving.schema import check_families
-from delving.words import refuse_slip, shown
+from delving.words import name_apart, refuse_slip, shown
 
 MODELS = {22: "b"}  # by depth; others are the small model lengthened
 AGAINST = "xavier"
@@ -79,16 +79,19 @@ def _write_signal(inits: Iterable[str], words: Sequence[str], to: Path) -> None:
 def compare_slopes(runs: Sequence[str], output_root: str) -> Path:
     """Draws the slopes of runs, by default of all that learned some; the figure's path."""
     folders = [record.find_run(run, output_root) for run in runs] or record.list_runs(output_root)
-    found = [run for run in map(Run, folders) if run.slopes]
-    strange = [str(folder) for folder in folders if runs and not Run(folder).slopes]
+    names = name_apart(folders)
+    found = {name: run for name, folder in names.items() if (run := Run(folder)).slopes}
+    strange = [folder for name, folder in names.items() if runs and name not in found]
+    if begun := [folder for folder in strange if not (folder / "result.json").exists()]:
+        raise ValueError(f"{begun[0]} is not finished: its slopes are told at its end")
     if strange or not found:
-        raise ValueError(
-            f"no learned slopes in {', '.join(strange) or output_root}: train act=prelu"
-        )
+        where = ", ".join(map(str, strange)) or output_root
+        raise ValueError(f"no learned slopes in {where}: train act=prelu")
     by_model: dict[str, list[Run]] = {}
-    for run in found:
+    for run in found.values():
         by_model.setdefault(f"{run.result['model']}, {run.result['act']}", []).append(run)
-    return _write(draw_slopes(by_model), list_slopes(found), Path(output_root) / "slopes")
+    data = pd.concat(list_slopes([run]).assign(run=name) for name, run in found.items())
+    return _write(draw_slopes(by_model), data, Path(output_root) / "slopes")
 
 
 def _write(figure, data: pd.DataFrame, to: Path) -> Path:

@@ -27,6 +27,33 @@ def average(folders: Sequence[Path], protocol: str) -> tuple[np.ndarray, np.ndar
     return record.round_scores(total / len(folders)), labels, names
 
 
+def check_members(folders: Sequence[Path]) -> None:
+    """ValueError where these are not two finished runs or more, each named once, on the same
+    images."""
+    known: dict[Path, str] = {}
+    for folder in folders:
+        place = folder.resolve()
+        if place in known or place.name in known.values():
+            raise ValueError(f"{folder.name} is named twice")
+        known[place] = place.name
+        if not (folder / "result.json").exists():
+            raise ValueError(f"{folder} is not finished: the command that began it goes on")
+    if len(folders) < 2:
+        raise ValueError(f"an ensemble needs two runs or more, not {len(folders)}")
+    images = [_images_of(folder) for folder in folders]
+    for folder, own in zip(folders, images, strict=True):
+        if None not in (own, images[0]) and own != images[0]:
+            raise ValueError(f"{folder} is of other images than {folders[0]}")
+
+
+def _images_of(folder: Path) -> str | None:
+    """The hash of a run's images; None where it has no env.json."""
+    path = folder / "env.json"
+    return (
+        record.expect(record.read_json(path), {}, str(path)).get("data") if path.exists() else None
+    )
+
+
 def summarise(
     folders: Sequence[Path], protocol: str, averaged: tuple[np.ndarray, np.ndarray] | None = None
 ) -> dict:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from delving.signals import REQUEUE
+from delving.signals import HEEDED, REQUEUE, leaving_at_once
 from delving.terminal import flush, plain
 
 BAD_INPUT = (
@@ -25,10 +25,12 @@ BAD_PLACES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
 def exit_code(command: Callable[[], int], *, debug: bool = False) -> int:
     """What a command returns, or the code of the error that ended it, which is told in a line;
     with `debug` errors are raised."""
+    others = [number for number in HEEDED if number != signal.SIGINT]
     with _noting_interrupts() as noted:
         try:
             _check_directory()
-            code = command()
+            with leaving_at_once(others):  # also while libraries are imported
+                code = command()
             flush()
             return code
         except KeyboardInterrupt:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from delving.record import FULL, disk_full
+
 try:
     import fcntl
 except ImportError:  # a system without it: signs of life alone
@@ -38,7 +40,11 @@ def holding(folder: Path, beat: float = BEAT) -> Iterator[None]:
     """
     path = folder / "lock"
     new = [place for place in (folder, *folder.parents) if not place.exists()]
-    handle = _take(path, beat)
+    try:
+        handle = _take(path, beat)
+    except OSError:
+        _remove_empty(new or [folder])
+        raise
     over = threading.Event()
     alive = threading.Thread(target=_show_life, args=(path, over, beat), daemon=True)
     try:
@@ -49,9 +55,13 @@ def holding(folder: Path, beat: float = BEAT) -> Iterator[None]:
         alive.join()
         path.unlink(missing_ok=True)  # while it is still ours
         os.close(handle)
-        with contextlib.suppress(OSError):
-            for place in new or [folder]:
-                place.rmdir()
+        _remove_empty(new or [folder])
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with contextlib.suppress(OSError):
+        for place in folders:
+            place.rmdir()
 
 
 @contextmanager
@@ -83,7 +93,7 @@ def _take(path: Path, beat: float) -> int:
             _check_signs_of_life(handle, path, beat, known)
             # Whoever held it may have removed the file that we have just opened.
             if _is_at(handle, path):
-                _sign(handle)
+                _sign(handle, path)
                 return handle
         except BaseException:
             os.close(handle)
@@ -164,11 +174,16 @@ def _read_owner(handle: int) -> dict | None:
     return None
 
 
-def _sign(handle: int) -> None:
+def _sign(handle: int, path: Path) -> None:
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+    data = json.dumps(owner).encode()
     os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps(owner).encode(), 0)
+    try:
+        os.pwrite(handle, data, 0)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise (disk_full(path.parent, len(data)) if error.errno in FULL else error) from None
 
 
 def _held(path: Path, owner: dict | None) -> HeldError:

@@ -108,7 +108,10 @@ class Plan:
         all of them, 1 without any."""
         ratios: dict[str, list[float]] = {"any": []}
         for run in filter(self.finished, self.runs):
-            ratio = record.read_result(self.folder(run))["seconds"] / self.estimates[run]
+            try:
+                ratio = record.read_result(self.folder(run))["seconds"] / self.estimates[run]
+            except ValueError:  # a damaged one is told where it is wanted
+                continue
             ratios["any"].append(ratio)
             ratios.setdefault(self.runs[run].model.name, []).append(ratio)
         return {model: median(found or [1.0]) for model, found in ratios.items()}

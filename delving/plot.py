@@ -131,13 +131,13 @@ def shade(color: str, lightness: float) -> tuple[float, float, float]:
     return tuple(rgb + (1 - rgb) * 0.6 * lightness)
 
 
-def draw_curves(curves: pd.DataFrame, *, labels: dict[str, str], classes: int) -> Figure:
+def draw_curves(curves: pd.DataFrame, *, labels: dict[str, str], classes: Sequence[int]) -> Figure:
     """Training loss, and training and validation error, against epochs; one colour a run.
 
     Args:
         curves: as curves.load_curves gives them, of one or more runs.
         labels: what to call each run.
-        classes: ln(classes), the loss of a blind guess, is drawn dotted.
+        classes: numbers of them; ln of each, the loss of a blind guess, is drawn dotted.
     """
     figure, ((left, right),) = new_figure(1, 2, size=(7.2, 2.9))
     ends = {left: [], right: []}
@@ -153,8 +153,10 @@ def draw_curves(curves: pd.DataFrame, *, labels: dict[str, str], classes: int) -
             axes.plot(line.epoch, values, color=color, **look)
             if curve != "training error":
                 ends[axes].append((line.epoch.iloc[-1], values.iloc[-1], label, color))
-    left.axhline(np.log(classes), color="#888888", lw=0.8, ls=":")
-    left.set_title(f"dotted: ln {classes}, a blind guess", fontsize=8, color="#555555")
+    for count in classes:
+        left.axhline(np.log(count), color="#888888", lw=0.8, ls=":")
+    told = " and ".join(f"ln {count}" for count in classes)
+    left.set_title(f"dotted: {told}, a blind guess", fontsize=8, color="#555555")
     right.set_title("solid: validation; dashed: training", fontsize=8, color="#555555")
     left.set(xlabel="epoch", ylabel="training loss")
     right.set(xlabel="epoch", ylabel="top-1 error (%)")

@@ -253,10 +253,11 @@ def load_scores(folder: Path, protocol: str) -> tuple[np.ndarray, np.ndarray, li
         logs, labels, names = read_arrays(path, ("log_probabilities", "labels", "names"), "scores")
     except FileNotFoundError:
         there = sorted(p.stem for p in path.parent.glob("*.npz") if p.suffixes == [".npz"])
-        raise ValueError(
-            f"{folder} has no scores of each image by {protocol}, there is "
-            f"{', '.join(there) or 'none'}: delving eval {folder} protocol=center|ten_view|dense"
-        ) from None
+        lacks = f"{folder} has no scores of each image by {protocol}, there is "
+        how = f"delving eval {folder} protocol=center|ten_view|dense"
+        if not (folder / "checkpoint").exists():
+            how = "its weights, by which they are made, are where it was trained"
+        raise ValueError(f"{lacks}{', '.join(there) or 'none'}: {how}") from None
     return np.exp(logs.astype(np.float32)), labels, names.tolist()
 
 

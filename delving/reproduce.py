@@ -202,8 +202,11 @@ def reproduce_artefacts(
     every = not artefacts or "all" in artefacts
     wanted = [name for name in plan.requests if every or name in artefacts]
     if ledger.late:  # what has no run yet is no failure
-        wanted = [name for name in wanted if find_lack(plan, ask(plan, name)) is None]
-    lacking = _lacking(plan) if source else {}
+        late = [{name, *plan.requests[name].needs} & {*ledger.late} for name in wanted]
+        wanted = [name for name, of_it in zip(wanted, late, strict=True)
+                  if not of_it and find_lack(plan, ask(plan, name)) is None]  # fmt: skip
+    lacking = {run: f"{plan.folder(run) / 'result.json'}: not there"
+               for run in plan.missing() if source}  # fmt: skip
     with holding_when_free(to, say.say):  # processes that share the work end together
         if tasks:
             save_times(plan, jobs, ledger.seconds)
@@ -226,10 +229,6 @@ def _check_scale(plan: Plan, source: Path | None) -> None:
             raise ValueError(
                 f"{source}: these records are of scale={there}, asked for is scale={plan.scale}"
             )
-
-
-def _lacking(plan: Plan) -> dict[str, str]:
-    return {run: f"{plan.folder(run)}: not there" for run in plan.missing()}
 
 
 def probe_nets(plan: Plan, say: Overview) -> None:

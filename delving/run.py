@@ -19,7 +19,7 @@ from delving.net import describe
 from delving.ranks import agree, joined
 from delving.same import find_other
 from delving.schema import Config
-from delving.score import score_trained
+from delving.score import drop_others, score_trained
 from delving.session import Session, Watch, open_session, supply_batches
 from delving.signals import heeding_signals, leaving_at_once
 from delving.state import resume_or_start, save
@@ -63,10 +63,14 @@ def train_run(config: Config, watch: Watch, shelf: dict | None = None) -> Path:
 
 
 def is_finished(folder: Path, config: Config) -> bool:
-    """Whether this very run is there; ValueError where the folder is another's."""
+    """Whether this very run is there; ValueError where the folder is another's, or does not tell
+    whose."""
     if why := find_other(config, folder):
         raise ValueError(why)
-    return (folder / "result.json").exists()
+    finished = (folder / "result.json").exists()
+    if finished and not (folder / "config.yaml").exists():
+        raise ValueError(f"{folder} has a result.json, but no config.yaml: move it away")
+    return finished
 
 
 def opening_line(session: Session) -> str:
@@ -236,6 +240,7 @@ def finish(session: Session) -> None:
         status, scores = "diverged", {}
     if not session.ranks.first:
         return
+    drop_others(session)
     result = summarise(session, status, scores)
     record.save_slopes(session.folder, session.net.slopes())
     session.log(event="end", status=status, seconds=round(session.seconds, 2))

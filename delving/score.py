@@ -102,6 +102,17 @@ def _save(session: Session, name: str, probabilities: np.ndarray, summary: dict)
     )
 
 
+def drop_others(session: Session) -> None:
+    """Removes scores of other weights: those of `delving eval` while the run was unfinished."""
+    for path in (session.folder / "eval").glob("*.json"):
+        summary = None
+        with contextlib.suppress(ValueError):  # damaged ones tell of no weights
+            summary = record.read_json(path)
+        if not isinstance(summary, dict) or summary.get("weights") != session.weights:
+            for ending in (".json", ".npz", ".hits.npz"):  # what is looked for first goes first
+                path.with_name(path.stem + ending).unlink(missing_ok=True)
+
+
 def _saved_scores(session: Session) -> dict[str, np.ndarray]:
     """{protocol: probabilities} that the folder holds of the session's own weights, images and
     settings."""

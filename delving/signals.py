@@ -50,20 +50,20 @@ def heeding_signals() -> Iterator[list[int]]:
 
 
 @contextmanager
-def leaving_at_once() -> Iterator[None]:
+def leaving_at_once(numbers: Sequence[int] = HEEDED) -> Iterator[None]:
     """While nothing is there to be saved, a signal ends the run where it stands, tidily."""
 
     def leave(number: int, frame: object) -> None:
         raise Interrupted(number)
 
-    with _handling(leave):
+    with _handling(leave, numbers):
         yield
 
 
 @contextmanager
-def _handling(handler) -> Iterator[None]:
+def _handling(handler, numbers: Sequence[int] = HEEDED) -> Iterator[None]:
     left = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup: it is to go on without us
-    heeded = [number for number in HEEDED if not (left and number == signal.SIGHUP)]
+    heeded = [number for number in numbers if not (left and number == signal.SIGHUP)]
     before = {number: signal.signal(number, handler) for number in heeded}
     try:
         yield

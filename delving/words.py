@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 
 def cut(value: object, most: int = 80) -> str:
@@ -84,3 +85,14 @@ def shortest_labels(names: list[str]) -> dict[str, str]:
         name: "-".join(p for p in part if p not in common) or name
         for name, part in zip(names, parts, strict=True)
     }
+
+
+def name_apart(folders: Sequence[Path]) -> dict[str, Path]:
+    """{name: folder}, each folder once: its name; where several have the same one, with its scale,
+    or else the whole path. Runs of several scales and roots have the same names."""
+    once = {folder.resolve(): folder for folder in folders}
+    for spell in (lambda p: p.name, lambda p: f"{p.parent.parent.name}/{p.name}", str):
+        named = {spell(place): folder for place, folder in once.items()}
+        if len(named) == len(once):
+            break
+    return named

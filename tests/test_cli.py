@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from calling import call
@@ -80,6 +81,9 @@ def test_list_runs_tells_finished_from_unfinished(delving, root, tmp_path):
     assert "ten_view" in line
     record.write_text(tmp_path / "smoke" / "runs" / "x-s0" / "config.yaml", "")
     assert "x-s0  unfinished" in delving("list", "runs", "--output-root", tmp_path)[1]
+    record.write_json(tmp_path / "smoke" / "runs" / "x-s0" / "result.json", {})
+    record.write_text(tmp_path / "smoke" / "runs" / "x-s0" / "config.yaml", "foo: [")
+    assert "x-s0  BROKEN: " in delving("list", "runs", "--output-root", tmp_path)[1]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +119,8 @@ def test_every_command_explains_itself(delving, command):
         (["train", "scale=quarter"], "data=tiny_imagenet needs data.root="),
         (["train", "data=folder", "data.root=nowhere"], "nowhere"),
         (["train", "scale=smoke", "device=abacus"], "device=abacus"),
+        (["show", "device=gpu"], "device=gpu"),
+        (["plot-curves", "output_root=x"], "name at least one run"),
         (["eval", "no-such-run"], "there is no run 'no-such-run'"),
         (["list", "modles"], "choose from models"),
         (["data", "verify", "data=imagnet"], "did you mean imagenet"),
@@ -187,6 +193,21 @@ def test_exit_codes_are_those_of_the_contract(delving, monkeypatch, error, code)
     assert found == code
     assert err.startswith("delving: ")
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 143)])
+def test_a_signal_before_a_run_has_begun_ends_with_its_code_too(delving, monkeypatch, number, code):
+    """While libraries are imported, or a plan is made."""
+
+    def told(*_):
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+
+    monkeypatch.setattr("delving.config.compose", told)
+    before = signal.getsignal(number)
+    found, _, err = delving("show")
+    assert (found, signal.getsignal(number)) == (code, before)
+    assert "nothing had begun" in err
 
 
 def test_a_bare_interruption_ends_with_130_without_a_traceback(delving, monkeypatch):

@@ -1,12 +1,14 @@
 """Training curves: what the log says is what is drawn."""
 
+from pathlib import Path
+
 import pytest
 from fabricate import make_run
 
 from delving.curves import check_end, count_classes, load_curves, read_counts
 from delving.plot import draw_curves, smooth
 from delving.record import append_event
-from delving.words import shortest_labels
+from delving.words import name_apart, shortest_labels
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def test_a_log_that_tells_no_classes_is_refused_by_its_name(run, tmp_path):
 
 
 def test_the_figure_labels_each_run_at_its_line(run):
-    figure = draw_curves(load_curves(run), labels={run.name: "ReLU"}, classes=10)
+    figure = draw_curves(load_curves(run), labels={run.name: "ReLU"}, classes=[10])
     left, right = figure.axes
     assert [t.get_text() for t in left.texts] == ["ReLU"]
     assert [t.get_text() for t in right.texts] == ["ReLU"]
@@ -75,6 +77,13 @@ def test_smoothing_keeps_a_short_run_as_it_is_and_the_mean_of_a_constant(run):
 )
 def test_labels_are_what_tells_runs_apart(names, labels):
     assert list(shortest_labels(names).values()) == labels
+
+
+def test_runs_of_the_same_name_are_told_apart_by_scale_or_place():
+    one, other, third = (Path(f"/{root}/runs/a-s0") for root in ("x/cpu", "x/smoke", "y/cpu"))
+    assert name_apart([one, other]) == {"cpu/a-s0": one, "smoke/a-s0": other}
+    assert name_apart([one, third]) == {str(one): one, str(third): third}
+    assert name_apart([one, one]) == {"a-s0": one}
 
 
 @pytest.mark.parametrize("status", ["converged", "stalled", "diverged"])

@@ -87,8 +87,14 @@ def test_runs_scored_on_other_images_are_refused_by_their_folders(runs, tmp_path
 
 
 def test_a_run_that_was_not_scored_so_is_told_the_command_that_scores_it(runs):
+    (runs[0] / "checkpoint").mkdir()
     told = r"no scores of each image by center, there is dense: delving eval .*protocol=center"
     with pytest.raises(ValueError, match=told):
+        average(runs, "center")
+
+
+def test_a_run_that_came_without_weights_is_told_no_command_that_cannot_score_it(runs):
+    with pytest.raises(ValueError, match="its weights, by which they are made, are where"):
         average(runs, "center")
 
 
@@ -168,9 +174,26 @@ def test_without_a_protocol_the_last_one_that_all_share_is_taken(runs):
         pick_protocol(runs)
 
 
-def test_the_command_refuses_with_two(ensemble, runs):
+def test_the_command_refuses_with_two(ensemble, runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(runs[0])
+    (tmp_path / "cpu" / "runs").mkdir(parents=True)
+    twin = save_scores(tmp_path / "cpu" / "runs" / runs[0].name, draw(9), LABELS)
     for words in (
         [runs[0]], [runs[0], "no-such-run"], [*runs, "protocol=center"], [runs[0], runs[0]],
+        [runs[0], "."], [runs[0], twin],
     ):  # fmt: skip
         code, out, err = ensemble(*words)
         assert (code, out, len(err.splitlines())) == (2, "", 1)
+
+
+@pytest.mark.parametrize("protocol", [[], ["protocol=dense"]])
+def test_a_run_that_is_not_finished_or_of_other_images_is_no_member(ensemble, runs, protocol):
+    """Names and labels of images may be the same where the images are not."""
+    for number, folder in enumerate(runs):
+        record.write_json(folder / "env.json", {"data": str(number // 2)})
+    assert ensemble(*runs[:2], *protocol)[0] == 0
+    code, _, err = ensemble(*runs, *protocol)
+    assert (code, "is of other images" in err) == (2, True)
+    (runs[1] / "result.json").unlink()
+    code, _, err = ensemble(*runs[:2], *protocol)
+    assert (code, f"{runs[1]} is not finished" in err) == (2, True)

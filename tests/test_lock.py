@@ -1,6 +1,7 @@
 """One process at a time on a run folder; a dead one's lock holds nobody up."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 from delving import lock
 from delving.lock import holding, holding_when_free
+from delving.record import DiskFullError
 
 HOLD = """
 import sys, time
@@ -113,6 +115,17 @@ def test_who_waits_comes_in_once_the_other_has_ended(holder, tmp_path):
         assert told.endswith("its end is waited for")
         assert time.monotonic() - started >= 0.3
         assert json.loads((tmp_path / "run" / "lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_full_disk_is_told_in_bytes_and_leaves_no_lock(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("delving.lock.os.pwrite", full)
+    told = pytest.raises(DiskFullError, match=f"the disk of {tmp_path}/run is full")
+    with told, holding(tmp_path / "run"):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_error_inside_releases_it(tmp_path):

@@ -544,3 +544,12 @@ def test_a_detection_is_planned_by_its_steps_not_by_what_those_of_scale_cpu_take
         known[steps] = _estimate(plan, first)
     assert known[20] == DETECTING
     assert known[40_000] == pytest.approx(2 * known[20_000], rel=0.01)
+
+
+def test_a_damaged_result_is_no_reason_to_plan_nothing():
+    plan = plan_for("figure1")
+    make_planned(plan, "figure1", usual)
+    first, second = plan.runs
+    (plan.folder(first) / "result.json").write_text("{")
+    (plan.folder(second) / "result.json").unlink()
+    assert plan_for("figure1").estimate(second) > 0

@@ -404,6 +404,19 @@ def test_in_no_time_nothing_is_begun_and_what_is_left_is_told(reproduce, no_work
     assert not (tmp_path / "outputs" / "smoke" / "runs").exists()
 
 
+def test_what_is_left_for_another_time_is_no_failure_of_what_would_show_it(
+    reproduce, no_workers, no_pictures, monkeypatch, tmp_path
+):
+    """Of an ensemble's six nets four are there; the rest, and so the ensemble, is late."""
+    monkeypatch.chdir(tmp_path)
+    make_planned(make_plan(["table5"], ["scale=smoke"]), "table5", lambda arm, seed: {})
+    words = ["table7", "figure4", "scale=smoke", "--minutes", "0.01"]
+    code, out, err = reproduce(tmp_path, *words)
+    assert (code, err) == (0, "")
+    assert "Left for another time" in out
+    assert "FAILED" not in out
+
+
 def test_in_enough_time_finished_runs_are_drawn_as_ever(reproduce, no_workers, copied, tmp_path):
     code, out, err = reproduce(tmp_path, *WORDS, "--minutes", "9")
     assert (code, err) == (0, "")

@@ -14,10 +14,12 @@ import pytest
 from smoke import WORDS, differences, silent, train
 
 from delving import checkpoint, evaluate, record, signals, state
+from delving import config as configs
 from delving.checkpoint import load_checkpoint
 from delving.data.images import FolderReader
 from delving.data.input import Input
 from delving.data.processes import LoaderError
+from delving.score import eval_run
 from delving.signals import Interrupted
 
 
@@ -356,6 +358,20 @@ def test_scores_of_other_weights_are_not_taken_for_this_runs(whole, root):
     for path in (folder / "eval").glob("*.json"):
         record.write_json(path, record.read_json(path) | {"weights": "0" * 64, "top1_err": 0.0})
     train(root)
+    assert differences(folder, whole) == []
+
+
+def test_scores_of_an_unfinished_run_go_when_it_is_finished(whole, root):
+    """An ensemble would take them for those of the trained net."""
+    with pytest.raises(Interrupted):
+        train(root, stops_at(5, signal.SIGTERM))
+    [folder] = record.list_runs(str(root))
+    config = configs.amend(folder / "config.yaml", ["eval.protocols=dense"])
+    eval_run(folder, config, silent)
+    before = {path.name for path in (folder / "eval").iterdir()}
+    assert "dense.json" in before
+    train(root)
+    assert not before & {path.name for path in (folder / "eval").iterdir()}
     assert differences(folder, whole) == []
 
 
