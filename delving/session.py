@@ -30,6 +30,7 @@ from delving.notation import Layer
 from delving.ranks import ALONE, Ranks
 from delving.schema import Config
 from delving.train import Progress, Recipe
+from delving.words import shown
 
 LONGER = 1.5  # the longer side of an image over its shorter one, as reckoned beforehand
 SMALL = 2e9  # bytes of a split's images: all of Tiny ImageNet's
@@ -139,7 +140,11 @@ def open_session(
     with ranks.same_fate():
         if ranks.local_rank:
             caches = _open_caches(config, workers, shelf, ranks)
-        net, layers = build_model(config, len(caches[0].images.classes))
+        classes = caches[0].images.classes
+        if len(classes) < 2:
+            raise ValueError(f"all images are of one class, {shown(classes[0])}: there is nothing "
+                             "to tell apart")  # fmt: skip
+        net, layers = build_model(config, len(classes))
     precision = devices.pick_precision(config.precision, device)
     return Session(
         config,

@@ -270,6 +270,16 @@ def test_micro_batches_and_loader_processes_are_the_same_run(done, fresh):
 
 
 # --- refused, nothing overwritten ---
+def test_images_of_one_class_are_refused_before_anything_is_written(fresh, tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / split / "cat" / "0.png")
+    words = ["data=folder", f"data.root={tmp_path}", "data.classes=null"]
+    with pytest.raises(ValueError, match="all images are of one class, cat"):
+        train(fresh, *words, "data.train_images=null", "data.val_images=null")
+    assert not list(fresh.glob("smoke/runs/*"))
+
+
 def test_other_data_under_the_same_name_is_refused(fresh):
     with pytest.raises(Interrupted):
         train(fresh, watch=interrupt_at(1))

@@ -176,10 +176,6 @@ def _splits(
         raise ValueError(f"no images in {'train' if not train else 'val'}/")
     if strange:
         raise ValueError(f"val has classes that train lacks: {', '.join(map(shown, strange[:5]))}")
-    if len(classes) < 2:
-        raise ValueError(
-            f"train/ has one class, {shown(classes[0])}: there is nothing to tell apart"
-        )
     titles = [words.get(c, c) for c in classes]
     number = {c: i for i, c in enumerate(classes)}
 

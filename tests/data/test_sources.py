@@ -332,8 +332,3 @@ def test_shapes_need_no_root_and_are_generated_once(tmp_path):
 def test_a_download_needs_a_root_to_go_to(name):
     with pytest.raises(ValueError, match=rf"data={name} needs data\.root="):
         prepare_data(name, None)
-
-
-def test_one_class_is_nothing_to_tell_apart(tmp_path):
-    with pytest.raises(ValueError, match="train/ has one class, cat"):
-        find_folder(write_folder(tmp_path, classes=("cat",)))
