@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from delving.readme import BLOCKS, collect, paragraphs, refresh
+from delving import record
+from delving.readme import BLOCKS, REFERENCE, collect, paragraphs, refresh
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -120,3 +121,11 @@ def test_an_artefact_is_added_as_the_readme_says(extended):
     assert done.returncode == 0, done.stderr
     assert "| conv1 | 0." in (root / "out/smoke/slopes/table.md").read_text(encoding="utf-8")
     assert "slope is positive" in (root / "out/smoke/report.html").read_text(encoding="utf-8")
+
+
+def test_what_is_told_of_longer_trainings_is_in_their_records():
+    told = README.read_text(encoding="utf-8")
+    paths = sorted((REFERENCE / "longer").glob("*.json"))
+    assert len(paths) == 4
+    for result in map(record.read_json, paths):
+        assert f"{result['eval']['ten_view']['top1_err']:.2f} |" in told
