@@ -28,8 +28,7 @@ def average(folders: Sequence[Path], protocol: str) -> tuple[np.ndarray, np.ndar
 
 
 def check_members(folders: Sequence[Path]) -> None:
-    """ValueError where these are not two finished runs or more, each named once, on the same
-    images."""
+    """ValueError where these are not finished runs, each named once, on the same images."""
     known: dict[Path, str] = {}
     for folder in folders:
         place = folder.resolve()
@@ -38,8 +37,6 @@ def check_members(folders: Sequence[Path]) -> None:
         known[place] = place.name
         if not (folder / "result.json").exists():
             raise ValueError(f"{folder} is not finished: the command that began it goes on")
-    if len(folders) < 2:
-        raise ValueError(f"an ensemble needs two runs or more, not {len(folders)}")
     images = [_images_of(folder) for folder in folders]
     for folder, own in zip(folders, images, strict=True):
         if None not in (own, images[0]) and own != images[0]:

@@ -29,7 +29,9 @@ def exit_code(command: Callable[[], int], *, debug: bool = False) -> int:
     with _noting_interrupts() as noted:
         try:
             _check_directory()
-            with leaving_at_once(others):  # also while libraries are imported
+            # While libraries are imported, plans made, pictures drawn: what runs and detections
+            # have to save they see to themselves.
+            with leaving_at_once(others, "stopped here; the same command does what is left"):
                 code = command()
             flush()
             return code

@@ -12,14 +12,16 @@ REQUEUE = (signal.SIGUSR1, signal.SIGUSR2)  # "start me again": exit code 75
 ABOVE = 1000  # all numbers of signals
 
 
+BEFORE = "nothing had begun; the same command starts it"
+
+
 class Interrupted(Exception):
     """A signal came, and nothing is lost. `signal` is its number."""
 
-    def __init__(self, number: int, folder: Path | str | None = None):
-        name = signal.Signals(number).name
-        what = f"saved in {folder}" if folder else "nothing had begun"
-        then = "the same command goes on from there" if folder else "the same command starts it"
-        super().__init__(f"{name}: {what}; {then}")
+    def __init__(self, number: int, folder: Path | str | None = None, told: str = BEFORE):
+        if folder:
+            told = f"saved in {folder}; the same command goes on from there"
+        super().__init__(f"{signal.Signals(number).name}: {told}")
         self.signal = number
         self.told_elsewhere = False  # of several ranks one tells of it
 
@@ -50,11 +52,11 @@ def heeding_signals() -> Iterator[list[int]]:
 
 
 @contextmanager
-def leaving_at_once(numbers: Sequence[int] = HEEDED) -> Iterator[None]:
+def leaving_at_once(numbers: Sequence[int] = HEEDED, told: str = BEFORE) -> Iterator[None]:
     """While nothing is there to be saved, a signal ends the run where it stands, tidily."""
 
     def leave(number: int, frame: object) -> None:
-        raise Interrupted(number)
+        raise Interrupted(number, told=told)
 
     with _handling(leave, numbers):
         yield

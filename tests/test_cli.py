@@ -196,7 +196,7 @@ def test_exit_codes_are_those_of_the_contract(delving, monkeypatch, error, code)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 143)])
-def test_a_signal_before_a_run_has_begun_ends_with_its_code_too(delving, monkeypatch, number, code):
+def test_a_signal_beside_any_run_ends_with_its_code_too(delving, monkeypatch, number, code):
     """While libraries are imported, or a plan is made."""
 
     def told(*_):
@@ -207,7 +207,7 @@ def test_a_signal_before_a_run_has_begun_ends_with_its_code_too(delving, monkeyp
     before = signal.getsignal(number)
     found, _, err = delving("show")
     assert (found, signal.getsignal(number)) == (code, before)
-    assert "nothing had begun" in err
+    assert err == f"delving: {number.name}: stopped here; the same command does what is left\n"
 
 
 def test_a_bare_interruption_ends_with_130_without_a_traceback(delving, monkeypatch):
