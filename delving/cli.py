@@ -85,10 +85,14 @@ def show(overrides: Overrides = None, as_json: AsJson = False) -> None:
 
 @app.command("list")
 def list_(
-    what: Annotated[
-        str,
-        typer.Argument(help="models, acts, inits, data, scales, artefacts, runs, detections."),
-    ] = "",
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="models, acts, inits, data, scales, artefacts, runs, detections; all but the last "
+            "two if not given.",
+            show_default=False,
+        ),
+    ] = None,
     output_root: Root = "outputs",
 ) -> None:
     """What there is."""
@@ -103,11 +107,12 @@ def list_(
         "artefacts": "paper",
     }
     known = [*groups_of, "runs", "detections"]
-    if what and what not in known:
-        raise ValueError(f"list {what}: choose from {', '.join(known)}")
-    for plural in [what] if what else groups_of:
+    asked = without_root(words or [])
+    if unknown := [word for word in asked if word not in known]:
+        raise ValueError(f"list {unknown[0]}: choose from {', '.join(known)}")
+    for plural in asked or groups_of:
         if plural in ("runs", "detections"):
-            _print_folders(output_root, plural)
+            _print_folders(asked_root(words or [], output_root), plural)
             continue
         group = groups_of[plural]
         how = "delving reproduce ..." if group == "paper" else f"{group}=..."
@@ -154,11 +159,18 @@ def plot_curves(
 
 
 @app.command()
-def doctor(output_root: Root = "outputs") -> None:
+def doctor(
+    words: Annotated[
+        list[str] | None, typer.Argument(help="output_root=...", show_default=False)
+    ] = None,
+    output_root: Root = "outputs",
+) -> None:
     """Versions, devices, data, disk: what this machine can do."""
     from delving.doctor import examine
 
-    for name, finding in examine(output_root):
+    if unknown := without_root(words or []):
+        raise ValueError(f"doctor {unknown[0]}: it takes output_root=... alone")
+    for name, finding in examine(asked_root(words or [], output_root)):
         terminal.say(f"{name:14} {finding}")
 
 

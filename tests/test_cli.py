@@ -76,6 +76,7 @@ def test_list_of_one_kind_shows_that_kind_alone(delving, what):
 def test_list_runs_tells_finished_from_unfinished(delving, root, tmp_path):
     assert delving("list", "runs", "--output-root", tmp_path)[:2] == (0, "")
     _, out, _ = delving("list", "runs", "--output-root", root)
+    assert delving("list", "runs", f"output_root={root}")[1] == out != ""
     [line] = out.splitlines()
     assert RUN in line
     assert "ten_view" in line
@@ -372,4 +373,6 @@ def test_doctor_tells_versions_devices_data_and_disk(delving, root, tmp_path):
     assert "missing" not in out
     assert "-4x96+24" in out
     assert "not generated yet" in delving("doctor", "--output-root", tmp_path / "none")[1]
+    assert "not generated yet" in delving("doctor", f"output_root={tmp_path / 'none'}")[1]
+    assert "doctor gpu: it takes output_root=... alone" in delving("doctor", "gpu")[2]
     assert not (tmp_path / "none").exists()
