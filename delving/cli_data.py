@@ -1,6 +1,8 @@
 """`delving data ...`: prepare, verify, preview."""
 
 import json
+import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -38,9 +40,22 @@ def verify(
     from delving.data.verify import verify_data
 
     config = compose(overrides or [])
-    report = verify_data(*load_splits(config.data, config.output_root))
+    report = verify_data(*load_splits(config.data, config.output_root), _every(10))
     terminal.write(json.dumps(_as_record(report), indent=2)) if as_json else _print_report(report)
     raise typer.Exit(0 if report.sound else 1)
+
+
+def _every(seconds: float):
+    """Tells on the standard error how far a look at all images is, not more often than that."""
+    last = time.monotonic()
+
+    def tell(split: str, count: int, bad: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            print(f"{split}: {count:,} images looked at, {bad:,} of them bad", file=sys.stderr)
+
+    return tell
 
 
 def _as_record(report) -> dict:
@@ -87,10 +102,12 @@ def preview(overrides: Overrides = None) -> None:
 
     config = compose(overrides or [])
     images, _ = load_splits(config.data, config.output_root)
-    sides, color = tuple(k * config.data.crop // 7 for k in config.train.s), config.train.color
+    sides = tuple(k * config.data.crop // 7 for k in config.train.s)
+    flip, color = config.train.flip, config.train.color
     sample = sample_input(images, config.data.crop)
-    rows = augmented_rows(images, sample, sides=sides, color=color, seed=config.seed)
-    title = f"s in {list(sides)}, crop {config.data.crop}, flip, {describe_shift(sample, color)}"
+    rows = augmented_rows(images, sample, sides=sides, flip=flip, color=color, seed=config.seed)
+    title = (f"s in {list(sides)}, crop {config.data.crop}, {'flip' if flip else 'no flip'}, "
+             f"{describe_shift(sample, color)}")  # fmt: skip
     whole = draw_sheet(sheet_rows(images), title=f"{config.data.name}, training images")
     folder = Path(config.output_root) / config.scale / "preview"
     terminal.say(save_figure(whole, folder / f"{config.data.name}.png"))

@@ -178,11 +178,12 @@ def _open_caches(config: Config, workers: int, shelf: dict, ranks: Ranks) -> lis
         # Only the last data set's stay: two of them might not fit.
         shelf.clear()
         train, val = load_splits(config.data, config.output_root)
-        gigabytes = data.cache_gb / ranks.local_size
+        each = data.cache_gb / ranks.local_size / (len(train) + len(val))  # gigabytes of an image
         shelf[key] = [
-            cached(train, gigabytes=gigabytes, workers=workers, side=_side_of(train, sides)),
-            cached(val, gigabytes=gigabytes, workers=workers),
-        ]
+            cached(train, gigabytes=each * len(train), workers=workers,
+                   side=_side_of(train, sides)),
+            cached(val, gigabytes=each * len(val), workers=workers),
+        ]  # fmt: skip
     return shelf[key]
 
 

@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff")
+# Files of the last row are named as undecodable, where else they would be passed over unseen.
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff"),
+    *(".heic", ".heif", ".avif", ".jp2"),
+)
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM", "TIFF")
 # ours: an image of more than 89,478,485 pixels (Pillow's limit), of more than 100 MB in its file,
 # or more than 100 times as long as it is wide counts as undecodable: unpacked, or resized to a
@@ -28,10 +32,22 @@ FAULTS = (
     EOFError,
     KeyError,
     IndexError,
+    TypeError,
+    AttributeError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
 )
+
+TURNS = {  # of each EXIF orientation but the upright one
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class UndecodableImageError(ValueError):
@@ -66,7 +82,7 @@ class Images:
     def size(self, index: int) -> tuple[int, int]:
         """(width, height) as `load` would give it, from the file's header alone."""
         with opened(self.bytes_of(index), self.names[index]) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            turned = orientation(image) in (5, 6, 7, 8)
             # Of a TIFF Pillow gives the size it will have.
             return image.size[::-1] if turned and image.format != "TIFF" else image.size
 
@@ -91,14 +107,25 @@ def decode(data: bytes, name: str) -> Image.Image:
         UndecodableImageError: truncated, empty, not an image, or beyond the limits above.
     """
     with opened(data, name) as image:
-        # assumed: an image is turned upright by its EXIF rotation.
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            image = ImageOps.exif_transpose(image)
+        image.load()
+        # assumed: an image is turned upright by its EXIF rotation. Pillow's own function for that
+        # also writes the other EXIF entries anew, and fails on odd ones.
+        turn = TURNS.get(orientation(image))
+        if turn is not None:
+            image = image.transpose(turn)
         if image.mode.startswith("I"):  # convert() would clip 16 bits at 255, not scale them
             image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-        image.load()
         # Both of Pillow's functions copy an image that they have nothing to do with.
         return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def orientation(image: Image.Image) -> int:
+    """1 to 8 as EXIF has it; 1, upright, where it says nothing of sense."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation)
+    except FAULTS:  # of the EXIF block alone: the picture may be sound
+        return 1
+    return found if found in TURNS else 1
 
 
 @contextmanager
@@ -155,13 +182,15 @@ def select(images: Images, *, classes: int | None, count: int | None, key: str =
     `key` is what asked for so many.
 
     Raises:
-        ValueError: where the split has fewer than asked for.
+        ValueError: where the split has fewer than asked for, or none.
     """
     if classes and classes > len(images.classes):
         there = f"the data has {len(images.classes)}"
         raise ValueError(f"data.classes={classes}: {there}; data.classes=null takes all")
     kept = classes or len(images.classes)
     indices = np.flatnonzero(images.labels < kept)
+    if not len(indices):
+        raise ValueError(f"{key}: there is no image of the {kept} classes")
     if count and count > len(indices):
         there = f"these {kept} classes have {len(indices)}"
         raise ValueError(f"{key}={count}: {there}; {key}=null takes all")

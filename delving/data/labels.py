@@ -27,44 +27,59 @@ def parse_annotations(data: bytes) -> Listing:
     return [(wnid, f"val/images/{file}") for file, wnid in of_file.items()]
 
 
-def parse_words(data: bytes) -> dict[str, str]:
-    """WordNet ids to names, the first synonym alone, from a words.txt."""
+def parse_words(data: bytes, path: Path | str = "words.txt", between: str = "\t") -> dict[str, str]:
+    """WordNet ids to names, the first synonym alone, from a words.txt; with a space between them
+    from Kaggle's LOC_synset_mapping.txt."""
     words = {}
-    for number, line in _lines(data, "words.txt"):
-        wnid, _, names = line.partition("\t")
+    for number, line in _lines(data, path):
+        wnid, _, names = line.partition(between)
         if not names:
-            raise _fault("words.txt", number, f"no id and name: {shown(line)}")
+            raise _fault(path, number, f"no id and name: {shown(line)}")
         words[wnid] = names.split(",")[0]
     return words
+
+
+def read_words(path: Path) -> dict[str, str]:
+    """parse_words of a file, by its name."""
+    return parse_words(read_listing(path), path, "\t" if path.name == "words.txt" else " ")
 
 
 def read_solution(path: Path) -> dict[str, str]:
     """ILSVRC2012_val_... to its class's WordNet id, from Kaggle's LOC_val_solution.csv."""
     truth = {}
-    for number, line in _lines(_read(path), path):
+    for number, line in _lines(read_listing(path), path):
         image, _, boxes = line.partition(",")
-        if number == 1 and line != "ImageId,PredictionString":
-            raise _fault(path, number, f"not ImageId,PredictionString: {shown(line)}")
+        if number == 1:
+            if line != "ImageId,PredictionString":
+                raise _fault(path, number, f"not ImageId,PredictionString: {shown(line)}")
+            continue
         if not image or not boxes.split():
             raise _fault(path, number, f"no image and class: {shown(line)}")
         truth[image] = boxes.split()[0]
     return truth
 
 
-def read_devkit(devkit: Path) -> dict[str, str]:
-    """The same from the data folder of ILSVRC2012_devkit_t12: meta.mat and the ground truth."""
-    _read(devkit / "meta.mat")  # its faults as a file, told in our words
-    wnids, truth = read_synsets(devkit / "meta.mat"), {}
+def read_devkit(devkit: Path, synsets: dict[str, list[str]]) -> dict[str, str]:
+    """The same from the data folder of ILSVRC2012_devkit_t12: read_meta's synsets and the ground
+    truth."""
+    truth: dict[str, str] = {}
     path = devkit / "ILSVRC2012_validation_ground_truth.txt"
-    for image, (number, line) in enumerate(_lines(_read(path), path), 1):
+    for image, (number, line) in enumerate(_lines(read_listing(path), path), 1):
         word = line.strip()
-        if word not in wnids:
+        if word not in synsets:
             raise _fault(path, number, f"no ILSVRC2012_ID of meta.mat: {shown(word)}")
-        truth[f"ILSVRC2012_val_{image:08d}"] = wnids[word]
+        truth[f"ILSVRC2012_val_{image:08d}"] = synsets[word][0]
     return truth
 
 
-def _read(path: Path) -> bytes:
+def read_meta(devkit: Path) -> dict[str, list[str]]:
+    """The synsets of a devkit's data folder: {ILSVRC2012_ID in digits: [WordNet id, names]}."""
+    read_listing(devkit / "meta.mat")  # its faults as a file, told in our words
+    return read_synsets(devkit / "meta.mat")
+
+
+def read_listing(path: Path) -> bytes:
+    """A file's bytes; ValueError names it where it cannot be read."""
     try:
         return read_file(path)
     except OSError as error:
@@ -73,7 +88,7 @@ def _read(path: Path) -> bytes:
 
 def _decode(data: bytes, path: Path | str) -> str:
     try:
-        return data.decode()
+        return data.decode("utf-8-sig")  # Excel begins with a mark
     except UnicodeDecodeError as error:
         number = data.count(b"\n", 0, error.start) + 1
         raise _fault(path, number, "no UTF-8 text") from error

@@ -52,7 +52,11 @@ class Cache:
     side: int | None = None
     kept: dict[int, Picture] = field(default_factory=dict)
     sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
-    sound: dict[int, tuple[int, int]] = field(default_factory=dict)  # sizes of those cut before
+    # (N, 2): sizes of those cut before, else 0; loader processes each come to hold all of them.
+    sound: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sound = np.zeros((len(self.images), 2), np.uint16)
 
     def load(self, index: int) -> Picture:
         if index in self.kept:
@@ -73,8 +77,9 @@ class Cache:
         return crop_at(picture, *view[:3], flip=view.flip)
 
     def _cut(self, index: int, data: bytes, view: View) -> np.ndarray | None:
-        new = index not in self.sound
-        size = look_at(data, self.images.names[index]) if new else self.sound[index]
+        new = not self.sound[index].any()
+        name = self.images.names[index]
+        size = look_at(data, name) if new else tuple(self.sound[index].tolist())
         pixels = cut_region(data, size, view, new=new) if size else None
         if pixels is not None:
             self.sound[index] = size

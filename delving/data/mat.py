@@ -12,8 +12,9 @@ from pathlib import Path
 SECONDS, BYTES = 60, 4 * 2**30  # of the process
 
 
-def read_synsets(path: Path) -> dict[str, str]:
-    """{ILSVRC2012_ID in digits: WordNet id}; ValueError where it is not the devkit's meta.mat."""
+def read_synsets(path: Path) -> dict[str, list[str]]:
+    """{ILSVRC2012_ID in digits: [WordNet id, its names]}; ValueError where it is not the devkit's
+    meta.mat."""
     command = [sys.executable, "-m", "delving.data.mat", str(path)]
     try:
         done = subprocess.run(command, capture_output=True, timeout=SECONDS)
@@ -21,7 +22,8 @@ def read_synsets(path: Path) -> dict[str, str]:
     except (subprocess.TimeoutExpired, ValueError):
         found = {}
     if not found:
-        raise ValueError(f"{path}: not the devkit's: no synsets with ILSVRC2012_ID and WNID in it")
+        what = "synsets with ILSVRC2012_ID, WNID and words"
+        raise ValueError(f"{path}: not the devkit's: it has no {what}")
     return found
 
 
@@ -30,7 +32,8 @@ def main() -> None:
 
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
     rows = loadmat(sys.argv[1], squeeze_me=True, variable_names=["synsets"])["synsets"]
-    print(json.dumps({str(int(row["ILSVRC2012_ID"])): _word(row["WNID"]) for row in rows}))
+    print(json.dumps({str(int(row["ILSVRC2012_ID"])): [_word(row["WNID"]), _word(row["words"])]
+                      for row in rows}))  # fmt: skip
 
 
 def _word(value: object) -> str:

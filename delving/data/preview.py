@@ -14,6 +14,7 @@ from delving.data.input import Input, measure_input
 from delving.data.loader import Cache
 
 CLASSES, COLUMNS, WORDS = 12, 10, 18
+PIXELS = 160  # an image's longer side in the sheet; of photographs whole ones would take gigabytes
 
 
 def sheet_rows(images: Images) -> list[tuple[str, list[np.ndarray]]]:
@@ -21,8 +22,13 @@ def sheet_rows(images: Images) -> list[tuple[str, list[np.ndarray]]]:
     rows = []
     for label, title in list(enumerate(images.titles))[:CLASSES]:
         sound = _sound(images, np.flatnonzero(images.labels == label))
-        rows.append((title[:WORDS], [np.asarray(image) for _, image in islice(sound, COLUMNS)]))
+        rows.append((title[:WORDS], [_small(image) for _, image in islice(sound, COLUMNS)]))
     return rows
+
+
+def _small(image: Image.Image) -> np.ndarray:
+    image.thumbnail((PIXELS, PIXELS))
+    return np.asarray(image)
 
 
 def _sound(images: Images, chosen: Iterable[int]) -> Iterator[tuple[int, Image.Image]]:
@@ -33,7 +39,7 @@ def _sound(images: Images, chosen: Iterable[int]) -> Iterator[tuple[int, Image.I
 
 
 def augmented_rows(
-    images: Images, input: Input, *, sides: tuple[int, int], color: float, seed: int
+    images: Images, input: Input, *, sides: tuple[int, int], flip: bool, color: float, seed: int
 ) -> list[tuple[str, list[np.ndarray]]]:
     """The same few images over epochs, as training sees them before the mean is subtracted."""
     crop, rows = input.mean.shape[1], []
@@ -41,7 +47,7 @@ def augmented_rows(
         views = []
         for epoch in range(COLUMNS):
             draws = draw_augmentation(seed, epoch, len(images))[index]
-            view = augment(image, draws, crop=crop, sides=sides, flip=True)
+            view = augment(image, draws, crop=crop, sides=sides, flip=flip)
             shift = input.color_shift(torch.from_numpy(draws[None, 4:]), color)[0].numpy()
             views.append(np.clip(view + shift, 0, 255).astype(np.uint8))
         rows.append((images.titles[images.labels[index]][:WORDS], views))

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from delving.data.augment import View, crop_at, region_of
-from delving.data.images import decode, opened
+from delving.data.images import decode, opened, orientation
 from delving.kernels.compiled import compile_and_load
 
 JPEG, END = b"\xff\xd8", b"\xff\xd9"
@@ -33,8 +33,7 @@ def look_at(data: bytes, name: str) -> tuple[int, int] | None:
     if not (data.startswith(JPEG) and data.endswith(END) and agrees()):
         return None
     with opened(data, name) as image:
-        rotated = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        usual = image.format == "JPEG" and image.mode in ("RGB", "L") and not rotated
+        usual = image.format == "JPEG" and image.mode in ("RGB", "L") and orientation(image) == 1
         return image.size if usual else None
 
 

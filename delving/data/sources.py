@@ -15,7 +15,9 @@ from delving.data.labels import (
     parse_annotations,
     parse_words,
     read_devkit,
+    read_meta,
     read_solution,
+    read_words,
 )
 from delving.data.zips import ZipReader, list_members
 from delving.words import shown
@@ -61,16 +63,27 @@ def find_imagenet(root: Path) -> tuple[Images, Images]:
     """train/ of class folders; val/ alike, or flat beside the devkit or LOC_val_solution.csv."""
     nested = root / "ILSVRC" / "Data" / "CLS-LOC"
     root = nested if nested.is_dir() else root
-    if any(p.is_dir() for p in (root / "val").glob("*")):
-        return find_folder(root)
+    devkit = next(root.glob("ILSVRC2012_devkit*/data"), None)
+    synsets = read_meta(devkit) if devkit else {}
     train = _class_folders(root, "train")
-    truth, files = _ground_truth(root), sorted((root / "val").glob("*.JPEG"))
+    if any(p.is_dir() and not p.name.startswith(".") for p in (root / "val").glob("*")):
+        val = _class_folders(root, "val")
+    else:
+        val = _flat_val(root, devkit, synsets)
+    return _splits(train, val, FolderReader(root), _imagenet_words(root, synsets))
+
+
+def _flat_val(root: Path, devkit: Path | None, synsets: dict[str, list[str]]) -> Listing:
+    """ImageNet's validation images as they are published: all of them, or none of their errors
+    would compare."""
+    truth = _ground_truth(root, devkit, synsets)
+    files = sorted(p for p in (root / "val").glob("*") if _is_image(p.name) and p.name[0] != ".")
     strange = [path.name for path in files if path.stem not in truth]
-    if strange:
-        raise ValueError(f"{root / 'val'}: {len(strange)} images of no known class: "
-                         f"{shown(strange[0])}")  # fmt: skip
-    val = [(truth[path.stem], f"val/{path.name}") for path in files]
-    return _splits(train, val, FolderReader(root), {})
+    absent = sorted(truth.keys() - {path.stem for path in files})
+    for names, what in ((strange, "images of no known class"), (absent, "images lack")):
+        if names:
+            raise ValueError(f"{root / 'val'}: {len(names):,} {what}, {shown(names[0])} first")
+    return [(truth[path.stem], f"val/{path.name}") for path in files]
 
 
 SOURCES: dict[str, Callable[[Path], tuple[Images, Images]]] = {
@@ -145,25 +158,30 @@ def _told(root: Path, reader: Callable[[str], bytes], name: str) -> bytes:
         raise ValueError(f"data.root={root}: {name}: {error.strerror or error}") from error
 
 
-def _ground_truth(root: Path) -> dict[str, str]:
+def _ground_truth(root: Path, devkit: Path | None, synsets: dict[str, list[str]]) -> dict[str, str]:
     """ILSVRC2012_val_... to its class's WordNet id."""
-    solution = next(
-        (
-            p / "LOC_val_solution.csv"
-            for p in (root, *root.parents)
-            if (p / "LOC_val_solution.csv").is_file()
-        ),
-        None,
-    )
-    if solution:
+    if solution := _above(root, "LOC_val_solution.csv"):
         return read_solution(solution)
-    devkit = next(root.glob("ILSVRC2012_devkit*/data"), None)
     if not devkit:
         raise ValueError(
             f"data.root={root}: val/ has no class folders, and beside it lies neither "
             "ILSVRC2012_devkit_t12/ nor LOC_val_solution.csv to tell the classes"
         )
-    return read_devkit(devkit)
+    return read_devkit(devkit, synsets)
+
+
+def _imagenet_words(root: Path, synsets: dict[str, list[str]]) -> dict[str, str]:
+    """What its classes are called, where a file beside the images tells."""
+    for told in (_above(root, "LOC_synset_mapping.txt"), root / "words.txt"):
+        if told and told.is_file():
+            return read_words(told)
+    return {wnid: names.split(",")[0] for wnid, names in synsets.values()}
+
+
+def _above(root: Path, name: str) -> Path | None:
+    """The file of that name in the folder or the nearest above it."""
+    root = root.resolve()
+    return next((p / name for p in (root, *root.parents) if (p / name).is_file()), None)
 
 
 def _splits(

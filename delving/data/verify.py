@@ -2,9 +2,15 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 from delving.data.images import Images, UndecodableImageError, decode
+from delving.data.loader import count_cores
+
+TOGETHER = 1000  # images handed to the threads at once
 
 
 @dataclass
@@ -21,26 +27,46 @@ class Report:
         return not self.bad and not self.duplicates
 
 
-def verify_data(train: Images, val: Images) -> Report:
-    """Reads and decodes every image of both splits, whatever is wrong with some of them.
+def verify_data(
+    train: Images, val: Images, tell: Callable[[str, int, int], None] = lambda *told: None
+) -> Report:
+    """Reads and decodes every image of both splits, on all cores, whatever is wrong with some.
 
     Files of equal bytes in both are duplicates; a hash of each training file is kept for that.
+
+    Args:
+        tell: is called with the split, how many of its images have been looked at, and how many
+            are bad, every TOGETHER images.
     """
     report, seen = Report(), {}
-    for split, images in (("train", train), ("val", val)):
-        labels = Counter(images.labels.tolist())
-        report.counts[split] = {name: labels[i] for i, name in enumerate(images.classes)}
-        report.decoded[split] = 0
-        for index, name in enumerate(images.names):
-            try:
-                data = images.bytes_of(index)
-                digest = hashlib.blake2b(data, digest_size=16).digest()
-                if split == "train":
-                    seen.setdefault(digest, index)
-                elif digest in seen:
-                    report.duplicates.append((train.names[seen[digest]], name))
-                decode(data, name)
-                report.decoded[split] += 1
-            except UndecodableImageError as error:
-                report.bad.append((name, str(error)))
+    with ThreadPoolExecutor(count_cores()) as pool:
+        for split, images in (("train", train), ("val", val)):
+            labels, bad = Counter(images.labels.tolist()), []
+            report.counts[split] = {name: labels[i] for i, name in enumerate(images.classes)}
+            for start in range(0, len(images), TOGETHER):
+                some = range(start, min(start + TOGETHER, len(images)))
+                found = pool.map(partial(_look_at, images), some)
+                for index, (digest, problem) in zip(some, found, strict=True):
+                    if split == "train" and digest:
+                        seen.setdefault(digest, index)
+                    elif digest in seen:
+                        of_train = train.names[seen[digest]]
+                        report.duplicates.append((of_train, images.names[index]))
+                    if problem:
+                        bad.append((images.names[index], problem))
+                tell(split, some.stop, len(bad))
+            report.decoded[split] = len(images) - len(bad)
+            report.bad += bad
     return report
+
+
+def _look_at(images: Images, index: int) -> tuple[bytes | None, str]:
+    """A file's hash, None where it cannot be read, and what is wrong with it."""
+    digest = None
+    try:
+        data = images.bytes_of(index)
+        digest = hashlib.blake2b(data, digest_size=16).digest()
+        decode(data, images.names[index])
+    except UndecodableImageError as error:
+        return digest, str(error)
+    return digest, ""

@@ -58,7 +58,7 @@ class ZipReader:
 
 def list_members(zips: Iterable[Path], top: str) -> dict[str, tuple[Path, str]]:
     """{name: (zip, member)} of all files in the zips, sorted; names are those below the folder
-    `top`, where they are in it.
+    `top`, where they are in it. What macOS and other programs added is left out.
 
     Raises:
         ValueError: a zip that is broken or holds what it should not; two zips that disagree.
@@ -66,7 +66,10 @@ def list_members(zips: Iterable[Path], top: str) -> dict[str, tuple[Path, str]]:
     members: dict[str, tuple[Path, str]] = {}
     sums: dict[str, tuple[int, int]] = {}  # of the same files in several zips
     for path in zips:
-        for info in (info for info in open_checked(path) if not info.is_dir()):
+        for info in open_checked(path):
+            parts = info.filename.split("/")
+            if info.is_dir() or any(p.startswith(".") or p == "__MACOSX" for p in parts):
+                continue
             name = info.filename.partition(top)[2] or info.filename
             if sums.setdefault(name, (info.CRC, info.file_size)) != (info.CRC, info.file_size):
                 raise ValueError(f"{path}: {shown(name)}: another than in {members[name][0]}")

@@ -104,6 +104,13 @@ def test_a_zip_with_two_members_of_one_name_is_refused(tmp_path):
     refused_at_once(find_tiny_imagenet, path, said=r"t\.zip: words\.txt: a second member")
 
 
+def test_what_macos_puts_into_a_zip_is_left_out(tmp_path):
+    whole = find_tiny_imagenet(write_zip(tmp_path / "a.zip", TINY))
+    beside = {f"__MACOSX/{n}": b"x" for n in TINY} | {"train/n01/images/._n01_0.JPEG": b"x"}
+    found = find_tiny_imagenet(write_zip(tmp_path / "b.zip", TINY | beside))
+    assert [images.names for images in found] == [images.names for images in whole]
+
+
 def test_zips_that_disagree_are_refused_and_those_that_agree_are_not(tmp_path):
     write_zip(tmp_path / "a.zip", TINY)
     write_zip(tmp_path / "b.zip", {"tiny-imagenet-200/words.txt": TINY["words.txt"]})
@@ -309,7 +316,7 @@ def flat_imagenet(root):
 
 
 SOLUTIONS = {
-    b"": "1 images of no known class",
+    b"": "images of no known class",
     b"a,b\n1,2\n": "line 1: not ImageId,PredictionString: a,b",
     b"ImageId,PredictionString\nILSVRC2012_val_00000001\n": "line 2: no image and class",
     b"ImageId,PredictionString\nILSVRC2012_val_00000001, \n": "line 2: no image and class",
@@ -333,9 +340,9 @@ def devkit(root, synsets=None, truth=b"1\n"):
 
     flat_imagenet(root)
     data = root / "ILSVRC2012_devkit_t12" / "data"
-    kinds = [("ILSVRC2012_ID", float), ("WNID", object)]
+    kinds = [("ILSVRC2012_ID", float), ("WNID", object), ("words", object)]
     beside = io.BytesIO()
-    scipy_io.savemat(beside, {"synsets": np.array([(1, "n01"), (2, "n02")], kinds)[:, None]})
+    scipy_io.savemat(beside, {"synsets": np.array([(1, "n01", "one"), (2, "n02", "two")], kinds)})
     write_file(data / "meta.mat", beside.getvalue() if synsets is None else synsets)
     write_file(data / "ILSVRC2012_validation_ground_truth.txt", truth)
     return beside.getvalue()
@@ -347,7 +354,7 @@ TRUTHS = {
     b"1\n-1\n": "line 2: ",
     b"1\n" + b"9" * 5000: r"line 2: .*5,000 characters",
     b"\xff": "line 1: no UTF-8",
-    b"": "1 images of no known class",
+    b"": "images of no known class",
     b"2\n": "train lacks: n02",
 }
 
@@ -355,7 +362,7 @@ TRUTHS = {
 @pytest.mark.parametrize("told", TRUTHS, ids=range(len(TRUTHS)))
 def test_garbage_in_the_ground_truth_is_told_by_line(tmp_path, monkeypatch, told):
     # What its meta.mat says, without the process that reads it.
-    monkeypatch.setattr(labels, "read_synsets", lambda path: {"1": "n01", "2": "n02"})
+    monkeypatch.setattr(labels, "read_synsets", lambda path: {"1": ["n01", ""], "2": ["n02", ""]})
     devkit(tmp_path, truth=told)
     refused_at_once(find_imagenet, tmp_path, said=TRUTHS[told])
 

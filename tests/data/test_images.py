@@ -86,6 +86,20 @@ def test_an_image_that_exif_turns_is_upright_and_its_size_is_known(orientation):
         assert corner.max() < 60
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_odd_entries_beside_the_orientation_are_no_trouble(form):
+    # A short, 6, and a resolution that is a text: Pillow reads it, but could not write it anew.
+    entries = struct.pack("<HHIHxx", 0x0112, 3, 1, 6) + struct.pack("<HHI4s", 0x011A, 2, 3, b"72")
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
+    images = one(encode(PIXELS, form, exif=exif))
+    assert images.load(0).size == images.size(0) == (HEIGHT, WIDTH)
+
+
+def test_an_image_whose_exif_is_damaged_is_as_its_pixels_are():
+    images = one(encode(PIXELS, "PNG", exif=b"Exif\0\0no header of a TIFF"))
+    assert images.load(0).size == images.size(0) == (WIDTH, HEIGHT)
+
+
 def test_an_image_of_one_pixel_is_an_image():
     images = one(encode(np.full((1, 1, 3), 9, np.uint8)))
     assert images.load(0).size == images.size(0) == (1, 1)
@@ -216,3 +230,8 @@ def test_without_limits_everything_is_kept():
 def test_more_than_there_is_is_refused_with_what_there_is(classes, count, said):
     with pytest.raises(ValueError, match=said):
         select(listing([3, 2, 4]), classes=classes, count=count)
+
+
+def test_a_split_without_images_of_the_chosen_classes_is_refused():
+    with pytest.raises(ValueError, match="count: there is no image of the 2 classes"):
+        select(listing([0, 0, 4]), classes=2, count=None)

@@ -3,6 +3,7 @@
 import csv
 import zipfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -245,12 +246,49 @@ def test_flat_validation_images_take_their_classes_from_the_devkit(tmp_path):
     # ILSVRC ids in another order than the sorted WordNet ids, and one synset that is no class
     ids = {"n02": 1, "n03": 2, "n01": 3, "n77": 4}
     kinds = [("ILSVRC2012_ID", float), ("WNID", object), ("words", object)]
-    synsets = np.array([(i, wnid, wnid) for wnid, i in ids.items()], dtype=kinds)
+    named = [(i, wnid, f"name of {wnid}, another") for wnid, i in ids.items()]
+    synsets = np.array(named, dtype=kinds)
     io.savemat(data / "meta.mat", {"synsets": synsets[:, None]})
     lines = [f"{ids[WNIDS[label]]}\n" for label in truth.values()]
     (data / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(lines))
     _, val = find_imagenet(tmp_path)
     assert found_labels(val) == truth
+    assert val.titles == [f"name of {wnid}" for wnid in WNIDS]
+
+
+def test_validation_images_that_lack_are_told_since_errors_are_of_all_of_them(tmp_path):
+    write_solution(tmp_path / "LOC_val_solution.csv", flat_imagenet(tmp_path))
+    (tmp_path / "val" / "ILSVRC2012_val_00000003.JPEG").unlink()
+    with pytest.raises(ValueError, match="1 images lack, ILSVRC2012_val_00000003 first"):
+        find_imagenet(tmp_path)
+
+
+def test_other_programs_folders_do_not_hide_flat_validation_images(tmp_path):
+    write_solution(tmp_path / "LOC_val_solution.csv", flat_imagenet(tmp_path))
+    (tmp_path / "val" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "val" / "ILSVRC2012_val_00000001.JPEG").rename(
+        tmp_path / "val" / "ILSVRC2012_val_00000001.jpg"
+    )
+    assert len(find_imagenet(tmp_path)[1]) == 4
+
+
+def test_a_solution_file_that_excel_saved_or_that_lies_above_is_read(tmp_path, monkeypatch):
+    truth, path = flat_imagenet(tmp_path / "in"), tmp_path / "LOC_val_solution.csv"
+    write_solution(path, truth)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    monkeypatch.chdir(tmp_path / "in")
+    assert found_labels(find_imagenet(Path())[1]) == truth
+
+
+@pytest.mark.parametrize(
+    ("name", "between"), [("LOC_synset_mapping.txt", " "), ("words.txt", "\t")]
+)
+def test_classes_are_called_by_their_first_name_where_a_file_tells(tmp_path, name, between):
+    write_folder(tmp_path, classes=WNIDS)
+    told = "".join(f"{wnid}{between}name of {wnid}, another\n" for wnid in WNIDS)
+    write_file(tmp_path / name, told.encode())
+    for images in find_imagenet(tmp_path):
+        assert images.titles == [f"name of {wnid}" for wnid in WNIDS]
 
 
 def test_flat_validation_images_without_any_truth_are_refused(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers import write_file, write_folder
 
+from delving.data import verify as module
 from delving.data.images import Images
 from delving.data.sources import find_folder
 from delving.data.verify import verify_data
@@ -107,6 +108,14 @@ def test_every_fault_is_told_in_the_datas_order_in_one_pass(root):
     assert "train/dog/1.JPEG cannot be read: No such file" in report.bad[2][1]
     # files that are equally spoilt are duplicates all the same
     assert report.duplicates == [("train/cat/2.JPEG", "val/dog/1.JPEG")]
+
+
+def test_progress_is_told_by_split(root, monkeypatch):
+    monkeypatch.setattr(module, "TOGETHER", 4)
+    spoil(root)
+    told = []
+    verify_data(*find_folder(root), lambda *args: told.append(args))
+    assert told == [("train", 4, 1), ("train", 6, 1), ("val", 4, 0), ("val", 5, 0)]
 
 
 def test_a_broken_member_of_a_zip_is_told_among_the_others(root, tmp_path):
