@@ -140,6 +140,8 @@ def load_checkpoint(folder: Path) -> Loaded | None:
                     return _read(folder / name)
                 except (ValueError, FileNotFoundError) as error:
                     faults.append(str(error))
+                except OSError as error:
+                    faults.append(_unreadable(folder / name, error))
         time.sleep(patience if faults else 0)
     if faults and faults != [f"{folder / NEW}: no manifest.json"]:
         told = "; ".join(faults)
@@ -155,7 +157,16 @@ def find_fault(checkpoint: Path) -> str | None:
                 _compare(path, hashlib.file_digest(file, "sha256").hexdigest(), digest)
     except (ValueError, FileNotFoundError) as error:
         return str(error)
+    except OSError as error:
+        return _unreadable(checkpoint, error)
     return None
+
+
+def _unreadable(checkpoint: Path, error: OSError) -> str:
+    """The fault of a disk; what is only forbidden is not damaged, and raised."""
+    if isinstance(error, PermissionError):
+        raise error
+    return f"{error.filename or checkpoint} cannot be read: {error.strerror or error}"
 
 
 def _listed(checkpoint: Path) -> list[tuple[Path, str]]:

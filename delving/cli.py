@@ -16,6 +16,7 @@ try:
         Overrides,
         Root,
         asked_root,
+        found_once,
         make_display,
         speaks,
         without_root,
@@ -52,21 +53,30 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a run by its own protocols or by others."""
-    from delving import record
-    from delving.config import amend
+    from delving.config import from_yaml
 
-    folder = record.find_run(run, asked_root(overrides or []))
-    config = amend(folder / "config.yaml", overrides or [])
-    disk.check_writable(folder / "eval")
-    with make_display() as display:
-        from delving.score import eval_run
+    with found_once(lambda: _find_run(run, overrides or [])) as (place, text):
+        folder = Path(place)
+        with make_display() as display:
+            from delving.score import eval_run
 
-        eval_run(folder, config, display)
+            eval_run(folder, from_yaml(text, place), display)
     if speaks():
         terminal.say(f"saved in {folder / 'eval'}")
         if not (folder / "result.json").exists():
             terminal.say("The run is not finished: these are scores of its last checkpoint, and go "
                          "when it is.")  # fmt: skip
+
+
+def _find_run(run: str, words: list[str]) -> tuple[str, str]:
+    """The run's folder, and the configuration to score it by."""
+    from delving import record
+    from delving.config import amend, to_yaml
+
+    folder = record.find_run(run, asked_root(words))
+    config = amend(folder / "config.yaml", words)
+    disk.check_writable(folder / "eval")
+    return str(folder), to_yaml(config)
 
 
 @app.command(short_help="Layers, parameters, cost, deviations of a net.")
@@ -236,7 +246,7 @@ def main() -> None:
     """The console script: every error in a line, with the exit codes of the contract."""
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
-    sys.exit(exits.exit_code(lambda: _call(arguments, debug), debug=debug))
+    exits.end(exits.exit_code(lambda: _call(arguments, debug), debug=debug))
 
 
 def _call(arguments: list[str], debug: bool) -> int:

@@ -1,11 +1,12 @@
 """`delving bench` and `delving estimate`: what things take."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from delving import exits, terminal
+from delving import disk, exits, terminal
 from delving.cli_words import AsJson, Overrides, refuse_ranks
 
 COLUMNS = ("ours", "baseline", "ratio", "low", "high", "limit", "fraction")
@@ -17,6 +18,12 @@ def bench(
     ],
     overrides: Overrides = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns that the ways take.")] = 7,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file for the rows as JSON, written anew after each.", show_default=False
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Speed here, beside plain PyTorch's in the same rounds and this machine's own limits.
@@ -24,19 +31,27 @@ def bench(
     ratio: how many times better ours is, in the middle round, the lowest and the highest.
     """
     refuse_ranks("bench")
+    from delving import record
     from delving.bench.table import measure
 
+    if to:
+        disk.check_writable(to.parent)
     records, failed = [], False
-    for name, rows in measure(what, overrides or [], rounds):
-        if isinstance(rows, Exception):
-            failed = True
-            typer.echo(f"delving: bench {name}: {terminal.plain(exits.describe(rows))}", err=True)
-            continue
-        records += [row.as_record() for row in rows]
-        for row in () if as_json else rows:
-            _say(row.as_record())
-    if as_json:
-        terminal.write(json.dumps(records, indent=2))
+    try:
+        for name, row in measure(what, overrides or [], rounds):
+            if isinstance(row, Exception):
+                failed = True
+                told = terminal.plain(exits.describe(row))
+                typer.echo(f"delving: bench {name}: {told}", err=True)
+                continue
+            records.append(row.as_record())
+            if not as_json:
+                _say(records[-1])
+            if to:
+                record.write_json(to, records)
+    finally:  # also where a signal ends it: a run of all takes minutes
+        if as_json and records:
+            terminal.write(json.dumps(records, indent=2))
     raise typer.Exit(1 if failed else 0)
 
 

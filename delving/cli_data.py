@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -47,6 +46,8 @@ def verify(
 
 def _every(seconds: float):
     """Tells on the standard error how far a look at all images is, not more often than that."""
+    import time
+
     last = time.monotonic()
 
     def tell(split: str, count: int, bad: int) -> None:

@@ -1,6 +1,5 @@
 """`delving train`: one run in this process, or many, here or on a cluster."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -8,8 +7,8 @@ import typer
 
 from delving import disk, terminal
 from delving.cli_words import (
-    RANK,
     Overrides,
+    found_once,
     make_display,
     make_overview,
     refuse_ranks,
@@ -69,25 +68,20 @@ def train(
 
 
 def _train_one(words: list[str]) -> None:
-    if RANK not in os.environ:
-        _run(_prepare(words))
-        return
-    from delving.config import from_yaml, to_yaml
-    from delving.ranks import agree, joined
+    from delving.config import from_yaml
 
-    with joined() as ranks:  # composed once, by the first of them
-        text = agree(ranks, lambda: to_yaml(_prepare(words)))
-        _run(from_yaml(text, "what rank 0 composed"))
+    with found_once(lambda: _prepare(words)) as text:
+        _run(from_yaml(text, "what was composed"))
 
 
-def _prepare(words: list[str]):
-    from delving.config import compose
+def _prepare(words: list[str]) -> str:
+    from delving.config import compose, to_yaml
     from delving.schema import check_families
 
     config = compose(words)
     check_families(words, [config])
     disk.check_writable(Path(config.output_root) / config.scale / "runs")
-    return config
+    return to_yaml(config)
 
 
 def _run(config) -> None:

@@ -1,8 +1,9 @@
 """What the commands have in common: their arguments, and who shows what they do."""
 
 import os
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +23,19 @@ def refuse_ranks(what: str) -> None:
     if RANK in os.environ:
         raise ValueError(f"{RANK} is set, as by torchrun: it starts the processes of one train or "
                          f"eval; {what} starts its own")  # fmt: skip
+
+
+@contextmanager
+def found_once(find: Callable[[], Any]) -> Iterator[Any]:
+    """What `find` returns, one of JSON: of several ranks the first alone looks, and the others,
+    joined until the end of this, are told."""
+    if RANK not in os.environ:
+        yield find()
+        return
+    from delving.ranks import agree, joined
+
+    with joined() as ranks:
+        yield agree(ranks, find)
 
 
 def speaks() -> bool:

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from delving.signals import HEEDED, REQUEUE, leaving_at_once
 from delving.terminal import flush, plain
@@ -47,6 +48,18 @@ def exit_code(command: Callable[[], int], *, debug: bool = False) -> int:
             if debug:
                 raise
             return _report(error)
+
+
+def end(code: int) -> NoReturn:
+    """Ends the process with that code. Ranks that are still joined, after an error, are not taken
+    leave of: torch would wait for others that may be gone, or abort."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 @contextmanager

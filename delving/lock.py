@@ -1,7 +1,8 @@
 """One process at a time works in a folder; what a dead one left holds nobody up.
 
 The lock is the system's own on the file `lock`, which ends with its process, however that ends. Not
-every shared disk tells other machines of it, hence the file's time of writing as a sign of life.
+every shared disk tells other machines of it, hence the file's time of writing as a sign of life,
+and a key in it: of two that took it at once the later one's stays.
 """
 
 import contextlib
@@ -9,8 +10,10 @@ import errno
 import json
 import os
 import socket
+import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,19 +44,21 @@ def holding(folder: Path, beat: float = BEAT) -> Iterator[None]:
     path = folder / "lock"
     new = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
-        handle = _take(path, beat)
+        handle, key = _take(path, beat)
     except OSError:
         _remove_empty(new or [folder])
         raise
     over = threading.Event()
-    alive = threading.Thread(target=_show_life, args=(path, over, beat), daemon=True)
+    args = (handle, path, over, beat, key)
+    alive = threading.Thread(target=_show_life, args=args, daemon=True)
     try:
         alive.start()
         yield
     finally:
         over.set()
         alive.join()
-        path.unlink(missing_ok=True)  # while it is still ours
+        if _is_at(handle, path) and not _taken_over(handle, key):
+            path.unlink(missing_ok=True)
         os.close(handle)
         _remove_empty(new or [folder])
 
@@ -84,35 +89,64 @@ def holding_when_free(
         yield
 
 
-def _take(path: Path, beat: float) -> int:
-    """The locked and signed file."""
+def _take(path: Path, beat: float) -> tuple[int, str]:
+    """The locked file, and the key that it is signed with."""
     while True:
-        handle = _open(path)
+        handle, key = _open(path)
         try:
             known = _lock(handle, path)
-            _check_signs_of_life(handle, path, beat, known)
+            rivals = not key and _check_signs_of_life(handle, path, beat, known)
             # Whoever held it may have removed the file that we have just opened.
             if _is_at(handle, path):
-                _sign(handle, path)
-                return handle
+                key = key or _sign(handle, path)
+                if rivals:  # who have waited as long, and sign it now as well
+                    time.sleep(beat / 2)
+                if other := _taken_over(handle, key):
+                    raise _held(path, other)
+                return handle, key
         except BaseException:
             os.close(handle)
             raise
         os.close(handle)
 
 
-def _open(path: Path) -> int:
-    """The file, made with its folder where either is not there. Who holds it may remove both
-    between any two calls of ours, which then fail; a cause that lasts is raised at last."""
+def _open(path: Path) -> tuple[int, str]:
+    """The file, made with its folder where either is not there, and the key it was made with, if
+    it was. Who holds it may remove both between any two calls of ours, which then fail; a cause
+    that lasts is raised at last."""
     for _ in range(TRIES - 1):
         with contextlib.suppress(FileNotFoundError, FileExistsError):
             return _open_once(path)
     return _open_once(path)
 
 
-def _open_once(path: Path) -> int:
+def _open_once(path: Path) -> tuple[int, str]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    with contextlib.suppress(FileNotFoundError):
+        return os.open(path, os.O_RDWR), ""
+    beside = path.with_name(f".lock.{uuid.uuid4().hex}")
+    handle = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        key = _sign(handle, beside)
+        _put(beside, path)
+    except BaseException:
+        os.close(handle)
+        raise
+    finally:
+        beside.unlink(missing_ok=True)
+    return handle, key
+
+
+def _put(beside: Path, path: Path) -> None:
+    """The signed file at its place, which nobody sees unsigned; FileExistsError where one is."""
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without links
+        if path.exists():
+            raise FileExistsError(path) from None
+        os.rename(beside, path)
 
 
 def _is_at(handle: int, path: Path) -> bool:
@@ -138,20 +172,22 @@ def _lock(handle: int, path: Path) -> bool:
     return True
 
 
-def _check_signs_of_life(handle: int, path: Path, beat: float, known: bool) -> None:
-    """Waits for a sign of life of an owner of whom the system's lock says nothing here."""
-    owner = _read_owner(handle)
-    if not owner or (owner["pid"] == os.getpid() and owner["host"] == socket.gethostname()):
-        return
-    if owner["host"] == socket.gethostname() and (known or not _lives(owner["pid"])):
-        return
+def _check_signs_of_life(handle: int, path: Path, beat: float, known: bool) -> bool:
+    """Waits for a sign of life of an owner of whom the system's lock says nothing here; whether
+    others may have waited too, of whom it says nothing either."""
+    owner, here = _read_owner(handle), socket.gethostname()
+    if not owner or (owner["host"] == here and (known or owner["pid"] == os.getpid())):
+        return False
+    if owner["host"] == here and not _lives(owner["pid"]):
+        return True
     before = os.fstat(handle).st_mtime_ns
     for _ in range(12):  # the time that other machines' disks take to tell
         time.sleep(beat / 4)
         if not path.exists():
-            return
+            return True
         if os.fstat(handle).st_mtime_ns != before:
-            raise _held(path, owner)
+            raise _held(path, _read_owner(handle) or owner)
+    return True
 
 
 def _lives(pid: int) -> bool:
@@ -165,7 +201,7 @@ def _lives(pid: int) -> bool:
 
 
 def _read_owner(handle: int) -> dict | None:
-    """{pid, host, since} as signed; None of a file that is empty or was tampered with."""
+    """{pid, host, since, key} as signed; None of a file that is empty or was tampered with."""
     with contextlib.suppress(ValueError, RecursionError):
         owner = json.loads(os.pread(handle, 4096, 0))
         kinds = {"pid": int, "host": str, "since": str}
@@ -174,9 +210,18 @@ def _read_owner(handle: int) -> dict | None:
     return None
 
 
-def _sign(handle: int, path: Path) -> None:
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+def _taken_over(handle: int, key: str) -> dict | None:
+    """Who has signed our file since, if anyone. It is read by its own handle: to close another of
+    the same file would end the system's lock."""
+    with contextlib.suppress(OSError):
+        owner = _read_owner(handle)
+        return owner if owner and owner.get("key") != key else None
+    return None
+
+
+def _sign(handle: int, path: Path) -> str:
+    since, key = time.strftime("%Y-%m-%d %H:%M:%S"), uuid.uuid4().hex
+    owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "key": key}
     data = json.dumps(owner).encode()
     os.ftruncate(handle, 0)
     try:
@@ -184,6 +229,7 @@ def _sign(handle: int, path: Path) -> None:
     except OSError as error:
         path.unlink(missing_ok=True)
         raise (disk_full(path.parent, len(data)) if error.errno in FULL else error) from None
+    return key
 
 
 def _held(path: Path, owner: dict | None) -> HeldError:
@@ -193,7 +239,13 @@ def _held(path: Path, owner: dict | None) -> HeldError:
     return HeldError(f"{path.parent} is held by {who}: one process at a time works there")
 
 
-def _show_life(path: Path, over: threading.Event, beat: float) -> None:
+def _show_life(handle: int, path: Path, over: threading.Event, beat: float, key: str) -> None:
+    """Until it is over, or another has taken the folder from this process, which was suspended or
+    cut off for some beats: it ends then, so that not both of them write."""
     while not over.wait(beat):
+        if other := _taken_over(handle, key):
+            told = f"{_held(path, other)}, and took it from this one, which showed no sign of life"
+            print(f"delving: {told}", file=sys.stderr, flush=True)
+            os._exit(1)
         with contextlib.suppress(OSError):
             os.utime(path)

@@ -31,16 +31,18 @@ def open_trained(
     Raises:
         ValueError: no checkpoint, a damaged one, or one of another model or other data.
     """
-    saved = load_checkpoint(folder)
-    if not saved:
-        raise ValueError(f"{folder} has no checkpoint to score")
+    with ranks.same_fate():
+        saved = load_checkpoint(folder)
+        if not saved:
+            raise ValueError(f"{folder} has no checkpoint to score")
     tensors, state = saved
     session = open_session(config, folder, watch, ranks=ranks)
-    check_same_data(session, read_state(state, folder)["data"])
-    session.weights = state["weights"]
-    session.net = allocate(session.net, config, session.device)
-    session.input = session.blank_input()
-    load_weights(session.net, session.input, tensors.get("model", {}), folder)
+    with ranks.same_fate():
+        check_same_data(session, read_state(state, folder)["data"])
+        session.weights = state["weights"]
+        session.net = allocate(session.net, config, session.device)
+        session.input = session.blank_input()
+        load_weights(session.net, session.input, tensors.get("model", {}), folder)
     return session
 
 

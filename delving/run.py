@@ -58,7 +58,7 @@ def train_run(config: Config, watch: Watch, shelf: dict | None = None) -> Path:
             with heeding_signals() as session.heard:
                 train_until_done(session)
                 finish(session)
-            ranks.wait()
+                ranks.wait()
     return folder
 
 

@@ -145,7 +145,7 @@ def open_session(
             raise ValueError(f"all images are of one class, {shown(classes[0])}: there is nothing "
                              "to tell apart")  # fmt: skip
         net, layers = build_model(config, len(classes))
-    precision = devices.pick_precision(config.precision, device)
+    precision = _same_precision(config, device, ranks)
     return Session(
         config,
         folder,
@@ -159,6 +159,15 @@ def open_session(
         shelf=shelf,
         ranks=ranks,
     )
+
+
+def _same_precision(config: Config, device: torch.device, ranks: Ranks) -> str:
+    """The precision of all ranks: on machines of several kinds `auto` may find several."""
+    found = ranks.gather(devices.pick_precision(config.precision, device))
+    if len(set(found)) > 1:
+        each = ", ".join(f"{precision} on rank {rank}" for rank, precision in enumerate(found))
+        ranks.fail(ValueError(f"precision={config.precision}: {each}; give one of these to all"))
+    return found[0]
 
 
 def check_same_data(session: Session, data: str) -> None:

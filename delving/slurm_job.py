@@ -10,7 +10,6 @@ means a cancelled job, or one that is preempted and that SLURM requeues by itsel
 import contextlib
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from delving import config as configs
+from delving import exits
 from delving.display import Display
 from delving.signals import REQUEUE, Interrupted
 
@@ -26,6 +26,7 @@ EVERY = 30.0  # seconds between two lines of the job's log
 # time of grace before a preemption would count as failed, and would not be requeued.
 LINGER = 120.0
 PATIENCE = 60.0  # seconds that the other ranks wait for rank 0 to hand the job back
+ASKING = 30.0  # and that SLURM may take to take it, which ends them
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,10 @@ def leave(environment, numbers: list[int], untouched: tuple[int, int]) -> None:
     if not _wants_back(environment, numbers):
         if signal.SIGTERM in numbers:
             time.sleep(LINGER)  # submitit's handler ends this, where USR2 follows
-        sys.exit(128 + numbers[-1])
+        exits.end(128 + numbers[-1])
     signal.raise_signal(_preemption(environment))
     until = time.monotonic() + PATIENCE  # rank 0 is gone
     while _stamp(environment) == untouched and time.monotonic() < until:
         time.sleep(0.2)
-    sys.exit(0)
+    time.sleep(ASKING)  # submitit writes the file before it asks SLURM
+    exits.end(0)

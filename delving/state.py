@@ -1,6 +1,5 @@
 """A run's state: started anew or taken up from its checkpoint, and saved."""
 
-import os
 import platform
 import subprocess
 from dataclasses import asdict, fields
@@ -14,6 +13,7 @@ from delving import device as devices
 from delving import record
 from delving.build import load_momentum, load_weights, materialise, tensors_of
 from delving.checkpoint import WEIGHTS, check_room, load_checkpoint, save_checkpoint, settle
+from delving.data.loader import count_cores
 from delving.kernels import gpu, native
 from delving.session import Session, check_same_data, measure_for, plan_recipe
 from delving.train import Progress, build_optimizer
@@ -201,7 +201,7 @@ def environment_of(device: torch.device, precision: str, data: str) -> dict:
         "device": devices.name_device(device),
         "precision": precision,
         "kernels": _kernels(device),
-        "cores": os.cpu_count(),
+        "cores": count_cores(),
         "data": data,
     }
 

@@ -15,6 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TextIO
 
+from delving.data.loader import count_cores
 from delving.signals import HEEDED, Interrupted, counted, heeding_signals
 
 REST = 3.0  # seconds until a task that another process is at is looked at again
@@ -150,7 +151,7 @@ def work_through(
             group = [task for task in tasks if task.alone == alone and not task.after & late]
             spare = any(task.beside for task in group)
             workers = 1 if alone else min(jobs + spare, len(group))
-            crew = [Worker(os.cpu_count() if alone else threads) for _ in range(workers)]
+            crew = [Worker(count_cores() if alone else threads) for _ in range(workers)]
             outcomes += _work_group(group, crew, watch=tell, heard=heard, until=until, jobs=jobs)
             late |= {task.name for task in group} - {outcome.task.name for outcome in outcomes}
             if heard:

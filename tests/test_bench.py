@@ -2,6 +2,9 @@
 anything is, no test asks."""
 
 import json
+import os
+import signal
+import time
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -131,6 +134,23 @@ def test_of_all_rows_one_that_fails_costs_no_other(monkeypatch):
     assert "bench a: nothing to measure with" in err
     assert len(err.splitlines()) == 2
     assert seen == [["data.root=x"]]
+
+
+def test_a_signal_ends_it_and_what_was_measured_is_told_and_written(monkeypatch, tmp_path):
+    def interrupted(words, rounds):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    def never(words, rounds):
+        raise AssertionError
+
+    row = rounds.compare("x", [1.0], [2.0], unit="ms", device="cpu")
+    ways = {"a": lambda words, rounds: [row], "b": interrupted, "c": never}
+    monkeypatch.setattr(table, "WHAT", ways)
+    code, out, err = call("bench", "all", "--json", "--to", tmp_path / "rows.json")
+    assert (code, [r["row"] for r in json.loads(out)]) == (143, ["x"])
+    assert "SIGTERM" in err
+    assert json.loads((tmp_path / "rows.json").read_text()) == json.loads(out)
 
 
 def test_words_that_name_a_net_are_measured_alone():

@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,6 +115,24 @@ def test_a_damaged_checkpoint_is_set_aside_and_never_pushes_out_the_good_one(tmp
     assert value_of(load_checkpoint(tmp_path)) == 1
     drop_previous(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_the_disk_cannot_read_is_named_and_the_one_before_used(
+    tmp_path, monkeypatch
+):
+    def unreadable(self):
+        if self == tmp_path / "checkpoint" / "model.safetensors":
+            raise OSError(errno.EIO, "Input/output error")
+        return real(self)
+
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", unreadable)
+    assert value_of(load_checkpoint(tmp_path)) == 1
+    shutil.rmtree(tmp_path / "checkpoint.previous")
+    with pytest.raises(ValueError, match="checkpoint cannot be read: Input/output error"):
+        load_checkpoint(tmp_path)
 
 
 def test_where_nothing_is_whole_nothing_is_moved(tmp_path):

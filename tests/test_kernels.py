@@ -2,6 +2,7 @@
 
 import importlib.util
 import shutil
+import signal
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from delving.config import compose
 from delving.device import prepare_backend
 from delving.kernels import gpu, native
 from delving.rectifier import PReLU, rectify, rectify_backward_plain, rectify_plain
+from delving.signals import Interrupted
 from delving.spp import SPP, pool_levels
 from delving.train import Progress, build_optimizer, train
 
@@ -440,6 +442,23 @@ def test_where_triton_cannot_launch_the_plain_operators_compute(monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("no C compiler")
 
-    programs = SimpleNamespace(rectify={(1, 1): broken}, tl=SimpleNamespace(int32=None))
+    def never(*_, **__):
+        return None
+
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: torch.empty(1, 1))
-    assert gpu._launch(programs) == "Triton cannot compile here (RuntimeError: no C compiler)"
+    types = SimpleNamespace(int32=None, int16=None)
+    for forward, backward in ((broken, never), (never, broken)):
+        programs = SimpleNamespace(
+            rectify={(1, 1): forward}, rectify_backward={(1, 1): backward}, tl=types
+        )
+        assert gpu._launch(programs) == "Triton cannot compile here (RuntimeError: no C compiler)"
+
+
+def test_a_signal_while_triton_compiles_is_no_fault_of_it(monkeypatch):
+    def told(*_, **__):
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: torch.empty(1, 1))
+    programs = SimpleNamespace(rectify={(1, 1): told}, tl=SimpleNamespace(int32=None, int16=None))
+    with pytest.raises(Interrupted):
+        gpu._launch(programs)

@@ -21,7 +21,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from delving.lock import holding
-with holding(Path(sys.argv[1])):
+with holding(Path(sys.argv[1]), beat=float(sys.argv[2])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -32,11 +32,10 @@ def holder(tmp_path):
     """Starts another process that holds the folder until its input is closed."""
     started = []
 
-    def start():
-        command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    def start(beat=lock.BEAT):
+        command = [sys.executable, "-c", HOLD, str(tmp_path / "run"), str(beat)]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        process = subprocess.Popen(command, **pipes, text=True)
         started.append(process)
         assert process.stdout.readline() == "held\n"
         return process
@@ -49,7 +48,7 @@ def holder(tmp_path):
 
 def sign(folder, **owner):
     folder.mkdir(exist_ok=True)
-    owner = {"pid": 1, "host": socket.gethostname(), "since": "yesterday"} | owner
+    owner = {"pid": 1, "host": socket.gethostname(), "since": "yesterday", "key": "theirs"} | owner
     (folder / "lock").write_text(json.dumps(owner))
 
 
@@ -81,7 +80,7 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once(holder, tmp_path, nu
 def test_a_killed_parents_children_do_not_keep_its_lock(tmp_path):
     """As loader processes are, forked and alive for a while after their parent."""
     script = HOLD.replace("print(", "import os\n    os.fork() or time.sleep(60)\n    print(")
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "run")],
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "run"), "5"],
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                start_new_session=True)  # fmt: skip
     try:
@@ -148,13 +147,16 @@ def test_a_lock_file_of_nobody_is_taken(tmp_path, content):
 def showing_life(folder):
     """While its lock is touched, as its holder does."""
     over = threading.Event()
-    alive = threading.Thread(target=lock._show_life, args=(folder / "lock", over, 0.05))
+    handle = os.open(folder / "lock", os.O_RDONLY)
+    args = (handle, folder / "lock", over, 0.05, "theirs")
+    alive = threading.Thread(target=lock._show_life, args=args)
     alive.start()
     try:
         yield
     finally:
         over.set()
         alive.join()
+        os.close(handle)
 
 
 def refused(folder, said):
@@ -198,8 +200,55 @@ def test_without_locks_a_dead_process_of_this_machine_is_forgotten_at_once(tmp_p
     child = subprocess.Popen(["true"])
     child.wait()
     sign(tmp_path, pid=child.pid)
-    with holding(tmp_path, beat=60):
+    with holding(tmp_path, beat=0.2):
         pass
+
+
+def test_of_two_that_take_a_dead_ones_folder_at_once_the_later_keeps_it(tmp_path, monkeypatch):
+    """As on two machines whose disk tells neither of the other's lock."""
+    sign(tmp_path, host="elsewhere", key="of the dead")
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: seconds == 0.1 and sign(
+        tmp_path, host="third", pid=9))  # fmt: skip
+    refused(tmp_path, "process 9 on 'third'")
+    assert json.loads((tmp_path / "lock").read_text())["host"] == "third"
+
+
+def test_of_two_that_make_the_lock_at_once_the_first_has_it(tmp_path, no_locks, monkeypatch):
+    real = os.link
+
+    def after_another(beside, path):
+        if not path.exists():
+            sign(tmp_path, pid=os.getppid())
+        real(beside, path)
+
+    monkeypatch.setattr(os, "link", after_another)
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: os.utime(tmp_path / "lock"))
+    refused(tmp_path, f"process {os.getppid()}")
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_a_disk_without_links_has_locks_too(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with holding(tmp_path / "run"):
+        assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_who_was_taken_for_dead_ends_and_leaves_the_lock_to_the_other(holder, tmp_path):
+    process = holder(beat=0.05)
+    sign(tmp_path / "run", host="third", pid=9)
+    assert process.wait(10) == 1
+    assert "is held by process 9 on 'third'" in process.stderr.read()
+    assert json.loads((tmp_path / "run" / "lock").read_text())["host"] == "third"
+
+
+def test_a_lock_that_another_has_taken_over_is_not_removed(tmp_path):
+    with holding(tmp_path / "run"):
+        sign(tmp_path / "run", host="third")
+    assert (tmp_path / "run" / "lock").exists()
 
 
 def test_the_holder_shows_life(tmp_path):
@@ -240,19 +289,19 @@ class TestTheFolderIsRemovedWhileItIsTaken:
         monkeypatch.setattr(os, "open", gone_first)
         with holding(tmp_path / "run"):
             assert (tmp_path / "run" / "lock").exists()
-        assert len(calls) == 2
+        assert len(calls) > 2
 
     def test_between_opening_and_locking_the_file(self, tmp_path, monkeypatch):
-        real, calls = lock._check_signs_of_life, []
+        real, calls = lock._lock, []
 
-        def gone_first(handle, path, *args):
+        def gone_first(handle, path):
             calls.append(path)
             if len(calls) == 1:
                 path.unlink()
                 path.parent.rmdir()
-            real(handle, path, *args)
+            return real(handle, path)
 
-        monkeypatch.setattr(lock, "_check_signs_of_life", gone_first)
+        monkeypatch.setattr(lock, "_lock", gone_first)
         with holding(tmp_path / "run"):
             assert json.loads((tmp_path / "run" / "lock").read_text())["pid"] == os.getpid()
         assert len(calls) == 2

@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import socket
+import sys
 import time
 import traceback
 
@@ -15,7 +16,7 @@ import torch
 from calling import call
 from smoke import WORDS, differences, outcome, silent, train
 
-from delving import record
+from delving import device, exits, record
 from delving.checkpoint import load_checkpoint
 from delving.config import amend, compose
 from delving.ranks import ALONE, OtherRankError, agree, joined
@@ -293,11 +294,12 @@ def test_ranks_that_see_other_images_are_refused(root, tmp_path_factory):
 
 
 # --- the command, as torchrun starts it ---
-def called(tmp_path, *words):
+def called(tmp_path, *words, command=("train", *WORDS)):
     """Two ranks' exit codes, and all that they said."""
 
     def act(rank):
-        code, out, err = call("train", *WORDS, *words)
+        exits.end = sys.exit  # this process has yet to write what was said
+        code, out, err = call(*command, *words)
         (tmp_path / f"said{rank}").write_text(out + err)
         return code
 
@@ -321,6 +323,27 @@ def test_a_slip_is_told_once(tmp_path):
     codes, said = called(tmp_path, "train.lrr=1")
     assert 0 not in codes
     assert said.count("delving: there is no 'train.lrr'") == 1
+
+
+def test_a_run_that_is_not_there_is_told_once(tmp_path):
+    codes, said = called(tmp_path, f"output_root={tmp_path}", command=("eval", "nothere"))
+    assert 0 not in codes
+    assert said.count("delving: there is no run 'nothere'") == 1
+
+
+def test_a_batch_that_is_too_small_for_the_ranks_is_told_once(root):
+    codes, said = called(root, f"output_root={root}", "train.batch=1")
+    assert 0 not in codes
+    assert said.count("delving: a batch of 1 for 2 ranks") == 1
+
+
+def test_ranks_that_would_compute_in_several_precisions_are_refused(root, monkeypatch):
+    """As on machines of several kinds, where precision=auto finds what is fastest on each."""
+    monkeypatch.setattr(device, "pick_precision", lambda *_: ("bf16", "fp32")[int(
+        os.environ["RANK"])])  # fmt: skip
+    codes, said = called(root, f"output_root={root}", "precision=auto")
+    assert 0 not in codes
+    assert said.count("precision=auto: bf16 on rank 0, fp32 on rank 1; give one of these") == 1
 
 
 # --- going on ---

@@ -13,6 +13,7 @@ from delving.bench.training import bench_eval, bench_train
 from delving.config import compose
 from delving.data.loader import count_cores
 from delving.device import pick_device
+from delving.signals import Interrupted
 from delving.words import likeliest
 
 LARGE = ("a", "b", "c", "small14")
@@ -21,10 +22,10 @@ MOST_RANKS = 8  # the paper's
 
 def measure(
     what: str, words: Sequence[str], rounds: int = ROUNDS
-) -> Iterator[tuple[str, list[Row] | Exception]]:
-    """The rows of one name, or those of each where it is `all`: (name, rows). There an error, of
-    whatever kind (compilers have their own), follows the rows that came before it, so that it costs
-    no others.
+) -> Iterator[tuple[str, Row | Exception]]:
+    """The rows of one name, or those of each where it is `all`, as they come: (name, row). There
+    an error, of whatever kind (compilers have their own), follows the rows that came before it, so
+    that it costs no others.
 
     Args:
         rounds: how often the ways take turns, after one turn to warm up.
@@ -33,6 +34,7 @@ def measure(
 
     Raises:
         ValueError: no such name.
+        Interrupted: a signal came.
     """
     if what != "all" and what not in WHAT:
         choices = ", ".join([*WHAT, "all"])
@@ -40,19 +42,15 @@ def measure(
     for name in WHAT if what == "all" else [what]:
         # data.root is the loader's: the others make their own noise.
         own = [w for w in words if name == "loader" or not w.startswith("data.root=")]
-        rows: list[Row] = []
-        error = None
         try:
             for row in WHAT[name](own, rounds):
-                rows.append(row)
+                yield name, row
                 _release()
-        except Exception as found:
-            error = found
-        if rows:
-            yield name, rows
-        if error and what != "all":
-            raise error
-        if error:
+        except Interrupted:
+            raise
+        except Exception as error:
+            if what != "all":
+                raise
             yield name, error
 
 

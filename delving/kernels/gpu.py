@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from delving.kernels.native import TYPES, channels_innermost
+from delving.signals import Interrupted
 from delving.words import cut
 
 TILE = 4096  # numbers a program holds at once: 32 a thread
@@ -34,10 +35,17 @@ def look_for_programs() -> tuple[ModuleType | None, str]:
 def _launch(found: ModuleType) -> str:
     """Why no program runs here, if none does: Triton's launcher wants a C compiler and Python's
     headers."""
-    x = torch.zeros(1, 1, device="cuda")
-    fixed = {"BIASED": False, "SHARED": 1, "LEARNED": False, "BITS": found.tl.int32}
+    slope = torch.zeros(1, device="cuda")
+    tile = {"SHARED": 1, "LEARNED": False, "ROWS": 16, "COLUMNS": 1}
     try:
-        found.rectify[(1, 1)](x, x, x, torch.empty_like(x), 1, 1, **fixed, ROWS=16, COLUMNS=1)
+        for number, bits in ((torch.float32, found.tl.int32), (torch.bfloat16, found.tl.int16)):
+            x = torch.zeros(1, 1, dtype=number, device="cuda")
+            given, sizes = (x, slope, slope, torch.empty_like(x)), (1, 1)
+            found.rectify[1, 1](*given, *sizes, BIASED=False, BITS=bits, **tile)
+            given = (x, x, slope, torch.empty_like(x), slope.new_empty(1, 2, 1))
+            found.rectify_backward[1, 1](*given, *sizes, BITS=bits, **tile)
+    except Interrupted:
+        raise
     except Exception as error:  # compilers fail in many ways; the plain operators do not
         told = next((line for line in str(error).splitlines() if line.strip()), "")
         return f"Triton cannot compile here ({type(error).__name__}: {cut(told.strip(), 160)})"
