@@ -19,7 +19,7 @@ try:
         found_once,
         make_display,
         speaks,
-        without_root,
+        split_places,
     )
 except KeyboardInterrupt:  # before main() can hear it
     raise SystemExit(130) from None
@@ -73,8 +73,9 @@ def _find_run(run: str, words: list[str]) -> tuple[str, str]:
     from delving import record
     from delving.config import amend, to_yaml
 
-    folder = record.find_run(run, asked_root(words))
-    config = amend(folder / "config.yaml", words)
+    root, scale, _ = split_places(words)
+    folder = record.find_run(run, root, scale)
+    config = amend(folder / "config.yaml", [w for w in words if not w.startswith("scale=")])
     disk.check_writable(folder / "eval")
     return str(folder), to_yaml(config)
 
@@ -117,12 +118,12 @@ def list_(
         "artefacts": "paper",
     }
     known = [*groups_of, "runs", "detections"]
-    asked = without_root(words or [])
+    root, scale, asked = split_places(words or [], output_root)
     if unknown := [word for word in asked if word not in known]:
         raise ValueError(f"list {unknown[0]}: choose from {', '.join(known)}")
     for plural in asked or groups_of:
         if plural in ("runs", "detections"):
-            _print_folders(asked_root(words or [], output_root), plural)
+            _print_folders(root, scale, plural)
             continue
         group = groups_of[plural]
         how = "delving reproduce ..." if group == "paper" else f"{group}=..."
@@ -151,10 +152,10 @@ def plot_curves(
     from delving.plot import check_ending, draw_curves, save_figure
     from delving.words import name_apart, shortest_labels
 
-    root = asked_root(runs, output_root)
+    root, scale, wanted = split_places(runs, output_root)
     to = to or Path(root) / "curves" / "curves.png"
     check_ending(to)
-    names = name_apart([record.find_run(run, root) for run in without_root(runs)])
+    names = name_apart([record.find_run(run, root, scale) for run in wanted])
     if not names:
         raise ValueError("plot-curves: name at least one run")
     disk.check_writable(to.parent)
@@ -178,9 +179,10 @@ def doctor(
     """Versions, devices, data, disk: what this machine can do."""
     from delving.doctor import examine
 
-    if unknown := without_root(words or []):
+    root = asked_root(words or [], output_root)
+    if unknown := [word for word in words or [] if not word.startswith("output_root=")]:
         raise ValueError(f"doctor {unknown[0]}: it takes output_root=... alone")
-    for name, finding in examine(asked_root(words or [], output_root)):
+    for name, finding in examine(root):
         terminal.say(f"{name:14} {finding}")
 
 
@@ -200,11 +202,11 @@ def _print_card(card: dict) -> None:
         terminal.say(f"  {line}")
 
 
-def _print_folders(output_root: str, kind: str) -> None:
+def _print_folders(output_root: str, scale: str, kind: str) -> None:
     """Every run or detection, the sound ones and, with what is wrong, the others."""
     from delving.record import list_runs
 
-    for folder in list_runs(output_root, kind):
+    for folder in list_runs(output_root, kind, scale):
         terminal.say(f"{folder}  {_state(folder, kind)}{_unhashed(folder, kind)}")
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from delving import disk, terminal
-from delving.cli_words import asked_root, make_display, refuse_ranks
+from delving.cli_words import make_display, refuse_ranks, split_places
 
 Words = Annotated[
     list[str] | None,
@@ -46,8 +46,10 @@ def _find(words: list[str]):
     if len(runs) > 1:
         raise ValueError(f"one run at a time, not {', '.join(runs)}")
     if runs:
-        folder = record.find_run(runs[0], asked_root(rest))
-        config = configs.amend(folder / "config.yaml", rest)
+        root, scale, _ = split_places(rest)
+        folder = record.find_run(runs[0], root, scale)
+        own = [word for word in rest if not word.startswith("scale=")]
+        config = configs.amend(folder / "config.yaml", own, scoring=False)
     else:
         config = configs.compose(rest)
         check_families(rest, [config])

@@ -13,7 +13,7 @@ from delving.cli_words import (
     asked_root,
     make_overview,
     refuse_ranks,
-    without_root,
+    split_places,
 )
 
 Words = Annotated[
@@ -43,6 +43,8 @@ def reproduce(
     refuse_ranks("reproduce")
     artefacts = [word for word in words or [] if "=" not in word]
     overrides = [word for word in words or [] if "=" in word]
+    if not artefacts:
+        raise ValueError("reproduce: name artefacts, or all; `delving list artefacts` tells them")
     if not dry:
         disk.check_writable(Path(asked_root(overrides)))
     from delving.reproduce import reproduce_artefacts
@@ -71,11 +73,11 @@ def compare_init(words: Overrides = None) -> None:
 
 def plot_slopes(runs: Runs = None, output_root: Root = "outputs") -> None:
     """Draw the learned slopes of runs layer by layer, beside Table 1."""
-    root = asked_root(runs or [], output_root)
+    root, scale, wanted = split_places(runs or [], output_root)
     disk.check_writable(Path(root) / "slopes")
     from delving.compare import compare_slopes
 
-    terminal.say(compare_slopes(without_root(runs or []), root))
+    terminal.say(compare_slopes(wanted, root, scale))
 
 
 def ensemble(
@@ -86,9 +88,9 @@ def ensemble(
     from delving import record
     from delving.ensemble import check_members, name_ensemble, pick_protocol, save_ensemble
 
-    root = asked_root(runs, output_root)
-    names = [word for word in without_root(runs) if not word.startswith("protocol=")]
-    folders = [record.find_run(name, root) for name in names]
+    root, scale, rest = split_places(runs, output_root)
+    names = [word for word in rest if not word.startswith("protocol=")]
+    folders = [record.find_run(name, root, scale) for name in names]
     check_members(folders)
     protocol = next((run[9:] for run in runs if run.startswith("protocol=")), None)
     protocol = protocol or pick_protocol(folders)

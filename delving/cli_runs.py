@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from delving import disk, terminal
-from delving.cli_words import Root, asked_root, without_root
+from delving.cli_words import Root, split_places
 
 runs_app = typer.Typer(no_args_is_help=True, help="Take finished runs from one machine to another.")
 
@@ -24,21 +24,17 @@ def export(
 ) -> None:
     """Finished runs, with what was measured of them, as one archive without weights."""
     from delving import record
-    from delving.groups import choose
     from delving.transfer import export_runs
 
-    root_of_all = asked_root(words or [], output_root)
-    scales = [word.partition("=")[2] for word in words or [] if word.startswith("scale=")]
-    names = [word for word in without_root(words or []) if not word.startswith("scale=")]
-    if names and not scales:
+    root_of_all, scale, names = split_places(words or [], output_root)
+    if names and scale == "*":
         folders = [record.find_run(name, root_of_all) for name in names]
         roots = sorted({folder.parent.parent for folder in folders})
         if len(roots) > 1:
             raise ValueError(f"runs of {', '.join(map(str, roots))}: an archive is of one scale")
         [root], names = roots, [folder.name for folder in folders]
     else:
-        [word] = choose("scale", scales[-1] if scales else "cpu")
-        root = Path(root_of_all) / word.partition("=")[2]
+        root = Path(root_of_all) / ("cpu" if scale == "*" else scale)
     to = to or Path(f"runs-{root.name}.zip")
     disk.check_writable(to.parent)
     exported = export_runs(root, names, to)

@@ -49,8 +49,15 @@ def asked_root(words: Sequence[str], usual: str = "outputs") -> str:
     return roots[-1] if roots else usual
 
 
-def without_root(words: Sequence[str]) -> list[str]:
-    return [word for word in words if not word.startswith("output_root=")]
+def split_places(words: Sequence[str], usual: str = "outputs") -> tuple[str, str, list[str]]:
+    """Where outputs shall lie, of which scale runs are meant, `*` where it is not said, and the
+    words that say neither; ValueError for a scale that there is not."""
+    from delving.groups import choose
+
+    scales = [word for word in words if word.startswith("scale=")]
+    [scale] = choose("scale", scales[-1].partition("=")[2]) if scales else ["scale=*"]
+    rest = [word for word in words if not word.startswith(("output_root=", "scale="))]
+    return asked_root(words, usual), scale.partition("=")[2], rest
 
 
 def make_display():

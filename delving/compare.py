@@ -76,9 +76,10 @@ def _write_signal(inits: Iterable[str], words: Sequence[str], to: Path) -> None:
     record.write_text(to / "signal.csv", list_layers(by_net).to_csv(index=False))
 
 
-def compare_slopes(runs: Sequence[str], output_root: str) -> Path:
+def compare_slopes(runs: Sequence[str], output_root: str, scale: str = "*") -> Path:
     """Draws the slopes of runs, by default of all that learned some; the figure's path."""
-    folders = [record.find_run(run, output_root) for run in runs] or record.list_runs(output_root)
+    folders = [record.find_run(run, output_root, scale) for run in runs]
+    folders = folders or record.list_runs(output_root, scale=scale)
     names = name_apart(folders)
     found = {name: run for name, folder in names.items() if (run := Run(folder)).slopes}
     strange = [folder for name, folder in names.items() if runs and name not in found]

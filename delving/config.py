@@ -174,21 +174,22 @@ def _has(tree: Mapping, parts: list[str]) -> bool:
     return parts[0] in tree and (len(parts) == 1 or _has(tree[parts[0]], parts[1:]))
 
 
-def amend(path: Path, overrides: list[str]) -> Config:
-    """A saved configuration with other words on how, where and on what to score it.
+def amend(path: Path, overrides: list[str], *, scoring: bool = True) -> Config:
+    """A saved configuration with other words on how, where and on what to score it, or on where to
+    start a detection from it.
 
     Raises:
         ValueError: for a key that would make it another run.
     """
-    allowed = [
-        key for key in KEYS if key in NEUTRAL or key.startswith("eval.") or key == "precision"
-    ]
+    of_scoring = (*NEUTRAL, *(key for key in KEYS if key.startswith("eval.")))
+    allowed = ["precision", *(of_scoring if scoring else ("device", "output_root"))]
     config = load(path)
     for text in overrides:
         key, sign, value = text.partition("=")
         key = "eval.protocols" if key == "protocol" else key
         if key not in allowed:
-            raise ValueError(f"{cut(text)!r}: scoring takes protocol and {', '.join(allowed)}")
+            what = "scoring takes protocol and" if scoring else "of a run's words detect takes"
+            raise ValueError(f"{cut(text)!r}: {what} {', '.join(allowed)}")
         [word] = _check(f"{key}{sign}{value}")
         config = _assign(config, [word])
     return validate(config)

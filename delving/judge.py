@@ -56,6 +56,20 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half, len(values))
 
 
+def of_log_normal(bits: Sequence[float], layers: int) -> list[float]:
+    """Numbers whose mean is that of logarithms to base 2 and ln(2) / 2 of the variance that they
+    have in all `layers` together: by how many bits a layer changes the mean, where logarithms of a
+    second moment scatter normally.
+
+    Args:
+        bits: of each draw, per layer, two at least. Each is given its own part of that variance, so
+            that an interval of the mean counts what is not known of it.
+    """
+    mean, n = sum(bits) / len(bits), len(bits)
+    share = math.log(2) / 2 * layers * n / (n - 1)
+    return [value + share * (value - mean) ** 2 for value in bits]
+
+
 def judge_better(
     differences: Sequence[float],
     *,

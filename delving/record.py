@@ -41,17 +41,18 @@ def run_folder(output_root: str, scale: str, run: str) -> Path:
     return Path(output_root) / scale / "runs" / run
 
 
-def find_run(text: str, output_root: str) -> Path:
+def find_run(text: str, output_root: str, scale: str = "*") -> Path:
     """A run by its folder or its name; ValueError names the runs there are."""
     path = Path(text)
     if os.path.isfile(path / "config.yaml"):  # no error where the place cannot be looked at
         return path if path.name else path.resolve()  # `.`, whose name is asked for
-    folders = list_runs(output_root)
+    folders = list_runs(output_root, scale=scale)
     found = [folder for folder in folders if folder.name == text]
     if len(found) == 1:
         return found[0]
     if found:
-        raise ValueError(f"run {text!r} is ambiguous: {', '.join(map(str, found))}")
+        raise ValueError(f"run {text!r} is ambiguous, give a folder or scale=...: "
+                         f"{', '.join(map(str, found))}")  # fmt: skip
     meant = likeliest(text, [folder.name for folder in folders])
     known = ", ".join(str(folder) for folder in folders[:8]) or "none"
     more = f" and {len(folders) - 8} more: delving list runs" if len(folders) > 8 else ""
@@ -59,8 +60,8 @@ def find_run(text: str, output_root: str) -> Path:
     raise ValueError(f"there is no run {text!r}{there}")
 
 
-def list_runs(output_root: str, kind: str = "runs") -> list[Path]:
-    return sorted(p.parent for p in Path(output_root).glob(f"*/{kind}/*/config.yaml"))
+def list_runs(output_root: str, kind: str = "runs", scale: str = "*") -> list[Path]:
+    return sorted(p.parent for p in Path(output_root).glob(f"{scale}/{kind}/*/config.yaml"))
 
 
 def write_text(path: Path, text: str) -> None:

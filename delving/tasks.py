@@ -68,14 +68,15 @@ def make_data_once(tasks: Sequence[Task]) -> None:
 
 
 def _prepare_scenes(message: dict) -> None:
-    from delving.detect.job import prepare
+    from delving.detect.job import load_splits as load_scenes
+    from delving.detect.job import propose
 
     settings = configs.compose_detect(message["scale"], message["detect"])
     if settings.data != "shapes_voc":  # selective search takes hours, of which a task can tell
         return
     root = next((word.partition("=")[2] for word in message["words"]
                  if word.startswith("output_root=")), Config.output_root)  # fmt: skip
-    prepare(settings, root, lambda event: None)
+    propose(load_scenes(settings, root), settings, root, lambda event: None)
 
 
 def watching(say: Overview, note: Callable[[Outcome], None]) -> Callable[[str, dict], None]:

@@ -210,7 +210,8 @@ def _check_detection(folder: Path) -> None:
     if not (folder / "result.json").exists():
         raise ValueError(f"{folder.name}: no result.json, so no finished detection")
     result, about = read_detection(folder), load_about(folder / "config.yaml")
-    read_pictures(folder)
+    if result["eval"]:  # else it diverged, and found nothing to be drawn
+        read_pictures(folder)
     if (result["detection"], result["run"]) != (folder.name, about.run):
         raise ValueError(f"{folder.name}: its result.json is another's")
 

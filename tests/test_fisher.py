@@ -22,6 +22,7 @@ from delving.fisher import (
 from delving.initializer import he, initialize, layer_stds
 from delving.net import build_net
 from delving.notation import read_layers
+from delving.paper.fisher import condition as log_condition
 from delving.paper.fisher import log_between
 from delving.rectifier import RECTIFIERS
 from delving.signal import weight_layers
@@ -351,3 +352,13 @@ def test_an_energy_below_its_own_error_counts_as_that(energy, error, told):
     """It is the mean of products of two halves, which is of either sign where there is none."""
     one = {"fisher": {"between": {"energy": energy, "error": error}}}
     assert log_between(one) == pytest.approx(told)
+
+
+def test_a_singular_matrix_counts_by_what_float64_can_tell():
+    """It speaks for the other net, and is not left out."""
+
+    def found(number):
+        return log_condition({"fisher": {"condition": number, "parameters": 280}})
+
+    assert found(1e4) == pytest.approx(4)
+    assert found(math.inf) == found(3.5e18) == pytest.approx(-math.log10(280 * 2.0**-52))

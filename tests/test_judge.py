@@ -26,6 +26,7 @@ from delving.judge import (
     mcnemar,
     mean_interval,
     number,
+    of_log_normal,
     pooled_deviation,
     rank_correlation,
     unless_stalled,
@@ -530,3 +531,19 @@ def test_hits_must_be_of_the_same_images(a, b):
 )
 def test_numbers_have_three_significant_places(value, text):
     assert number(value) == text
+
+
+def test_draws_that_obey_eq_9_are_found_to():
+    """Of log-normal ratios whose mean is 1, the mean of logarithms lies far below 0."""
+    rng, layers, deviation = np.random.default_rng(0), 10, 1.4  # of all layers, in bits
+    low = -math.log(2) / 2 * deviation**2
+    draws = (low + deviation * rng.standard_normal((4000, 20))) / layers
+    means = np.array([np.mean(of_log_normal(row.tolist(), layers)) for row in draws])
+    assert draws.mean() == pytest.approx(low / layers, abs=0.002)
+    assert means.mean() == pytest.approx(0, abs=0.002)
+    intervals = [mean_interval(of_log_normal(row.tolist(), layers), 0.9) for row in draws[:1000]]
+    assert np.mean([i.low < 0 < i.high for i in intervals]) == pytest.approx(0.9, abs=0.04)
+
+
+def test_equal_draws_need_no_correction():
+    assert of_log_normal([0.25] * 5, 9) == [0.25] * 5

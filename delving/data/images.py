@@ -100,8 +100,9 @@ class Images:
         return Images(names, self.labels[indices], self.classes, self.titles, self.read)
 
 
-def decode(data: bytes, name: str) -> Image.Image:
-    """An RGB image from a file's bytes, whatever the name's ending: upright, 8 bits, no alpha.
+def decode(data: bytes, name: str, *, upright: bool = True) -> Image.Image:
+    """An RGB image from a file's bytes, whatever the name's ending: 8 bits, no alpha; `upright`, or
+    as it is stored.
 
     Raises:
         UndecodableImageError: truncated, empty, not an image, or beyond the limits above.
@@ -110,7 +111,7 @@ def decode(data: bytes, name: str) -> Image.Image:
         image.load()
         # assumed: an image is turned upright by its EXIF rotation. Pillow's own function for that
         # also writes the other EXIF entries anew, and fails on odd ones.
-        turn = TURNS.get(orientation(image))
+        turn = TURNS.get(orientation(image)) if upright else None
         if turn is not None:
             image = image.transpose(turn)
         if image.mode.startswith("I"):  # convert() would clip 16 bits at 255, not scale them

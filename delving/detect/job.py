@@ -58,10 +58,7 @@ class Job:
     @property
     def data(self) -> str:
         """The hash of images' names, annotations and proposals."""
-        digest = hashlib.sha256(fingerprint(self.splits).encode())
-        for boxes in (one for split in self.proposals for one in split):
-            digest.update(boxes.tobytes() + b"|")
-        return digest.hexdigest()[:16]
+        return data_hash(self.splits, self.proposals)
 
     @property
     def autocast(self) -> Callable:
@@ -180,23 +177,31 @@ def load_splits(settings: Detect, output_root: str) -> list[Split]:
 def open_job(folder: Path, config: Config, trunk: Trunk, about: Detection, watch: Watch) -> Job:
     """The data, with its proposals, and the detector with the trunk's weights."""
     settings = about.detect
-    splits, proposals = prepare(settings, config.output_root, watch)
+    splits = load_splits(settings, config.output_root)
     _check_sizes(splits, sizing_of(config, settings), trunk.net.features)
     net = build_detector(trunk.net, classes=len(splits[0].classes), frozen=settings.frozen,
                          seed=about.seed)  # fmt: skip
+    proposals = propose(splits, settings, config.output_root, watch)  # may take hours
     return Job(folder, config, about, splits, proposals, net, trunk.input, watch)
 
 
-def prepare(
-    settings: Detect, output_root: str, watch: Watch
-) -> tuple[list[Split], list[list[np.ndarray]]]:
-    """Training and test images and their proposals; what is generated of them is kept."""
-    splits = load_splits(settings, output_root)
+def propose(
+    splits: list[Split], settings: Detect, output_root: str, watch: Watch
+) -> list[list[np.ndarray]]:
+    """The proposals of training and test images; what is generated of them is kept."""
     kept, proposals = Path(output_root) / "proposals", []
     for split, title in zip(splits, ("training", "test"), strict=True):
         say = partial(_tell, watch, title)
         proposals.append(load_proposals(split, settings.proposals, kept, say))
-    return splits, proposals
+    return proposals
+
+
+def data_hash(splits: list[Split], proposals: list[list[np.ndarray]]) -> str:
+    """Of images' names, annotations and proposals."""
+    digest = hashlib.sha256(fingerprint(splits).encode())
+    for boxes in (one for split in proposals for one in split):
+        digest.update(boxes.tobytes() + b"|")
+    return digest.hexdigest()[:16]
 
 
 def _tell(watch: Watch, title: str, done: int, total: int) -> None:

@@ -16,9 +16,18 @@ from delving import record
 from delving.build import load_momentum, load_weights, tensors_of
 from delving.checkpoint import check_room, drop_previous, load_checkpoint, save_checkpoint, settle
 from delving.config import compose_detect
-from delving.detect.job import Job, describe, open_job, open_trunk
+from delving.detect.job import (
+    Job,
+    data_hash,
+    describe,
+    load_splits,
+    open_job,
+    open_trunk,
+    propose,
+)
 from delving.detect.metric import Detections
-from delving.detect.naming import check_same, detection_folder, save_about
+from delving.detect.naming import Detection, check_same, detection_folder, load_about, save_about
+from delving.detect.proposals import METHODS
 from delving.detect.score import Judge, chance, joined, recall, score
 from delving.detect.train import Progress, ahead
 from delving.lock import holding
@@ -47,10 +56,15 @@ def detect_run(run: Path, config: Config, settings: Detect, watch: Callable[[dic
     """
     folder = detection_folder(run, settings, compose_detect(config.scale, []))
     with leaving_at_once():
-        trunk, weights = open_trunk(run, config)
+        finished = (folder / "result.json").exists()
+        if finished and not (run / "checkpoint").exists():  # both came without weights
+            weights = load_about(folder / "config.yaml").weights
+        else:
+            trunk, weights = open_trunk(run, config)
         about = describe(run, config, settings, weights)
         check_same(about, folder)
-        if (folder / "result.json").exists():
+        if finished:
+            _check_boxes(folder, about, config.output_root)
             watch({"event": "finished"})
             return folder
         with holding(folder):
@@ -61,6 +75,18 @@ def detect_run(run: Path, config: Config, settings: Detect, watch: Callable[[dic
                 train_until_done(job)
                 finish(job)
     return folder
+
+
+def _check_boxes(folder: Path, about: Detection, output_root: str) -> None:
+    """ValueError where a file of proposals is another than it was: its name does not tell."""
+    settings = about.detect
+    if settings.proposals in METHODS or not (folder / "env.json").exists():
+        return
+    splits = load_splits(settings, output_root)
+    found = data_hash(splits, propose(splits, settings, output_root, lambda event: None))
+    if record.read_json(folder / "env.json").get("data") != found:
+        raise ValueError(f"{folder} was made of other images or proposals than those of "
+                         f"{settings.proposals}: move it away")  # fmt: skip
 
 
 def opening_line(job: Job) -> str:

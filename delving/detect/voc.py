@@ -56,7 +56,7 @@ class Split:
             ValueError: it cannot be read or decoded, or has not its annotation's size.
         """
         name = image_name(self.ids[index])
-        image = decode(_bytes(self.read, name), name)
+        image = decode(_bytes(self.read, name), name, upright=False)  # boxes are of it as stored
         if image.size != self.sizes[index]:
             raise ValueError(f"{name} has {image.size[0]}x{image.size[1]} pixels, its annotation "
                              f"says {self.sizes[index][0]}x{self.sizes[index][1]}")  # fmt: skip
@@ -87,7 +87,7 @@ def load_split(read: Callable[[str], bytes], split: str, classes: Sequence[str])
         ValueError: names the file, and what in it is not as VOC has it.
     """
     listing = f"ImageSets/Main/{split}.txt"
-    ids = _bytes(read, listing).decode("utf-8", "replace").split()
+    ids = _bytes(read, listing).decode("utf-8-sig", "replace").split()
     odd = [number for number in ids if not re.fullmatch(ID, number)]
     if odd or not ids or len(set(ids)) != len(ids):
         raise ValueError(f"{listing}: {shown(odd[0]) if odd else 'no image, or one twice'}")
@@ -99,8 +99,9 @@ def _annotated(
     read: Callable[[str], bytes], number: str, classes: Sequence[str]
 ) -> tuple[tuple[int, int], Objects]:
     name = f"Annotations/{number}.xml"
+    data = _bytes(read, name)
     try:
-        return parse_annotation(_bytes(read, name), classes)
+        return parse_annotation(data, classes)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 
@@ -161,8 +162,10 @@ def _parse_object(
     if not (1 <= x1 <= x2 <= size[0] and 1 <= y1 <= y2 <= size[1]):
         raise ValueError(f"the box ({x1:g}, {y1:g}, {x2:g}, {y2:g}) of a {name} does not lie in "
                          f"the image of {size[0]}x{size[1]} pixels")  # fmt: skip
-    difficult = one.findtext("difficult", "0").strip() == "1"
-    return [x1 - 1, y1 - 1, x2, y2], classes.index(name), difficult
+    difficult = (one.findtext("difficult") or "").strip()
+    if difficult not in ("", "0", "1"):
+        raise ValueError(f"difficult is {shown(difficult)!r}, not 0 or 1")
+    return [x1 - 1, y1 - 1, x2, y2], classes.index(name), difficult == "1"
 
 
 def _number(element: ElementTree.Element, path: str) -> float:

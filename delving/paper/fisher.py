@@ -5,6 +5,7 @@ matrix get closer to zero, which improves its conditioning.
 """
 
 import math
+import sys
 
 import numpy as np
 import pandas as pd
@@ -83,7 +84,13 @@ def log_between(one: dict) -> float:
 
 def condition(one: dict) -> float:
     """log10 of the condition number."""
-    return math.log10(one["fisher"]["condition"])
+    return math.log10(_bounded(one["fisher"]["condition"], one))
+
+
+def _bounded(number: float, one: dict) -> float:
+    """A condition number as far as float64 tells it: the smallest eigenvalue of P parameters is not
+    known below P eps of the largest, and may come out as 0. What is beyond counts as that."""
+    return min(number, 1 / (one["fisher"]["parameters"] * sys.float_info.epsilon))
 
 
 def silent(one: dict) -> float:
@@ -104,7 +111,12 @@ def _row(title: str, nets: list[dict]) -> dict[str, str]:
         "its error": mean_and_spread(errors, 4),
         "log10 condition": mean_and_spread(map(condition, nets), 2),
         "by half the samples": mean_and_spread(
-            (math.log10(half) for one in nets for half in one["fisher"]["condition_halves"]), 2
+            (
+                math.log10(_bounded(half, one))
+                for one in nets
+                for half in one["fisher"]["condition_halves"]
+            ),
+            2,
         ),
         "units that never fire, %": mean_and_spread(map(silent, nets), 1),
     }
@@ -139,7 +151,6 @@ def _claims(asked: Asked, found: dict) -> list[Claim]:
 
     def claim(text: str, rule: str, value, delta: float, unit: str) -> Claim:
         less = [value(found[relu.name]) - value(found[prelu.name]) for prelu, relu in pairs]
-        less = [d for d in less if math.isfinite(d)]  # a singular matrix has no condition number
         finding = unless_stalled(judge_better(less, delta=delta, unit=unit), statuses)
         rule = f"{rule}, ReLU's less PReLU's, paired by seed: 95 % interval over seeds above 0"
         return Claim(text, rule, delta, finding, len(statuses))

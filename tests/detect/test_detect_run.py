@@ -13,11 +13,13 @@ import yaml
 from delving import config as configs
 from delving import record
 from delving.checkpoint import load_checkpoint
+from delving.detect.job import load_splits
 from delving.detect.naming import load_about
 from delving.detect.record import read_detection, read_pictures
 from delving.detect.run import detect_run
 from delving.reference import copy_records
 from delving.signals import Interrupted
+from delving.transfer import export_runs, import_runs
 
 WORDS = ["detect.train_images=4", "detect.test_images=3", "detect.steps=6", "detect.log_every=2",
          "detect.proposals=grid", "detect.rois=32"]  # fmt: skip
@@ -153,7 +155,45 @@ def test_a_net_that_diverges_is_recorded_as_such(copied):
     assert result["eval"] == {}
 
 
+def test_a_diverged_one_goes_to_other_machines_as_any_other(copied, tmp_path):
+    folder = detect(copied, words=["detect.lr=1e30"])
+    export_runs(copied.parents[1], [copied.name], tmp_path / "runs.zip")
+    import_runs(tmp_path / "runs.zip", str(tmp_path / "there"))
+    came = tmp_path / "there" / "smoke" / "detections" / folder.name
+    assert read_detection(came) == read_detection(folder)
+
+
+def test_what_came_from_another_machine_is_reported(copied, tmp_path):
+    folder = detect(copied)
+    export_runs(copied.parents[1], [copied.name], tmp_path / "runs.zip")
+    import_runs(tmp_path / "runs.zip", str(tmp_path / "there"))
+    told = []
+    run = tmp_path / "there" / "smoke" / "runs" / copied.name
+    assert detect(run, told.append).name == folder.name
+    assert [event["event"] for event in told] == ["finished"]
+    with pytest.raises(ValueError, match=r"detect.lr 0.5 asked for|no checkpoint"):
+        detect(run, words=["detect.lr=0.5"])
+
+
 # --- refused ---
+def test_another_file_of_proposals_by_the_same_name_is_another_detection(copied, tmp_path):
+    splits = load_splits(configs.compose_detect("smoke", WORDS), str(copied.parents[2]))
+
+    def write(width):
+        names = [number for split in splits for number in split.ids]
+        boxes = np.tile(np.array([[0.0, 0.0, width, 20.0]]), (len(names), 1))
+        counts = np.ones(len(names), np.int64)
+        np.savez(tmp_path / "boxes.npz", names=names, counts=counts, boxes=boxes)
+
+    words = [f"detect.proposals={tmp_path}/boxes.npz"]
+    write(20.0)
+    folder = detect(copied, words=words)
+    assert detect(copied, words=words) == folder
+    write(30.0)
+    with pytest.raises(ValueError, match=r"made of other images or proposals than .*boxes\.npz"):
+        detect(copied, words=words)
+
+
 def test_a_folder_with_another_detection_is_refused_by_its_keys(copied):
     folder = detect(copied)
     tree = yaml.safe_load((folder / "config.yaml").read_text())
@@ -206,7 +246,8 @@ def test_the_command_takes_a_runs_name_or_its_words(delving, copied, detected):
         (["detect.data=voc2007"], "needs detect.root="),
         (["detect.data=voc2007", "detect.root=."], "neither VOCdevkit"),
         (["detect.proposals=boxes.npz"], "choose from auto, selective_search, grid, or a file"),
-        (["model=small14", "model=c"], "takes protocol and"),
+        (["model=small14", "model=c"], "of a run's words detect takes precision, device"),
+        (["protocol=center"], "of a run's words detect takes precision, device"),
         (["nosuchrun"], "one run at a time"),
     ],
 )

@@ -1,10 +1,12 @@
 """PASCAL VOC's files: what is read from them, from folders and from tar files."""
 
+import io
 import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 from scenery import (
     NAMES,
     annotation_xml,
@@ -109,6 +111,7 @@ BAD = {
     "from 0": (GOOD.replace("<xmin>1<", "<xmin>0<"), r"\(0, 2, 8, 9\) of a cat .* 20x10 pixels"),
     "below the image": (GOOD.replace("<ymax>9<", "<ymax>11<"), r"\(1, 2, 8, 11\) of a cat"),
     "right of it": (GOOD.replace("<xmax>8<", "<xmax>21<"), r"\(1, 2, 21, 9\) of a cat"),
+    "difficult in words": (GOOD.replace("<difficult>0<", "<difficult>True<"), "difficult is 'True'"),
     "inverted": (GOOD.replace("<xmin>1<", "<xmin>9<"), r"\(9, 2, 8, 9\) of a cat"),
 }
 
@@ -223,6 +226,26 @@ def test_a_bad_image_is_refused_by_its_name_when_it_is_loaded(what):
     assert split.load(0).size == (50, 40)
     with pytest.raises(ValueError, match=said):
         split.load(1)
+
+
+def test_boxes_are_of_the_image_as_it_is_stored():
+    """An EXIF rotation would turn the picture under its boxes."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    pixels = np.zeros((40, 50, 3), np.uint8)
+    pixels[:20, :25] = 255
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", exif=exif)
+    files = FILES | {"JPEGImages/000005.jpg": file.getvalue()}
+    shown = np.asarray(load_split(reader(files), "trainval", NAMES).load(0))
+    assert shown[5, 5].min() > 200
+    assert shown[35, 45].max() < 50
+
+
+def test_a_list_of_images_may_begin_with_a_byte_order_mark():
+    name = "ImageSets/Main/trainval.txt"
+    found = load_split(reader(FILES | {name: b"\xef\xbb\xbf" + FILES[name]}), "trainval", NAMES)
+    assert found.ids == load_split(reader(FILES), "trainval", NAMES).ids
 
 
 # --- what is the same data ---
