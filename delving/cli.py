@@ -8,7 +8,16 @@ try:
 
     import typer
 
-    from delving import cli_bench, cli_detect, cli_paper, cli_train, disk, exits, terminal
+    from delving import (
+        __version__,
+        cli_bench,
+        cli_detect,
+        cli_paper,
+        cli_train,
+        disk,
+        exits,
+        terminal,
+    )
     from delving.cli_data import data_app
     from delving.cli_runs import runs_app
     from delving.cli_words import (
@@ -29,7 +38,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # help by rich takes a tenth of a second
-    help="Reproduces 'Delving Deep into Rectifiers' (He, Zhang, Ren, Sun 2015).",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
@@ -38,6 +46,23 @@ cli_train.register(app)
 cli_paper.register(app)
 cli_detect.register(app)
 cli_bench.register(app)
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        terminal.say(f"delving {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def delving(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_tell_version, help="Tell it and leave."),
+    ] = False,
+) -> None:
+    """Reproduces 'Delving Deep into Rectifiers' (He, Zhang, Ren, Sun 2015)."""
+
 
 HEX = set("0123456789abcdef")
 

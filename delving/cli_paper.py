@@ -68,7 +68,8 @@ def compare_init(words: Overrides = None) -> None:
     disk.check_writable(Path(asked_root(words or [])))
     from delving.compare import compare_inits
 
-    terminal.say(compare_inits(words or [], make_overview()))
+    for path in compare_inits(words or [], make_overview()):
+        terminal.say(path)
 
 
 def plot_slopes(runs: Runs = None, output_root: Root = "outputs") -> None:

@@ -25,9 +25,9 @@ MODELS = {22: "b"}  # by depth; others are the small model lengthened
 AGAINST = "xavier"
 
 
-def compare_inits(words: Sequence[str], say: Overview) -> Path:
+def compare_inits(words: Sequence[str], say: Overview) -> list[Path]:
     """Trains a net with each initialiser; draws its error and gradients (figure.png), and what it
-    does to the signal layer by layer (signal.png). Returns the first one's path.
+    does to the signal layer by layer (signal.png). Returns their paths.
 
     Args:
         words: depth=N, inits=he,xavier (if not given, the scale's own and xavier), and overrides.
@@ -62,18 +62,18 @@ def compare_inits(words: Sequence[str], say: Overview) -> Path:
         raise ValueError("; ".join(f"{run}: {error}" for run, error in failed.items()))
     found = {init: [Run(plan.folder(name)) for name in names] for init, names in arms.items()}
     to = plan.root / f"compare-init-{depth}"
-    _write_signal(nets, [f"model={model}", *usual, *rest], to)
+    signal = _write_signal(nets, [f"model={model}", *usual, *rest], to)
     data = tabulate_runs(run for runs in found.values() for run in runs)
-    return _write(draw_inits(found), data, to)
+    return [_write(draw_inits(found), data, to), signal]
 
 
-def _write_signal(inits: Iterable[str], words: Sequence[str], to: Path) -> None:
+def _write_signal(inits: Iterable[str], words: Sequence[str], to: Path) -> Path:
     """Per layer, what each initialiser does to responses and gradients before training."""
     settings = load_request("signal").settings
     seen = {init: measure_net([*words, f"init={init}"], settings) for init in inits}
     by_net = {words[0].removeprefix("model="): seen}
-    save_figure(draw_signal(by_net), to / "signal.png")
     record.write_text(to / "signal.csv", list_layers(by_net).to_csv(index=False))
+    return save_figure(draw_signal(by_net), to / "signal.png")
 
 
 def compare_slopes(runs: Sequence[str], output_root: str, scale: str = "*") -> Path:

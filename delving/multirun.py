@@ -13,11 +13,12 @@ from delving.artefact import Run, mean_and_spread
 from delving.checkpoint import NAMES
 from delving.cost import measure_work
 from delving.data import find_source
-from delving.display import Overview, clock
+from delving.display import Overview
 from delving.naming import name_run
 from delving.plan import Plan, add_run
 from delving.schema import Config, check_families, differences
 from delving.tasks import count_jobs, estimate_run, make_data_once, train_task, watching
+from delving.words import duration
 from delving.workers import work_through
 
 CAP = 100  # runs, unless asked for otherwise
@@ -132,7 +133,8 @@ def tell_sweep(sweep: Sweep, say: Overview, note: Callable[[str, Plan, str], str
 def train_here(
     sweep: Sweep, *, jobs: int | None = None, dry: bool = False, say: Overview
 ) -> dict[str, str]:
-    """Trains what is missing in worker processes of this machine; {run: error} of what failed.
+    """Trains what is missing in worker processes of this machine; {run: error} of what failed, or
+    would.
 
     Args:
         jobs: runs side by side.
@@ -152,9 +154,9 @@ def train_here(
     tell_sweep(sweep, say, lambda label, plan, name: f"about {weights[label]:.0f} s")
     jobs = max(1, min(jobs, len(weights)))
     if weights:
-        say.say(f"About {clock(sum(weights.values()) / jobs)} minutes, {jobs} side by side.")
+        say.say(f"About {duration(sum(weights.values()) / jobs)}, {jobs} side by side.")
     if dry:
-        return {}
+        return sweep.refused()
     failed = sweep.refused() | (_work(sweep, weights, jobs, say) if weights else {})
     tell_results(sweep, failed, say)
     return failed

@@ -70,6 +70,7 @@ def save_figure(figure: Figure, path: Path) -> Path:
     """
     check_ending(path)
     file = io.BytesIO()
+    figure.dpi = DPI  # an .svg written before has changed it
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         # A class may be named in any script; the picture shows a box for what the font lacks.
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
@@ -150,7 +151,7 @@ def draw_curves(curves: pd.DataFrame, *, labels: dict[str, str], classes: Sequen
         ):
             line = mine.loc[[curve]]
             values = smooth(line.value)
-            axes.plot(line.epoch, values, color=color, **look)
+            axes.plot(line.epoch, values, color=color, **look, **mark(line.epoch))
             if curve != "training error":
                 ends[axes].append((line.epoch.iloc[-1], values.iloc[-1], label, color))
     for count in classes:
@@ -165,6 +166,11 @@ def draw_curves(curves: pd.DataFrame, *, labels: dict[str, str], classes: Sequen
         axes.set_ylim(*axes.get_ylim())
         label_lines(axes, own)
     return figure
+
+
+def mark(x: Sequence[float]) -> dict[str, object]:
+    """How a line is to be marked: one of a single point would not be seen."""
+    return {"marker": "o", "ms": 3} if len(x) == 1 else {}
 
 
 def smooth(values: pd.Series) -> pd.Series:

@@ -14,7 +14,8 @@ from delving.config import load
 from delving.curves import read_counts
 from delving.groups import choices
 from delving.record import read_json
-from delving.report import duration, ledger_markdown, ledger_rows, verdict_words
+from delving.report import ledger_markdown, ledger_rows, verdict_words
+from delving.words import duration
 
 TAG = re.compile(r"(?:^\s*|# |\. |\"\"\")(assumed|ours): (.*)")
 REFERENCE = Path(__file__).parent.parent / "outputs" / "reference"

@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from delving.record import expect, read_json, write_text
-from delving.words import escaped
+from delving.words import duration, escaped
 
 TEMPLATE = "report.html.j2"
 GENERATED = ("smoke", "cpu")  # the scales on drawings: no accuracy claim is called reproduced there
@@ -121,18 +121,6 @@ def verdict_words(scale: str) -> dict[str, str]:
 def label(name: str) -> str:
     """An artefact's name as the paper says it: table2 is Table 2."""
     return re.sub(r"(?<=[a-z])(?=\d)", " ", name).capitalize()
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds in words; a dash where there are none."""
-    if seconds is None:
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.1f} min"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _template() -> Any:

@@ -10,7 +10,7 @@ from delving import config as configs
 from delving import record
 from delving.asked import ask, is_measured
 from delving.device import pick_device
-from delving.display import Overview, clock
+from delving.display import Overview
 from delving.draw import (
     check_records,
     draw_artefact,
@@ -35,6 +35,7 @@ from delving.tasks import (
     train_task,
     watching,
 )
+from delving.words import duration
 from delving.workers import Outcome, Task, work_through
 
 MEASURING, DETECTING = 20.0, 30.0  # seconds of a measurement, a detection at least
@@ -259,7 +260,7 @@ def tell_plan(
     for task in tasks:
         say.say(f"  {task.name:44} {task.message['kind']:8} about {weights[task.name]:.0f} s")
     if tasks:
-        say.say(f"About {clock(sum(weights.values()) / jobs)} minutes, {jobs} side by side.")
+        say.say(f"About {duration(sum(weights.values()) / jobs)}, {jobs} side by side.")
 
 
 def tell_outcome(

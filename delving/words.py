@@ -46,16 +46,34 @@ def last_of_each(words: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def duration(seconds: float | None) -> str:
+    """Seconds in words; a dash where there are none."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.1f} min"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 def nearest(word: str, known: Sequence[str]) -> str:
     """'; did you mean x?' with the likeliest of `known`, or what there is."""
     known = list(dict.fromkeys(known))
     return likeliest(word, known) or f"; there is {', '.join(known)}"
 
 
+# Other programs' words for ours.
+COMMON = {"batch_size": "batch", "learning_rate": "lr", "num_workers": "workers"}
+
+
 def likeliest(word: str, known: Sequence[str]) -> str:
     """'; did you mean x?' with the likeliest of `known`, for a text that names all of them; else
     nothing."""
+    word = COMMON.get(word, word)
     same_end = [k for k in known if k.split(".")[-1] == word.split(".")[-1]]
+    word = word.lower()
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     # A single key of that end needs no company; of several the one meant may be spelt otherwise.
     found = same_end if len(same_end) == 1 else list(dict.fromkeys(same_end + close))

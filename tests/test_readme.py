@@ -115,6 +115,20 @@ def test_a_rectifier_and_a_net_are_added_as_the_readme_says(extended):
 
 
 @pytest.mark.long
+def test_the_tests_pick_all_of_them_up_unedited(extended):
+    root, _ = extended
+    shutil.copytree(ROOT / "tests", root / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", root)
+    files = [f"tests/test_{name}.py" for name in ("rectifier", "initializer", "net", "spp", "plan")]
+    command = [sys.executable, "-m", "pytest", "-q", *files]
+    env = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "elu" in subprocess.run([*command, "--collect-only"], cwd=root, env=env, text=True,
+                                   capture_output=True, check=True).stdout  # fmt: skip
+
+
+@pytest.mark.long
 def test_an_artefact_is_added_as_the_readme_says(extended):
     root, run = extended
     done = run("reproduce", "slopes")

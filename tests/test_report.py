@@ -19,13 +19,13 @@ from PIL import Image
 from delving.draw import to_markdown
 from delving.report import (
     MARKS,
-    duration,
     label,
     ledger_markdown,
     ledger_rows,
     runs_shown,
     write_report,
 )
+from delving.words import duration
 
 ORDER = ["figure1", "table1", "table2", "figure2", "convergence"]
 HOSTILE = """<script>alert(1)</script> "quoted" 'too' & <img src=http://evil.test/x> {{ 7 * 7 }}"""

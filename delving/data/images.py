@@ -39,7 +39,9 @@ FAULTS = (
     Image.DecompressionBombError,
 )
 
-TURNS = {  # of each EXIF orientation but the upright one
+# Of each EXIF orientation but the upright one. Pillow's own function for it also writes the other
+# entries anew, and fails on odd ones.
+TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -109,8 +111,7 @@ def decode(data: bytes, name: str, *, upright: bool = True) -> Image.Image:
     """
     with opened(data, name) as image:
         image.load()
-        # assumed: an image is turned upright by its EXIF rotation. Pillow's own function for that
-        # also writes the other EXIF entries anew, and fails on odd ones.
+        # assumed: an image is turned upright by its EXIF rotation.
         turn = TURNS.get(orientation(image)) if upright else None
         if turn is not None:
             image = image.transpose(turn)

@@ -23,7 +23,7 @@ from delving.judge import (
     judge_better,
     unless_stalled,
 )
-from delving.plot import COLORS, label_lines, new_figure, smooth
+from delving.plot import COLORS, label_lines, mark, new_figure, smooth
 
 LONGER = 5  # times He's steps to leave ln(classes), before Xavier is said to stall
 DIMINISHED = 1.0  # powers of ten
@@ -91,8 +91,9 @@ def _draw_errors(axes: Axes, run: Run, color: str) -> tuple[float, float]:
 
 def _draw_norms(axes: Axes, run: Run, color: str) -> tuple[float, float]:
     gradient = np.exp(smooth(np.log(run.steps.conv_grad_norm.clip(lower=1e-12))))
-    axes.plot(run.steps.epoch, gradient, color=color, lw=1.4)
-    axes.plot(run.steps.epoch, run.steps.conv_decay_norm, color=color, lw=1.2, ls=":")
+    points = mark(gradient)
+    axes.plot(run.steps.epoch, gradient, color=color, lw=1.4, **points)
+    axes.plot(run.steps.epoch, run.steps.conv_decay_norm, color=color, lw=1.2, ls=":", **points)
     return run.steps.epoch.iloc[-1], gradient.iloc[-1]
 
 

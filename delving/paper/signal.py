@@ -168,7 +168,9 @@ def list_layers(nets: dict) -> pd.DataFrame:
 
 def draw_signal(nets: dict[str, dict[str, dict]]) -> Figure:
     """{net: {initialiser: measure_net}} against depth, responses and gradients."""
-    figure, axes = new_figure(len(nets), 2, size=(7.2, 2.3 * len(nets)))
+    figure, axes = new_figure(len(nets), 2, size=(7.2, 2.3 * len(nets) + 0.25))
+    told = "solid: measured, mean of the draws, and their spread; dotted: theory on these layers"
+    figure.suptitle(told, fontsize=8, color="#555555")
     for (model, by_init), line in zip(nets.items(), axes, strict=True):
         for panel, key, title in zip(line, ("y2", "dx2"), ("responses", "gradients"), strict=True):
             panel.set_title(f"{model}, {title}", fontsize=9)

@@ -111,7 +111,7 @@ BAD = {
     "from 0": (GOOD.replace("<xmin>1<", "<xmin>0<"), r"\(0, 2, 8, 9\) of a cat .* 20x10 pixels"),
     "below the image": (GOOD.replace("<ymax>9<", "<ymax>11<"), r"\(1, 2, 8, 11\) of a cat"),
     "right of it": (GOOD.replace("<xmax>8<", "<xmax>21<"), r"\(1, 2, 21, 9\) of a cat"),
-    "difficult in words": (GOOD.replace("<difficult>0<", "<difficult>True<"), "difficult is 'True'"),
+    "difficult in a word": (GOOD.replace("<difficult>0<", "<difficult>y<"), "difficult is 'y'"),
     "inverted": (GOOD.replace("<xmin>1<", "<xmin>9<"), r"\(9, 2, 8, 9\) of a cat"),
 }
 
