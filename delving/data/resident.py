@@ -104,10 +104,15 @@ class ResidentBatches(TrainingBatches):
         used = self.source.used[indices]
         bad = [images.names[n % len(images)] for index, other in zip(indices, used, strict=True)
                for n in range(index, other if other >= index else other + len(images))]  # fmt: skip
-        chosen = self.source.pixels[torch.from_numpy(used).to(device)]
+        chosen = self.source.pixels[send(used, device)]
         pixels = cut(chosen, draws, crop=self.crop, sides=self.sides, flip=self.flip)
-        labels, color = images.labels[used], draws[:, 4:]
-        return Batch(pixels, *(torch.from_numpy(x).to(device) for x in (labels, color)), bad)
+        return Batch(pixels, send(images.labels[used], device), send(draws[:, 4:], device), bad)
+
+
+def send(array: np.ndarray, device: torch.device) -> Tensor:
+    """The array on the device, a GPU's without waiting for what it is at."""
+    tensor = torch.from_numpy(array)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def cut(
@@ -124,13 +129,12 @@ def cut(
     full = np.array([known[s] for s in chosen], np.float32)  # (N, 2), width and height
     corners = np.minimum((draws[:, 1:3] * (full - crop + 1)).astype(int), full - crop)
     scales = np.array([width, height]) / full  # pixels of the image for one of the view's
-    starts = torch.from_numpy(corners * scales).to(pixels.device, torch.float32)
-    scales = torch.from_numpy(scales).to(pixels.device, torch.float32)
-    across = tent_weights(starts[:, 0], scales[:, 0], size=width, crop=crop)
-    down = tent_weights(starts[:, 1], scales[:, 1], size=height, crop=crop)
+    told = np.concatenate([corners * scales, scales, draws[:, 3:4] < 0.5], 1)
+    start_x, start_y, scale_x, scale_y, turned = send(told.astype(np.float32), pixels.device).T
+    across = tent_weights(start_x, scale_x, size=width, crop=crop)
+    down = tent_weights(start_y, scale_y, size=height, crop=crop)
     if flip:
-        turned = torch.from_numpy(draws[:, 3] < 0.5).to(pixels.device)
-        across = torch.where(turned[:, None, None], across.flip(1), across)
+        across = torch.where(turned[:, None, None] > 0, across.flip(1), across)
     rows = torch.bmm(down, pixels.flatten(2).float()).unflatten(2, (width, 3))
     columns = rows.transpose(1, 2).flatten(2)  # (N, width, crop x 3): one product an image
     views = torch.bmm(across, columns).unflatten(2, (crop, 3)).transpose(1, 2)  # (N, crop, crop, 3)
