@@ -1,5 +1,6 @@
 """From a configuration to a net with its initial or its saved weights, and what it deviates in."""
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -90,9 +91,27 @@ def check_size(net: Net, times: float) -> None:
         )
 
 
-def memory() -> int:
-    """Of this machine, bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def memory(told: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """What this process may use, bytes: the machine's, or less in a container or a cluster's job.
+
+    Args:
+        told: says which control groups it is in; root: where their limits lie.
+    """
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError):
+        for line in told.read_text().splitlines():
+            _, kinds, group = line.split(":", 2)
+            if "memory" in kinds.split(","):
+                top, file = root / "memory", "memory.limit_in_bytes"
+            elif not kinds:  # the second version of control groups
+                top, file = root, "memory.max"
+            else:
+                continue
+            own = Path(group.lstrip("/"))
+            for place in (top / part for part in (own, *own.parents)):  # each limits those below it
+                limit = (place / file).read_text() if (place / file).is_file() else ""
+                limits += [int(limit)] if limit.strip().isdigit() else []
+    return min(limits)
 
 
 def _check_room(net: Net, device: torch.device) -> None:

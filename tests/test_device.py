@@ -26,10 +26,17 @@ class TestPick:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
         found = [devices.pick_device("auto", local_rank=r, local_size=2) for r in range(2)]
         assert found == [torch.device("cuda", 0), torch.device("cuda", 1)]
-        with pytest.raises(ValueError, match="3 ranks on this machine, but it has 2 GPUs"):
+        with pytest.raises(ValueError, match=r"3 ranks on this machine .*, but 2 GPUs"):
             devices.pick_device("auto", local_size=3)
         with pytest.raises(ValueError, match="device=cuda:1: 2 ranks need auto, cuda or cpu"):
             devices.pick_device("cuda:1", local_size=2)
+
+    def test_where_a_cluster_shows_each_rank_one_gpu_that_is_its_own(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setenv("SLURM_PROCID", "3")
+        found = devices.pick_device("auto", local_rank=3, local_size=4)
+        assert found == torch.device("cuda", 0)
 
 
 RESIDENT = """

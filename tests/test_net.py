@@ -10,7 +10,7 @@ from composed import mix
 from torch import nn
 
 import delving
-from delving.build import build_model, materialise
+from delving.build import build_model, materialise, memory
 from delving.config import compose
 from delving.groups import choices
 from delving.net import build_net, crowded_levels, describe
@@ -289,3 +289,21 @@ def test_a_crop_too_small_for_the_layers_is_refused_with_the_smallest_that_fits(
         build_model(compose(["scale=cpu", "model=vgg19"]), 12)
     net, _ = build_model(compose(["scale=cpu", "model=vgg19", "data.crop=35"]), 12)
     assert net.map_size == 1
+
+
+# --- what fits ---
+@pytest.mark.parametrize(
+    ("line", "file"),
+    [
+        ("0::/job_7/step_0", "job_7/memory.max"),
+        ("4:cpu,memory:/job_7/step_0", "memory/job_7/memory.limit_in_bytes"),
+    ],
+)
+def test_a_jobs_limit_counts_where_it_is_less_than_the_machines_memory(tmp_path, line, file):
+    (tmp_path / "cgroup").write_text(f"3:cpuset:/\n{line}\n")
+    (tmp_path / file).parent.mkdir(parents=True)
+    whole = memory(tmp_path / "nowhere", tmp_path)
+    assert whole > 2**28
+    for limit, usable in (("max\n", whole), (f"{2**60}\n", whole), (f"{2**28}\n", 2**28)):
+        (tmp_path / file).write_text(limit)
+        assert memory(tmp_path / "cgroup", tmp_path) == usable
