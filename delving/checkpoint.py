@@ -4,6 +4,7 @@
 `checkpoint.new`, read back and compared with its manifest, and only then takes its place.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -149,6 +150,9 @@ def load_checkpoint(folder: Path) -> Loaded | None:
     return None  # none, or the first of all was cut off
 
 
+BAD_DISK = (errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO))
+
+
 def find_fault(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint by its manifest, if anything."""
     try:
@@ -163,8 +167,9 @@ def find_fault(checkpoint: Path) -> str | None:
 
 
 def _unreadable(checkpoint: Path, error: OSError) -> str:
-    """The fault of a disk; what is only forbidden is not damaged, and raised."""
-    if isinstance(error, PermissionError):
+    """The fault of a bad disk. Others, as of a network or of what is forbidden, pass or can be
+    mended: they are raised, and nothing is set aside."""
+    if error.errno not in BAD_DISK:
         raise error
     return f"{error.filename or checkpoint} cannot be read: {error.strerror or error}"
 

@@ -50,7 +50,7 @@ def bench(
             if to:
                 record.write_json(to, records)
     finally:  # also where a signal ends it: a run of all takes minutes
-        if as_json and records:
+        if as_json and (records or failed):
             terminal.write(json.dumps(records, indent=2))
     raise typer.Exit(1 if failed else 0)
 

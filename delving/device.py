@@ -24,7 +24,8 @@ def pick_device(name: str, *, local_rank: int = 0, local_size: int = 1) -> torch
     count = torch.cuda.device_count()
     if device.type != "cuda" or device.index is not None:
         raise ValueError(f"device={name}: {local_size} ranks need auto, cuda or cpu")
-    if count == 1 and "SLURM_PROCID" in os.environ:  # which may show each task its own GPU alone
+    # SLURM, but for torchrun within a job, may show each task its own GPU alone.
+    if count == 1 and "SLURM_PROCID" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
         return torch.device("cuda", 0)
     if local_size > count:
         raise ValueError(f"{local_size} ranks on this machine (LOCAL_WORLD_SIZE), but {count} GPUs")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from delving.record import FULL, disk_full
+from delving.record import FULL, DiskFullError, disk_full, name_beside
 
 try:
     import fcntl
@@ -36,7 +36,8 @@ class HeldError(ValueError):
 
 @contextmanager
 def holding(folder: Path, beat: float = BEAT) -> Iterator[None]:
-    """Holds a folder, which is made where it is not there and removed where it stays empty.
+    """Holds a folder, which is made where it is not there and removed where it stays empty. Not to
+    be used twice at a time on one folder by one process, which the system's lock does not keep out.
 
     Raises:
         HeldError: another process holds it; names its pid, host and since when.
@@ -124,29 +125,20 @@ def _open_once(path: Path) -> tuple[int, str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         return os.open(path, os.O_RDWR), ""
-    beside = path.with_name(f".lock.{uuid.uuid4().hex}")
+    beside = name_beside(path)
     handle = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         key = _sign(handle, beside)
-        _put(beside, path)
-    except BaseException:
+        _lock(handle, beside)
+        os.link(beside, path)  # nobody sees it unsigned or unlocked
+        return handle, key
+    except BaseException as error:
         os.close(handle)
-        raise
+        if not isinstance(error, OSError) or isinstance(error, FileExistsError | DiskFullError):
+            raise
     finally:
         beside.unlink(missing_ok=True)
-    return handle, key
-
-
-def _put(beside: Path, path: Path) -> None:
-    """The signed file at its place, which nobody sees unsigned; FileExistsError where one is."""
-    try:
-        os.link(beside, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a disk without links
-        if path.exists():
-            raise FileExistsError(path) from None
-        os.rename(beside, path)
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o644), ""  # a disk without links
 
 
 def _is_at(handle: int, path: Path) -> bool:

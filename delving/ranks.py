@@ -129,8 +129,8 @@ class Ranks:
         texts = self.gather(mine and f"{type(mine).__name__}: {mine}")
         failed = [f"rank {rank}: {text}" for rank, text in enumerate(texts) if text]
         if mine:
-            # What fails alike on many ranks is told by the first of them.
-            mine.told_elsewhere = texts.index(texts[self.rank]) < self.rank
+            if texts.index(texts[self.rank]) < self.rank:  # alike on many: the first of them tells
+                mine.told_elsewhere = True
             raise mine
         if failed:
             raise OtherRankError(failed[0])

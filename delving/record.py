@@ -45,14 +45,16 @@ def find_run(text: str, output_root: str, scale: str = "*") -> Path:
     """A run by its folder or its name; ValueError names the runs there are."""
     path = Path(text)
     if os.path.isfile(path / "config.yaml"):  # no error where the place cannot be looked at
-        return path if path.name else path.resolve()  # `.`, whose name is asked for
+        path = path if path.name else path.resolve()  # `.`, whose name is asked for
+        if scale not in ("*", path.resolve().parents[1].name):
+            raise ValueError(f"{path} is no run of scale={scale}")
+        return path
     folders = list_runs(output_root, scale=scale)
     found = [folder for folder in folders if folder.name == text]
     if len(found) == 1:
         return found[0]
     if found:
-        raise ValueError(f"run {text!r} is ambiguous, give a folder or scale=...: "
-                         f"{', '.join(map(str, found))}")  # fmt: skip
+        raise ValueError(f"run {text!r} is ambiguous, say scale=...: {', '.join(map(str, found))}")
     meant = likeliest(text, [folder.name for folder in folders])
     known = ", ".join(str(folder) for folder in folders[:8]) or "none"
     more = f" and {len(folders) - 8} more: delving list runs" if len(folders) > 8 else ""
@@ -85,8 +87,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def name_beside(path: Path) -> Path:
-    """Where a file is written before it appears at its path; other machines have our pids too.
-    `remove_leftovers` knows it."""
+    """Where a file is written before it appears at its path. `remove_leftovers` knows it."""
     return path.with_name(f".{path.name}.{os.getpid()}{time.time_ns()}")
 
 

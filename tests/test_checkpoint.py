@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,23 @@ def test_a_checkpoint_that_the_disk_cannot_read_is_named_and_the_one_before_used
     shutil.rmtree(tmp_path / "checkpoint.previous")
     with pytest.raises(ValueError, match="checkpoint cannot be read: Input/output error"):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(("number", "aside"), [(errno.EIO, True), (errno.EMFILE, False)])
+def test_what_a_bad_disk_cannot_read_is_set_aside_and_what_passes_is_not(
+    tmp_path, monkeypatch, number, aside
+):
+    def failing(path, *args):
+        if path == tmp_path / "checkpoint" / "model.safetensors":
+            raise OSError(number, os.strerror(number))
+        return open(path, *args)
+
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    monkeypatch.setattr(checkpoint, "open", failing, raising=False)
+    with nullcontext() if aside else pytest.raises(OSError, match="Too many"):
+        settle(tmp_path)
+    assert (tmp_path / "checkpoint.damaged").exists() == aside
 
 
 def test_where_nothing_is_whole_nothing_is_moved(tmp_path):

@@ -37,6 +37,9 @@ class TestPick:
         monkeypatch.setenv("SLURM_PROCID", "3")
         found = devices.pick_device("auto", local_rank=3, local_size=4)
         assert found == torch.device("cuda", 0)
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "torchrun's, within a job")
+        with pytest.raises(ValueError, match=r"4 ranks on this machine .*, but 1 GPUs"):
+            devices.pick_device("auto", local_rank=3, local_size=4)
 
 
 RESIDENT = """

@@ -346,6 +346,21 @@ def test_ranks_that_would_compute_in_several_precisions_are_refused(root, monkey
     assert said.count("precision=auto: bf16 on rank 0, fp32 on rank 1; give one of these") == 1
 
 
+def test_a_rank_that_fails_alone_ends_at_once_with_its_own_code():
+    """As the program ends: torch would wait for the others, or abort."""
+
+    def act(rank):
+        try:
+            with joined() as ranks:
+                if rank == 1:
+                    raise ValueError
+                ranks.wait()
+        except Exception:
+            exits.end(3 + rank)
+
+    assert in_ranks(2, act) == [3, 4]
+
+
 # --- going on ---
 def interrupted(root, size, step, listener):
     """So many ranks, one of which is told to stop; their exit codes: 7 where they stopped."""

@@ -127,6 +127,9 @@ def test_a_run_is_found_by_name_and_by_folder(tmp_path):
     assert folder == tmp_path / "smoke" / "runs" / "small14-prelu-he-s0"
     assert record.find_run("small14-prelu-he-s0", str(tmp_path)) == folder
     assert record.find_run(str(folder), "nowhere") == folder
+    assert record.find_run(str(folder), "nowhere", folder.parents[1].name) == folder
+    with pytest.raises(ValueError, match=r"is no run of scale=paper"):
+        record.find_run(str(folder), "nowhere", "paper")
 
 
 def test_a_run_that_is_not_there_is_refused_with_those_that_are(tmp_path):

@@ -59,10 +59,9 @@ def read_solution(path: Path) -> dict[str, str]:
     return truth
 
 
-def read_devkit(devkit: Path, synsets: dict[str, list[str]]) -> dict[str, str]:
-    """The same from the data folder of ILSVRC2012_devkit_t12: read_meta's synsets and the ground
-    truth."""
-    truth: dict[str, str] = {}
+def read_devkit(devkit: Path) -> dict[str, str]:
+    """The same from the data folder of ILSVRC2012_devkit_t12: meta.mat and the ground truth."""
+    synsets, truth = read_meta(devkit), {}
     path = devkit / "ILSVRC2012_validation_ground_truth.txt"
     for image, (number, line) in enumerate(_lines(read_listing(path), path), 1):
         word = line.strip()

@@ -1,6 +1,7 @@
 """Training batches made where the net is, of images that lie there: on a GPU, where all are of one
 size and fit. Two matrix products cut, resize and flip a batch."""
 
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -43,7 +44,8 @@ def load_resident(images: Images, device: torch.device, gigabytes: float) -> Res
     width, height = size
     pixels = torch.zeros(len(images), height, width, 3, dtype=torch.uint8, device=device)
     good = np.zeros(len(images), bool)
-    with ThreadPoolExecutor(count_cores()) as pool:
+    # Decoding silences warnings, which threads would leave so.
+    with warnings.catch_warnings(), ThreadPoolExecutor(count_cores()) as pool:
         for start in range(0, len(images), TOGETHER):
             numbers = range(start, min(start + TOGETHER, len(images)))
             found = list(pool.map(lambda n: _decode(images, n), numbers))
@@ -111,7 +113,7 @@ class ResidentBatches(TrainingBatches):
 
 def send(array: np.ndarray, device: torch.device) -> Tensor:
     """The array on the device, a GPU's without waiting for what it is at."""
-    tensor = torch.from_numpy(array)
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 

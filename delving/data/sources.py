@@ -3,6 +3,7 @@
 Adding one: a function and a line in SOURCES, and a file in conf/data.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,26 +64,26 @@ def find_imagenet(root: Path) -> tuple[Images, Images]:
     """train/ of class folders; val/ alike, or flat beside the devkit or LOC_val_solution.csv."""
     nested = root / "ILSVRC" / "Data" / "CLS-LOC"
     root = nested if nested.is_dir() else root
-    devkit = next(root.glob("ILSVRC2012_devkit*/data"), None)
-    synsets = read_meta(devkit) if devkit else {}
     train = _class_folders(root, "train")
     if any(p.is_dir() and not p.name.startswith(".") for p in (root / "val").glob("*")):
         val = _class_folders(root, "val")
     else:
-        val = _flat_val(root, devkit, synsets)
-    return _splits(train, val, FolderReader(root), _imagenet_words(root, synsets))
+        val = _flat_val(root)
+    return _splits(train, val, FolderReader(root), _imagenet_words(root))
 
 
-def _flat_val(root: Path, devkit: Path | None, synsets: dict[str, list[str]]) -> Listing:
+def _flat_val(root: Path) -> Listing:
     """ImageNet's validation images as they are published: all of them, or none of their errors
     would compare."""
-    truth = _ground_truth(root, devkit, synsets)
+    truth = _ground_truth(root)
     files = sorted(p for p in (root / "val").glob("*") if _is_image(p.name) and p.name[0] != ".")
     strange = [path.name for path in files if path.stem not in truth]
     absent = sorted(truth.keys() - {path.stem for path in files})
     for names, what in ((strange, "images of no known class"), (absent, "images lack")):
         if names:
             raise ValueError(f"{root / 'val'}: {len(names):,} {what}, {shown(names[0])} first")
+    if len(files) > len(truth):
+        raise ValueError(f"{root / 'val'}: {len(files):,} files of {len(truth):,} images")
     return [(truth[path.stem], f"val/{path.name}") for path in files]
 
 
@@ -158,24 +159,32 @@ def _told(root: Path, reader: Callable[[str], bytes], name: str) -> bytes:
         raise ValueError(f"data.root={root}: {name}: {error.strerror or error}") from error
 
 
-def _ground_truth(root: Path, devkit: Path | None, synsets: dict[str, list[str]]) -> dict[str, str]:
+def _ground_truth(root: Path) -> dict[str, str]:
     """ILSVRC2012_val_... to its class's WordNet id."""
     if solution := _above(root, "LOC_val_solution.csv"):
         return read_solution(solution)
-    if not devkit:
+    if not (devkit := _devkit(root)):
         raise ValueError(
             f"data.root={root}: val/ has no class folders, and beside it lies neither "
             "ILSVRC2012_devkit_t12/ nor LOC_val_solution.csv to tell the classes"
         )
-    return read_devkit(devkit, synsets)
+    return read_devkit(devkit)
 
 
-def _imagenet_words(root: Path, synsets: dict[str, list[str]]) -> dict[str, str]:
-    """What its classes are called, where a file beside the images tells."""
-    for told in (_above(root, "LOC_synset_mapping.txt"), root / "words.txt"):
-        if told and told.is_file():
-            return read_words(told)
-    return {wnid: names.split(",")[0] for wnid, names in synsets.values()}
+def _imagenet_words(root: Path) -> dict[str, str]:
+    """What its classes are called, where a file beside the images tells; one that is none of its
+    kind does not."""
+    with contextlib.suppress(ValueError):
+        for told in (_above(root, "LOC_synset_mapping.txt"), root / "words.txt"):
+            if told and told.is_file():
+                return read_words(told)
+        if devkit := _devkit(root):
+            return {wnid: names.split(",")[0] for wnid, names in read_meta(devkit).values()}
+    return {}
+
+
+def _devkit(root: Path) -> Path | None:
+    return next(root.glob("ILSVRC2012_devkit*/data"), None)
 
 
 def _above(root: Path, name: str) -> Path | None:

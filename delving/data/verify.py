@@ -1,6 +1,7 @@
 """`delving data verify`: every image decoded once, counted by class, looked for in both splits."""
 
 import hashlib
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +40,8 @@ def verify_data(
             are bad, every TOGETHER images.
     """
     report, seen = Report(), {}
-    with ThreadPoolExecutor(count_cores()) as pool:
+    # Decoding silences warnings, which threads would leave so.
+    with warnings.catch_warnings(), ThreadPoolExecutor(count_cores()) as pool:
         for split, images in (("train", train), ("val", val)):
             labels, bad = Counter(images.labels.tolist()), []
             report.counts[split] = {name: labels[i] for i, name in enumerate(images.classes)}

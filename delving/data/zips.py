@@ -67,10 +67,10 @@ def list_members(zips: Iterable[Path], top: str) -> dict[str, tuple[Path, str]]:
     sums: dict[str, tuple[int, int]] = {}  # of the same files in several zips
     for path in zips:
         for info in open_checked(path):
-            parts = info.filename.split("/")
-            if info.is_dir() or any(p.startswith(".") or p == "__MACOSX" for p in parts):
-                continue
             name = info.filename.partition(top)[2] or info.filename
+            hidden = any(part.startswith(".") and part != "." for part in name.split("/"))
+            if info.is_dir() or hidden or "__MACOSX" in info.filename.split("/"):
+                continue
             if sums.setdefault(name, (info.CRC, info.file_size)) != (info.CRC, info.file_size):
                 raise ValueError(f"{path}: {shown(name)}: another than in {members[name][0]}")
             members[name] = (path, info.filename)

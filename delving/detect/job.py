@@ -58,7 +58,10 @@ class Job:
     @property
     def data(self) -> str:
         """The hash of images' names, annotations and proposals."""
-        return data_hash(self.splits, self.proposals)
+        digest = hashlib.sha256(fingerprint(self.splits).encode())
+        for boxes in (one for split in self.proposals for one in split):
+            digest.update(boxes.tobytes() + b"|")
+        return digest.hexdigest()[:16]
 
     @property
     def autocast(self) -> Callable:
@@ -194,14 +197,6 @@ def propose(
         say = partial(_tell, watch, title)
         proposals.append(load_proposals(split, settings.proposals, kept, say))
     return proposals
-
-
-def data_hash(splits: list[Split], proposals: list[list[np.ndarray]]) -> str:
-    """Of images' names, annotations and proposals."""
-    digest = hashlib.sha256(fingerprint(splits).encode())
-    for boxes in (one for split in proposals for one in split):
-        digest.update(boxes.tobytes() + b"|")
-    return digest.hexdigest()[:16]
 
 
 def _tell(watch: Watch, title: str, done: int, total: int) -> None:

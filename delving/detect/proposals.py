@@ -129,6 +129,14 @@ def _check(names: np.ndarray, counts: np.ndarray, boxes: np.ndarray) -> None:
         raise ValueError("a box without an area")
 
 
+def hash_of(proposals: str) -> str | None:
+    """Of a file of proposals; None where they are no file's."""
+    if proposals in METHODS:
+        return None
+    with open(proposals, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
 def _from_file(path: Path, split: Split) -> list[np.ndarray]:
     if not path.is_file():
         raise ValueError(f"detect.proposals={path}: choose from {', '.join(METHODS)}, or a file")

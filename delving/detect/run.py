@@ -5,7 +5,7 @@ import io
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +16,11 @@ from delving import record
 from delving.build import load_momentum, load_weights, tensors_of
 from delving.checkpoint import check_room, drop_previous, load_checkpoint, save_checkpoint, settle
 from delving.config import compose_detect
-from delving.detect.job import (
-    Job,
-    data_hash,
-    describe,
-    load_splits,
-    open_job,
-    open_trunk,
-    propose,
-)
+from delving.detect.job import Job, describe, open_job, open_trunk
 from delving.detect.metric import Detections
 from delving.detect.naming import Detection, check_same, detection_folder, load_about, save_about
-from delving.detect.proposals import METHODS
+from delving.detect.proposals import hash_of
+from delving.detect.record import read_detection
 from delving.detect.score import Judge, chance, joined, recall, score
 from delving.detect.train import Progress, ahead
 from delving.lock import holding
@@ -61,12 +54,13 @@ def detect_run(run: Path, config: Config, settings: Detect, watch: Callable[[dic
             weights = load_about(folder / "config.yaml").weights
         else:
             trunk, weights = open_trunk(run, config)
-        about = describe(run, config, settings, weights)
-        check_same(about, folder)
         if finished:
-            _check_boxes(folder, about, config.output_root)
+            check_same(_as_there(run, config, settings, weights, folder), folder)
+            _check_boxes(folder, settings.proposals)
             watch({"event": "finished"})
             return folder
+        about = describe(run, config, settings, weights)
+        check_same(about, folder)
         with holding(folder):
             job = open_job(folder, config, trunk, about, watch)
             watch({"event": "opening", "line": opening_line(job)})
@@ -77,16 +71,21 @@ def detect_run(run: Path, config: Config, settings: Detect, watch: Callable[[dic
     return folder
 
 
-def _check_boxes(folder: Path, about: Detection, output_root: str) -> None:
-    """ValueError where a file of proposals is another than it was: its name does not tell."""
-    settings = about.detect
-    if settings.proposals in METHODS or not (folder / "env.json").exists():
-        return
-    splits = load_splits(settings, output_root)
-    found = data_hash(splits, propose(splits, settings, output_root, lambda event: None))
-    if record.read_json(folder / "env.json").get("data") != found:
-        raise ValueError(f"{folder} was made of other images or proposals than those of "
-                         f"{settings.proposals}: move it away")  # fmt: skip
+def _as_there(run: Path, config: Config, settings: Detect, weights: str, folder: Path) -> Detection:
+    """What is asked for, with `auto` as the finished detection has it, of whatever machine."""
+    there = load_about(folder / "config.yaml")
+    precision = there.precision if config.precision == "auto" else config.precision
+    if settings.proposals == "auto":
+        settings = replace(settings, proposals=there.detect.proposals)
+    return Detection(run.name, weights, config.scale, config.seed, precision, settings)
+
+
+def _check_boxes(folder: Path, proposals: str) -> None:
+    """ValueError where a file of proposals is another than it was, which its name does not tell."""
+    told = read_detection(folder)["proposals"].get("hash")
+    if told and Path(proposals).is_file() and told != hash_of(proposals):
+        raise ValueError(f"{folder} was made of other proposals than those of {proposals}: move it "
+                         "away")  # fmt: skip
 
 
 def opening_line(job: Job) -> str:
@@ -282,6 +281,7 @@ def summarise(job: Job, status: str, scores: dict[str, dict]) -> dict:
         "proposals": {
             "method": settings.proposals if settings.proposals in ("grid", "selective_search")
             else "file",
+            "hash": hash_of(settings.proposals),
             "per_image": round(float(np.mean([len(b) for b in job.proposals[1]])), 1),
             "recall": recall(job.splits[1], job.proposals[1]),
         },

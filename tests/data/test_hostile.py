@@ -109,6 +109,10 @@ def test_what_macos_puts_into_a_zip_is_left_out(tmp_path):
     beside = {f"__MACOSX/{n}": b"x" for n in TINY} | {"train/n01/images/._n01_0.JPEG": b"x"}
     found = find_tiny_imagenet(write_zip(tmp_path / "b.zip", TINY | beside))
     assert [images.names for images in found] == [images.names for images in whole]
+    dotted = find_tiny_imagenet(
+        write_zip(tmp_path / "c.zip", {f"./tiny-imagenet-200/{n}": TINY[n] for n in TINY})
+    )
+    assert [images.names for images in dotted] == [images.names for images in whole]
 
 
 def test_zips_that_disagree_are_refused_and_those_that_agree_are_not(tmp_path):

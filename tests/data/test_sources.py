@@ -291,6 +291,14 @@ def test_classes_are_called_by_their_first_name_where_a_file_tells(tmp_path, nam
         assert images.titles == [f"name of {wnid}" for wnid in WNIDS]
 
 
+@pytest.mark.parametrize("name", ["words.txt", "LOC_synset_mapping.txt"])
+def test_what_only_looks_like_a_list_of_names_is_none(tmp_path, name):
+    write_folder(tmp_path, classes=WNIDS)
+    write_file(tmp_path / name, b"hello\xff\n")
+    (tmp_path / "ILSVRC2012_devkit_t12" / "data").mkdir(parents=True)
+    assert find_imagenet(tmp_path)[1].titles == list(WNIDS)
+
+
 def test_flat_validation_images_without_any_truth_are_refused(tmp_path):
     flat_imagenet(tmp_path)
     with pytest.raises(ValueError, match=r"devkit.*LOC_val_solution\.csv"):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import warnings
 import zipfile
 
 import numpy as np
@@ -113,8 +114,9 @@ def test_every_fault_is_told_in_the_datas_order_in_one_pass(root):
 def test_progress_is_told_by_split(root, monkeypatch):
     monkeypatch.setattr(module, "TOGETHER", 4)
     spoil(root)
-    told = []
+    told, before = [], list(warnings.filters)
     verify_data(*find_folder(root), lambda *args: told.append(args))
+    assert warnings.filters == before
     assert told == [("train", 4, 1), ("train", 6, 1), ("val", 4, 0), ("val", 5, 0)]
 
 

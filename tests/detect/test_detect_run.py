@@ -1,5 +1,6 @@
 """`delving detect`: a run folder as any other, whatever ends it; the artefact made of several."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -164,14 +165,23 @@ def test_a_diverged_one_goes_to_other_machines_as_any_other(copied, tmp_path):
 
 
 def test_what_came_from_another_machine_is_reported(copied, tmp_path):
-    folder = detect(copied)
+    words = [*WORDS, "detect.proposals=auto"]
+    folder = detect(copied, words=words)
     export_runs(copied.parents[1], [copied.name], tmp_path / "runs.zip")
     import_runs(tmp_path / "runs.zip", str(tmp_path / "there"))
-    told = []
     run = tmp_path / "there" / "smoke" / "runs" / copied.name
-    assert detect(run, told.append).name == folder.name
+    came = run.parents[1] / "detections" / folder.name
+    # Its `auto` was bf16, and another way to propose.
+    about = (came / "config.yaml").read_text().replace("precision: fp32", "precision: bf16")
+    (came / "config.yaml").write_text(
+        about.replace("proposals: grid", "proposals: selective_search")
+    )
+    config = dataclasses.replace(configs.amend(run / "config.yaml", ["device=cpu"]),
+                                 precision="auto")  # fmt: skip
+    told = []
+    assert detect_run(run, config, configs.compose_detect("smoke", words), told.append) == came
     assert [event["event"] for event in told] == ["finished"]
-    with pytest.raises(ValueError, match=r"detect.lr 0.5 asked for|no checkpoint"):
+    with pytest.raises(ValueError, match="no checkpoint"):
         detect(run, words=["detect.lr=0.5"])
 
 
@@ -190,7 +200,7 @@ def test_another_file_of_proposals_by_the_same_name_is_another_detection(copied,
     folder = detect(copied, words=words)
     assert detect(copied, words=words) == folder
     write(30.0)
-    with pytest.raises(ValueError, match=r"made of other images or proposals than .*boxes\.npz"):
+    with pytest.raises(ValueError, match=r"made of other proposals than .*boxes\.npz"):
         detect(copied, words=words)
 
 
