@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from delving import record
+from delving.artefact import mean_and_spread
+from delving.judge import mean_interval
 from delving.readme import BLOCKS, REFERENCE, collect, paragraphs, refresh
 
 ROOT = Path(__file__).parent.parent
@@ -138,8 +140,19 @@ def test_an_artefact_is_added_as_the_readme_says(extended):
 
 
 def test_what_is_told_of_longer_trainings_is_in_their_records():
-    told = README.read_text(encoding="utf-8")
-    paths = sorted((REFERENCE / "longer").glob("*.json"))
-    assert len(paths) == 4
-    for result in map(record.read_json, paths):
-        assert f"{result['eval']['ten_view']['top1_err']:.2f} |" in told
+    told, errors = README.read_text(encoding="utf-8"), {}
+    for path in sorted((REFERENCE / "longer").glob("*.json")):
+        result = record.read_json(path)
+        name = f"{result['act']} {result['init']}"
+        errors.setdefault(name, []).append(result["eval"]["ten_view"]["top1_err"])
+    cells = [mean_and_spread(errors[f"{act} he"]) for act in ("relu", "lrelu", "prelu")]
+    assert f"| 108 | {mean_and_spread(errors['relu xavier'])} | {' | '.join(cells)} |" in told
+    assert all(cell.endswith("(3)") for cell in cells)
+    for one, other, level in (
+        ("relu xavier", "relu he", 0.95), ("relu he", "prelu he", 0.95),
+        ("lrelu he", "prelu he", 0.9),
+    ):  # fmt: skip
+        pairs = zip(errors[one], errors[other], strict=True)
+        seen = mean_interval([a - b for a, b in pairs], level)
+        assert f"{seen.mean:.2f}" in told
+        assert f"{seen.low:.2f} to {seen.high:.2f})" in told
