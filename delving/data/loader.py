@@ -1,8 +1,10 @@
 """Batches for training and views for testing, in this process or by loader processes."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -252,6 +254,14 @@ def count_workers(wanted: int, sharing: int = 1) -> int:
 def count_cores() -> int:
     """The cores this process may use; macOS and Windows tell only those of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def decoding_threads() -> Iterator[ThreadPoolExecutor]:
+    """A thread a core, to decode images in. Decoding silences warnings, which threads would leave
+    so."""
+    with warnings.catch_warnings(), ThreadPoolExecutor(count_cores()) as pool:
+        yield pool
 
 
 def cached(images: Images, *, gigabytes: float, workers: int, side: int | None = None) -> Cache:

@@ -1,8 +1,6 @@
 """Training batches made where the net is, of images that lie there: on a GPU, where all are of one
 size and fit. Two matrix products cut, resize and flip a batch."""
 
-import warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +9,7 @@ from torch import Tensor
 
 from delving.data.augment import augmentation_of, pick_side, resized_size
 from delving.data.images import Images, UndecodableImageError
-from delving.data.loader import Batch, TrainingBatches, count_cores
+from delving.data.loader import Batch, TrainingBatches, decoding_threads
 
 LOOKED_AT = 64  # images whose sizes are compared before any is decoded
 TOGETHER = 1024  # images decoded before they go to the device
@@ -44,8 +42,7 @@ def load_resident(images: Images, device: torch.device, gigabytes: float) -> Res
     width, height = size
     pixels = torch.zeros(len(images), height, width, 3, dtype=torch.uint8, device=device)
     good = np.zeros(len(images), bool)
-    # Decoding silences warnings, which threads would leave so.
-    with warnings.catch_warnings(), ThreadPoolExecutor(count_cores()) as pool:
+    with decoding_threads() as pool:
         for start in range(0, len(images), TOGETHER):
             numbers = range(start, min(start + TOGETHER, len(images)))
             found = list(pool.map(lambda n: _decode(images, n), numbers))

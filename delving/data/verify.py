@@ -1,15 +1,13 @@
 """`delving data verify`: every image decoded once, counted by class, looked for in both splits."""
 
 import hashlib
-import warnings
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
 from delving.data.images import Images, UndecodableImageError, decode
-from delving.data.loader import count_cores
+from delving.data.loader import decoding_threads
 
 TOGETHER = 1000  # images handed to the threads at once
 
@@ -40,8 +38,7 @@ def verify_data(
             are bad, every TOGETHER images.
     """
     report, seen = Report(), {}
-    # Decoding silences warnings, which threads would leave so.
-    with warnings.catch_warnings(), ThreadPoolExecutor(count_cores()) as pool:
+    with decoding_threads() as pool:
         for split, images in (("train", train), ("val", val)):
             labels, bad = Counter(images.labels.tolist()), []
             report.counts[split] = {name: labels[i] for i, name in enumerate(images.classes)}

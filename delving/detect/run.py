@@ -49,16 +49,11 @@ def detect_run(run: Path, config: Config, settings: Detect, watch: Callable[[dic
     """
     folder = detection_folder(run, settings, compose_detect(config.scale, []))
     with leaving_at_once():
-        finished = (folder / "result.json").exists()
-        if finished and not (run / "checkpoint").exists():  # both came without weights
-            weights = load_about(folder / "config.yaml").weights
-        else:
-            trunk, weights = open_trunk(run, config)
-        if finished:
-            check_same(_as_there(run, config, settings, weights, folder), folder)
-            _check_boxes(folder, settings.proposals)
+        if (folder / "result.json").exists():
+            _check_finished(run, config, settings, folder)
             watch({"event": "finished"})
             return folder
+        trunk, weights = open_trunk(run, config)
         about = describe(run, config, settings, weights)
         check_same(about, folder)
         with holding(folder):
@@ -71,21 +66,22 @@ def detect_run(run: Path, config: Config, settings: Detect, watch: Callable[[dic
     return folder
 
 
-def _as_there(run: Path, config: Config, settings: Detect, weights: str, folder: Path) -> Detection:
-    """What is asked for, with `auto` as the finished detection has it, of whatever machine."""
+def _check_finished(run: Path, config: Config, settings: Detect, folder: Path) -> None:
+    """ValueError where the finished detection is another than asked for. It may be another
+    machine's: `auto` is what it has, and its run perhaps came without weights."""
     there = load_about(folder / "config.yaml")
+    weights = open_trunk(run, config)[1] if (run / "checkpoint").exists() else there.weights
     precision = there.precision if config.precision == "auto" else config.precision
     if settings.proposals == "auto":
         settings = replace(settings, proposals=there.detect.proposals)
-    return Detection(run.name, weights, config.scale, config.seed, precision, settings)
-
-
-def _check_boxes(folder: Path, proposals: str) -> None:
-    """ValueError where a file of proposals is another than it was, which its name does not tell."""
-    told = read_detection(folder)["proposals"].get("hash")
-    if told and Path(proposals).is_file() and told != hash_of(proposals):
-        raise ValueError(f"{folder} was made of other proposals than those of {proposals}: move it "
-                         "away")  # fmt: skip
+    asked = Detection(run.name, weights, config.scale, config.seed, precision, settings)
+    check_same(asked, folder)
+    # Of a file of proposals the name does not tell whether it is the same.
+    boxes, told = settings.proposals, read_detection(folder)["proposals"].get("hash")
+    if told and Path(boxes).is_file() and told != hash_of(boxes):
+        raise ValueError(
+            f"{folder} was made of other proposals than those of {boxes}: move it away"
+        )
 
 
 def opening_line(job: Job) -> str:
