@@ -148,26 +148,37 @@ def converges(runs: list[Run]) -> Finding:
     """Do all runs leave ln(classes)?"""
     if not runs:
         return Finding(INCONCLUSIVE, "no trained net")
-    told = ", ".join(f"{run.name} {_departure(run)}" for run in runs)
     good = all(run.result["status"] == "converged" for run in runs)
-    return Finding(REPRODUCED if good else NOT_REPRODUCED, told)
+    return Finding(REPRODUCED if good else NOT_REPRODUCED, tell_departures(runs))
 
 
-def _departure(run: Run) -> str:
-    if not run.logged:
-        return run.result["status"]
-    left, steps = run.departure, int(run.steps.step.iloc[-1])
-    if math.isfinite(left):
-        return f"left ln(classes) by step {left:.0f} of {steps} ({run.result['status']})"
-    return f"never left ln(classes) in {steps} steps ({run.result['status']})"
+def tell_departures(runs: Iterable[Run]) -> str:
+    """When nets left ln(classes), those alike in one phrase, in the order of the runs."""
+    alike: dict[tuple, list[Run]] = {}
+    for run in runs:
+        steps = int(run.steps.step.iloc[-1]) if run.logged else None
+        leaves = run.logged and math.isfinite(run.departure)
+        key = (title_of(run.result["init"]), run.result["status"], leaves, steps)
+        alike.setdefault(key, []).append(run)
+    return ", ".join(_departures(*key, found) for key, found in alike.items())
+
+
+def _departures(init: str, status: str, leaves: bool, steps: int | None, runs: list[Run]) -> str:
+    told = f"{init} {status}" + (f" {len(runs)} times" if len(runs) > 1 else "")
+    if steps is None:
+        return told
+    if not leaves:
+        return f"{told}: at ln(classes) in all of {steps:,} steps"
+    *others, last = [f"{run.departure:,.0f}" for run in runs]
+    left = f"{', '.join(others)} and {last}" if others else last
+    return f"{told}: left ln(classes) by step {left} of {steps:,}"
 
 
 def stalls(pairs: list[tuple[Run, Run]]) -> Finding:
     """Does the second of each pair stay at ln(classes) for LONGER times the first's departure?"""
     if not pairs:
         return Finding(INCONCLUSIVE, "no trained pair")
-    told = "; ".join(f"{ours.name} {_departure(ours)}, {theirs.name} {_departure(theirs)}"
-                     for ours, theirs in pairs)  # fmt: skip
+    told = tell_departures([run for inits in zip(*pairs, strict=True) for run in inits])
     if any(math.isfinite(theirs.departure) for _, theirs in pairs):
         return Finding(NOT_REPRODUCED, told)
     times = [times_given(ours, theirs) for ours, theirs in pairs]
