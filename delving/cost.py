@@ -1,12 +1,14 @@
 """What a run will take, as reckoned before any was trained here."""
 
 import math
+from functools import cache
 
 from delving.build import CLASSES, build_model, count_classes
+from delving.data import load_data
 from delving.data.sources import SIZES
 from delving.net import describe
 from delving.notation import count_depth
-from delving.schema import Config
+from delving.schema import Config, Data
 
 # Seconds of a run before anything was measured here: so many multiplications a second of a small
 # net on one CPU core, and what a layer costs each step besides. Finished runs correct both.
@@ -24,13 +26,33 @@ def estimate_seconds(config: Config, work: tuple[int, int]) -> float:
 
 
 def count_images(config: Config) -> tuple[int, int]:
-    """Training and validation images, as far as configuration and data set's name tell; of the
-    first n of its classes their share."""
+    """Training and validation images: those that lie there, or what configuration and data set's
+    name tell; of the first n of its classes their share."""
     name, data = config.data.name, config.data
+    if there := count_there(data):
+        return there
     share = min(1.0, (data.classes or math.inf) / CLASSES[name]) if name in SIZES else 1.0
     whole = (round(count * share) for count in SIZES.get(name, ASSUMED))
     return tuple(given or known for given, known in
                  zip((data.train_images, data.val_images), whole, strict=True))  # fmt: skip
+
+
+def count_there(data: Data) -> tuple[int, int] | None:
+    """Training and validation images at data.root; None where there is none that can be read, or
+    where it is ImageNet's, which is known and on a network's disk takes minutes to list."""
+    if data.root is None or data.name == "imagenet":
+        return None
+    return _count_there(data.name, data.root, data.classes, data.train_images, data.val_images)
+
+
+@cache
+def _count_there(name: str, root: str, classes: int | None, train: int | None, val: int | None):
+    limits = {"classes": classes, "train_images": train, "val_images": val}
+    try:
+        splits = load_data(name, root, **limits, output_root=root)
+    except (ValueError, OSError):  # told where the images are wanted
+        return None
+    return tuple(len(split.names) for split in splits)
 
 
 def measure_work(config: Config) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from delving import config as configs
 from delving.bench.rounds import round_off, seconds_each
 from delving.bench.training import FORWARDS, Bench, build_for, memory_of
 from delving.build import build_model, count_classes
-from delving.cost import count_images
+from delving.cost import count_images, count_there
 from delving.data.sources import SIZES
 from delving.device import release_memory
 from delving.evaluate import name_protocols
@@ -88,7 +88,8 @@ def _tell(plan: Plan, say: Callable[[str], None]) -> None:
 
 def _count(config: Config) -> str:
     data, given = config.data, (config.data.train_images, config.data.val_images)
-    marks = ["" if number or data.name in SIZES else " (assumed)" for number in given]
+    known = data.name in SIZES or count_there(data)
+    marks = ["" if number or known else " (assumed)" for number in given]
     parts = [f"{count:,}{mark} {kind}" for count, mark, kind in
              zip(count_images(config), marks, ("training", "test"), strict=True)]  # fmt: skip
     return f"{data.name}: {' and '.join(parts)} images"

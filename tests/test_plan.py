@@ -8,6 +8,7 @@ import pytest
 from fabricate import make_planned, make_run, rewrite_json, seeded_plan, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from delving import config as configs
 from delving import record
@@ -373,6 +374,18 @@ def test_figures_2_and_3_compare_xavier_with_the_scales_own_form_of_he(scale, he
 )
 def test_images_are_counted_by_the_data_sets_name_and_the_share_of_its_classes(words, images):
     assert count_images(configs.compose(["scale=quarter", *words])) == images
+
+
+def test_images_that_lie_there_are_counted(tmp_path):
+    for name in ("train/cat/1.png", "train/cat/2.png", "train/dog/3.png", "val/dog/4.png"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    words = ["scale=quarter", "data=folder", f"data.root={tmp_path}"]
+    assert count_images(configs.compose(words)) == (3, 1)
+    assert count_images(configs.compose([*words, "data.train_images=2"])) == (2, 1)
+    nowhere = ["scale=quarter", "data=cifar10", f"data.root={tmp_path / 'nowhere'}"]
+    assert count_images(configs.compose(nowhere)) == (50_000, 10_000)
 
 
 def test_the_longest_run_comes_first():
