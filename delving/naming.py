@@ -1,13 +1,14 @@
 """A run's name by its meaning, and what its configuration deviates in from the paper's recipe."""
 
 import hashlib
+import os
 import re
-from pathlib import Path
 
 from delving.config import compose, paper_recipe
 from delving.schema import Config, differences
 
 LONGEST = 60  # characters of a run's name
+ODD = re.compile(r"[^A-Za-z0-9_.+-]")  # what no run's name has
 
 
 def name_run(config: Config) -> str:
@@ -38,13 +39,19 @@ def list_extra(config: Config) -> list[str]:
     if "data.name" in changed:
         changed = differences(config, compose([scale, f"data={config.data.name}", *groups]))
     if config.data.name == "folder" and config.data.root:
-        extra.append(Path(config.data.root).name)
+        extra.append(_name_of(config.data.root))
     return extra + sorted(_short(key, changed[key][0]) for key in changed if key != "seed")
 
 
 def _short(key: str, value: object) -> str:
     text = "_".join(map(_plain, value)) if isinstance(value, list) else _plain(value)
-    return key.split(".")[-1] + re.sub(r"[^A-Za-z0-9_.+-]", "", text)
+    return key.split(".")[-1] + ODD.sub("", text)
+
+
+def _name_of(folder: str) -> str:
+    """What a folder adds to a run's name; a hash where none of its own signs may stand there."""
+    name = os.path.basename(os.path.abspath(os.path.expanduser(folder)))
+    return ODD.sub("", name) or hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
 
 
 def deviations(config: Config) -> list[str]:

@@ -388,6 +388,9 @@ def test_a_missing_saved_configuration_is_refused_by_its_path(tmp_path):
         (["train=jittered"], "small14-prelu-he-s8_16-s0"),
         (["data=tiny_imagenet"], "small14-prelu-he-tiny_imagenet-s0"),
         (["data=folder", "data.root=some/where/pets"], "small14-prelu-he-folder-pets-s0"),
+        (["data=folder", "data.root=my pets/"], "small14-prelu-he-folder-mypets-s0"),
+        (["data=folder", "data.root=pets/a/.."], "small14-prelu-he-folder-pets-s0"),
+        (["data=folder", "data.root=犬"], "small14-prelu-he-folder-1e82f9b0-s0"),
     ],
 )  # fmt: skip
 def test_a_run_is_named_by_its_meaning(overrides, name):
