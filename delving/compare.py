@@ -33,14 +33,16 @@ def compare_inits(words: Sequence[str], say: Overview) -> list[Path]:
         words: depth=N, inits=he,xavier (if not given, the scale's own and xavier), and overrides.
 
     Raises:
-        ValueError: a depth or an initialiser that there is not, or a run that failed.
+        ValueError: a depth or an initialiser that there is not.
+        RuntimeError: a run failed.
     """
     own = dict(word.split("=", 1) for word in words if word.startswith(("depth=", "inits=")))
     rest = [refuse_slip(word, ("depth",)) for word in words
             if not word.startswith(("depth=", "inits="))]  # fmt: skip
     depth = own.get("depth", "30")
-    if strange := [word for word in rest if word.startswith("init=")]:
-        raise ValueError(f"{strange[0]}: compare-init takes inits=he,xavier")
+    for key, instead in (("init=", "inits=he,xavier"), ("model=", "depth=14|22|30|N")):
+        if strange := [word for word in rest if word.startswith(key)]:
+            raise ValueError(f"{strange[0]}: compare-init takes {instead}")
     if not depth.isdigit() or not PAPER_DEPTH <= int(depth) <= DEEPEST:
         some = f"from {PAPER_DEPTH} to {DEEPEST:,}"
         raise ValueError(f"depth={shown(depth)}: a number of conv and fc layers, {some}")
@@ -59,7 +61,7 @@ def compare_inits(words: Sequence[str], say: Overview) -> list[Path]:
     arms = {init: [add_run(plan, config)] for init, config in nets.items()}
     failed = work_runs(plan, first.device, say)
     if failed:
-        raise ValueError("; ".join(f"{run}: {error}" for run, error in failed.items()))
+        raise RuntimeError("; ".join(f"{run}: {error}" for run, error in failed.items()))
     found = {init: [Run(plan.folder(name)) for name in names] for init, names in arms.items()}
     to = plan.root / f"compare-init-{depth}"
     signal = _write_signal(nets, [f"model={model}", *usual, *rest], to)

@@ -106,6 +106,7 @@ def test_every_command_explains_itself(delving, command):
     [
         (["train", "model=d"], "model=d: choose from a, b, c"),
         (["compare-init", "init=he"], "init=he: compare-init takes inits=he,xavier"),
+        (["compare-init", "model=a"], "model=a: compare-init takes depth="),
         (["compare-init", "depth=13"], "depth=13: a number of conv and fc layers, from 14 to"),
         (["compare-init", "depht=30"], "there is no 'depht'; did you mean depth?"),
         (["compare-init", "inits=he,he"], "inits=he,he: each once"),
@@ -318,6 +319,23 @@ def test_show_as_json_has_exactly_the_contracts_keys(delving):
     assert card["deviations"] == ["train.lr 0.003 (paper: 0.01)"]
     for total in ("params", "multiply_adds"):
         assert card[total] == sum(row[total] for row in card["layers"])
+
+
+def test_compare_init_of_a_run_that_fails_has_failed_and_was_not_asked_wrongly(
+    delving, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("delving.compare.work_runs", lambda *given: {"a-run": "why"})
+    code, _, err = delving("compare-init", "scale=smoke", f"output_root={tmp_path}")
+    assert (code, err) == (1, "delving: a-run: why\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "classes"),
+    [(["data=cifar100"], 100), (["data.classes=null"], 14), (["data=folder"], 1000)],
+)
+def test_show_counts_the_data_sets_own_classes(delving, words, classes):
+    _, out, _ = delving("show", "scale=smoke", *words, "--json")
+    assert json.loads(out)["layers"][-1]["output"] == str(classes)
 
 
 def test_show_prints_layers_totals_and_deviations(delving):
