@@ -15,6 +15,7 @@ from delving.artefact import Asked, Claim, Shown
 from delving.judge import judge_no_larger
 from delving.paper.table7 import class_errors, ensembles_of, pictures_of
 from delving.plot import GREEN, RED, new_figure
+from delving.terminal import plain
 
 COLUMNS = 4
 DOGS = ("n02085620", "n02113978")  # WordNet ids of ImageNet's 118 breeds, first and last
@@ -53,11 +54,14 @@ def _draw_picture(cell: Axes, one: dict, titles: list[str]) -> None:
     middle, side = np.array(image.size) / 2 - 0.5, max(image.size)
     cell.set_xlim(middle[0] - side / 2, middle[0] + side / 2)
     cell.set_ylim(middle[1] + side / 2, middle[1] - side / 2)
-    cell.set_title(titles[one["label"]], fontsize=8, fontweight="bold")
+    # A class's name is no formula, whatever signs it has.
+    look = {"fontweight": "bold", "parse_math": False}
+    cell.set_title(plain(titles[one["label"]]), fontsize=8, **look)
     for place, (label, share) in enumerate(one["top5"]):
         color = GREEN if label == one["label"] else (RED if place == 0 else "#333333")
-        cell.text(0.5, -0.06 - 0.115 * place, f"{titles[label]}  {100 * share:.0f} %", fontsize=6.5,
-                  color=color, ha="center", va="top", transform=cell.transAxes)  # fmt: skip
+        told = plain(f"{titles[label]}  {100 * share:.0f} %")
+        cell.text(0.5, -0.06 - 0.115 * place, told, fontsize=6.5, color=color, ha="center",
+                  va="top", parse_math=False, transform=cell.transAxes)  # fmt: skip
 
 
 def list_pictures(shown: list[dict], pictures: dict) -> pd.DataFrame:

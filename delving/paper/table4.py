@@ -49,8 +49,10 @@ def _scales(asked: Asked) -> list[str]:
 
 def _tabulate(asked: Asked, scales: list[str]) -> pd.DataFrame:
     paper = published()["table4"]
+    *places, multi = paper["relu"]
+    singles = zip(places, scales[:-1], strict=False)  # fewer where eval.dense_s has fewer
     rows = []
-    for place, protocol in zip(paper["relu"], scales, strict=False):
+    for place, protocol in [*singles, *((multi, name) for name in scales[-1:])]:
         row = {"scale, paper": str(place), "scale, ours": protocol.partition("@")[2] or "multi"}
         for act, title in (("relu", "ReLU"), ("prelu", "PReLU")):
             row[f"{title}, paper"] = " / ".join(printed(value) for value in paper[act][place])

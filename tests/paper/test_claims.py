@@ -276,6 +276,14 @@ def test_of_one_scale_nothing_is_said_on_scales(tmp_path):
     assert claim.finding.verdict == REPRODUCED
 
 
+@pytest.mark.parametrize("singles", [1, 2, 3])
+def test_the_scales_combined_stand_beside_the_papers_however_few_they_are(tmp_path, singles):
+    errors = {f"dense@{32 + s}": 18.0 for s in range(singles)} | {"dense": 17.0}
+    table = show(make_asked(tmp_path, "table4", lambda arm, seed: {"errors": errors})).table
+    assert list(table["scale, paper"]) == [*("256", "384", "480")[:singles], "multi"]
+    assert list(table["scale, ours"])[-1] == "multi"
+
+
 def test_claims_on_testing_rest_on_the_nets_that_learned(tmp_path):
     shown = show(make_asked(tmp_path, "table4", scored(a_prelu="stalled")))
     found = findings(shown, "table4")
@@ -519,7 +527,7 @@ def test_what_stands_below_a_picture_has_room_whatever_its_shape():
         return found | {"jpeg": base64.b64encode(file.getvalue()).decode()}
 
     shown = [picture(size) for size in ((96, 48), (48, 96), (64, 64)) * 4]
-    figure = draw_pictures(shown, {"titles": ["dots"]})
+    figure = draw_pictures(shown, {"titles": ["no $x_$ formula"]})
     figure.draw_without_rendering()
     cells = np.array(figure.axes).reshape(-1, 4)
     for column in cells.T:
