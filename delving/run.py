@@ -23,7 +23,7 @@ from delving.score import drop_others, score_trained
 from delving.session import Session, Watch, open_session, supply_batches
 from delving.signals import heeding_signals, leaving_at_once
 from delving.state import resume_or_start, save
-from delving.train import Step, compile_net, decay_norm, final_status, train
+from delving.train import Step, compile_net, decay_norm, final_status, passed, train
 
 BAD_SHARE = 1e-4  # undecodable training images borne, of all; at least one
 SUBSET = 20_15  # keys the fixed random validation images looked at in training
@@ -126,7 +126,7 @@ def after_step(session: Session, step: Step, meter: Meter) -> bool:
     if progress.status == "diverged":
         return False
     last = progress.step == recipe.steps
-    if last or _passed(progress.step, recipe.epoch * config.eval.every):
+    if last or passed(progress.step, recipe.epoch * config.eval.every):
         with meter.paused():
             finite = validate(session)
         if not finite:
@@ -155,10 +155,6 @@ def planned_steps(session: Session, meter: Meter) -> Iterator[Step]:
         autocast=session.autocast,
         ranks=session.ranks,
     )
-
-
-def _passed(step: int, interval: float) -> bool:
-    return int(step / interval) > int((step - 1) / interval)
 
 
 def note_bad_images(session: Session, step: Step) -> None:

@@ -17,7 +17,6 @@ from delving.device import wide
 from delving.momentum import Momentum
 from delving.net import Dropout, Net
 from delving.ranks import ALONE, Ranks
-from delving.rectifier import PReLU
 from delving.spp import SPP
 
 # assumed: the plateau that switches the learning rate is 3 epochs without 0.1 points less of the
@@ -85,13 +84,14 @@ def compile_net(net: Net) -> nn.Module:
 
 
 def group_parameters(net: nn.Module, weight_decay: float) -> list[dict]:
-    """Weights decay; slopes do not, since that would push them to ReLU (2.1).
+    """Weights decay; slopes do not, since that would push them to ReLU (2.1), nor does whatever
+    else a rectifier learns.
 
     assumed: biases do not decay, as in Caffe of the time, and learn at the weights' rate.
     """
-    slopes = {id(m.slope) for m in net.modules() if isinstance(m, PReLU)}
-    kept = [p for p in net.parameters() if id(p) in slopes or p.dim() == 1]
-    decayed = [p for p in net.parameters() if id(p) not in slopes and p.dim() > 1]
+    weights = {id(m.weight) for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    decayed = [p for p in net.parameters() if id(p) in weights]
+    kept = [p for p in net.parameters() if id(p) not in weights]
     return [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": kept, "weight_decay": 0.0},
@@ -227,11 +227,16 @@ def advance(progress: Progress, recipe: Recipe, step: Step) -> None:
         progress.tail_steps += 1
     progress.epoch_errors += step.error
     progress.epoch_steps += 1
-    if int(progress.step / recipe.epoch) > int((progress.step - 1) / recipe.epoch):
+    if passed(progress.step, recipe.epoch):
         error = progress.epoch_errors / progress.epoch_steps
         progress.epoch_errors, progress.epoch_steps = 0.0, 0
         if not recipe.switch:
             drop_on_plateau(progress, error)
+
+
+def passed(step: int, interval: float) -> bool:
+    """Whether a multiple of the interval lies in this step."""
+    return int(step / interval) > int((step - 1) / interval)
 
 
 def drop_on_plateau(progress: Progress, error: float) -> None:

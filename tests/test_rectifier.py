@@ -101,7 +101,7 @@ def test_gradients_are_those_of_finite_differences(name, shape):
     act = RECTIFIERS[name](shape[1], 0.25).double()
     y = torch.from_numpy(np.random.default_rng(2).normal(size=shape)).requires_grad_()
     for p in act.parameters():
-        p.data += torch.linspace(-0.5, 0.5, p.numel()).double()
+        p.data += torch.linspace(-0.5, 0.5, p.numel()).double().view_as(p)
     assert torch.autograd.gradcheck(lambda y, *_: act(y), (y, *act.parameters()))
 
 

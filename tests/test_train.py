@@ -97,6 +97,14 @@ def test_weights_decay_but_slopes_never_do_since_that_would_push_them_to_relu(mo
     assert sorted(every) == sorted(names)  # each parameter once
 
 
+def test_whatever_else_a_rectifier_learns_does_not_decay():
+    act = nn.Module()
+    act.weight = nn.Parameter(torch.ones(2, 4))  # two slopes a channel
+    decayed, kept = group_parameters(nn.Sequential(nn.Linear(3, 4), act), 5e-4)
+    assert [p.shape for p in decayed["params"]] == [(4, 3)]
+    assert [p.shape for p in kept["params"]] == [(4,), (2, 4)]
+
+
 def test_without_a_gradient_weights_shrink_and_slopes_stay():
     net = build()
     before = copy.deepcopy(net)

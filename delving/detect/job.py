@@ -127,27 +127,18 @@ def open_trunk(run: Path, config: Config) -> tuple[Trunk, str]:
     if not saved:
         raise ValueError(f"{run} has no checkpoint to start from")
     tensors, state = saved
-    last = [value for key, value in tensors.get("model", {}).items() if key.endswith(".bias")]
-    if not last:
-        raise ValueError(f"{run}: its checkpoint is of another model (no weights)")
+    [last] = config.model.layers[-1]  # the classifier, whose outputs are the classes
+    weight = tensors.get("model", {}).get(f"net.classifier.{last}.weight")
+    if weight is None:
+        raise ValueError(f"{run}: its checkpoint is of another model (no {last})")
     device = devices.pick_device(config.device)
     devices.prepare_backend(device, search=False)  # images have many shapes
-    classes = _count_classes(tensors["model"])
-    net, _ = build_model(config, classes)
+    net, _ = build_model(config, len(weight))
     net = allocate(net, config, device)
     number = devices.number_type(config.precision)
     input = blank_input(config.data.crop).to(device, number)
     load_weights(net, input, tensors["model"], run)
     return Trunk(net, input), str(state.get("weights"))
-
-
-def _count_classes(tensors: dict) -> int:
-    """The outputs of the last fc layer, the one with the largest number."""
-    found = {key: value for key, value in tensors.items()
-             if key.startswith("net.classifier.fc") and key.endswith(".weight")}  # fmt: skip
-    if not found:
-        raise ValueError("its checkpoint is of another model (no fc layer)")
-    return len(found[max(found, key=lambda key: int(key.split(".")[2].removeprefix("fc") or 0))])
 
 
 def load_splits(settings: Detect, output_root: str) -> list[Split]:
