@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from delving import device as devices
 from delving.bounds import DEEPEST
 from delving.data.input import Input
+from delving.data.sources import SIZES
 from delving.device import number_type
 from delving.initializer import INITIALIZERS, gaussian, initialize, layer_stds
 from delving.momentum import Momentum
@@ -24,12 +25,12 @@ from delving.schema import Config
 
 WIDEST, LARGEST, FINEST = 100_000, 999, 64  # filters, window, SPP's bins along a side
 SPARE = 4  # times this machine's memory: a net for another machine may be looked at here
-CLASSES = {"imagenet": 1000, "tiny_imagenet": 200, "imagenette": 10, "cifar10": 10, "cifar100": 100}
 
 
 def count_classes(config: Config) -> int:
     """Of a configuration, as far as it and its data set's name tell; else ImageNet's."""
-    return config.data.classes or CLASSES.get(config.data.name, 1000)
+    known, *_ = SIZES.get(config.data.name, SIZES["imagenet"])
+    return config.data.classes or known
 
 
 def build_model(config: Config, classes: int) -> tuple[Net, list[Layer]]:

@@ -3,7 +3,7 @@
 import math
 from functools import cache
 
-from delving.build import CLASSES, build_model, count_classes
+from delving.build import build_model, count_classes
 from delving.data import load_data
 from delving.data.sources import SIZES
 from delving.net import describe
@@ -13,8 +13,9 @@ from delving.schema import Config, Data
 # Seconds of a run before anything was measured here: so many multiplications a second of a small
 # net on one CPU core, and what a layer costs each step besides. Finished runs correct both.
 RATE, LAYER = 4e10, 1.2e-3
-ASSUMED = (100_000, 10_000)  # images of a data set that has no size of its own
-BACKWARD = 3  # forward and backward, in forwards
+# Of a data set that has no size of its own; as many images however few the classes.
+ASSUMED = (1, 100_000, 10_000)
+FORWARDS = 3  # a step's work, forward and backward, in forward passes
 
 
 def estimate_seconds(config: Config, work: tuple[int, int]) -> float:
@@ -22,18 +23,18 @@ def estimate_seconds(config: Config, work: tuple[int, int]) -> float:
     multiply_adds, depth = work
     images = config.train.epochs * count_images(config)[0]
     steps = images / config.train.batch
-    return BACKWARD * (multiply_adds * images / RATE + LAYER * depth * steps / 2)
+    return FORWARDS * (multiply_adds * images / RATE + LAYER * depth * steps / 2)
 
 
 def count_images(config: Config) -> tuple[int, int]:
     """Training and validation images: those that lie there, or what configuration and data set's
     name tell; of the first n of its classes their share."""
-    name, data = config.data.name, config.data
+    data = config.data
     if there := count_there(data):
         return there
-    share = min(1.0, (data.classes or math.inf) / CLASSES[name]) if name in SIZES else 1.0
-    whole = (round(count * share) for count in SIZES.get(name, ASSUMED))
-    return tuple(given or known for given, known in
+    classes, *whole = SIZES.get(data.name, ASSUMED)
+    share = 1.0 if data.name == "shapes" else min(1.0, (data.classes or math.inf) / classes)
+    return tuple(given or round(count * share) for given, count in
                  zip((data.train_images, data.val_images), whole, strict=True))  # fmt: skip
 
 

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 
 from delving import config as configs
 from delving.bench.rounds import round_off, seconds_each
-from delving.bench.training import FORWARDS, Bench, build_for, memory_of
+from delving.bench.training import Bench, build_for, memory_of
 from delving.build import build_model, count_classes
-from delving.cost import count_images, count_there
+from delving.cost import FORWARDS, count_images, count_there
 from delving.data.sources import SIZES
 from delving.device import release_memory
 from delving.evaluate import name_protocols
@@ -95,7 +95,7 @@ def _count(config: Config) -> str:
     return f"{data.name}: {' and '.join(parts)} images"
 
 
-def estimate_seconds(plan: Plan, say: Callable[[str], None]) -> dict[str, float]:
+def probe_seconds(plan: Plan, say: Callable[[str], None]) -> dict[str, float]:
     """Seconds of each run of a plan here, its scoring included, by a probe of each net."""
     rates = _rates_of(plan, {}, None, say)
     return {run: 3600 * cost_of(plan.runs[run], rate).hours for run, rate in rates.items()}

@@ -20,7 +20,8 @@ from delving.draw import (
     load_times,
     scoring_seconds,
 )
-from delving.estimate import estimate_detection, estimate_seconds
+from delving.estimate import estimate_detection, probe_seconds
+from delving.exits import describe
 from delving.groups import choices
 from delving.lock import holding_when_free
 from delving.measured import measures
@@ -139,12 +140,11 @@ def _count(plan: Plan, ledger: Ledger, outcome: Outcome) -> None:
 
 def save_times(plan: Plan, jobs: int, spent: dict[str, float]) -> None:
     """reproduce.json: seconds planned and used, summed over sittings that computed something."""
-    path = plan.root / "reproduce.json"
     before = (load_times(plan) or {"used": {}})["used"]
     used = {key: round(before.get(key, 0.0) + spent.get(key, 0.0), 1)
             for key in dict.fromkeys([*before, *spent])}  # fmt: skip
     seconds = {"planned": dict(plan.budget.seconds), "used": used}
-    record.write_json(path, {"jobs": jobs, "seconds": seconds})
+    record.write_json(plan.root / "reproduce.json", {"jobs": jobs, "seconds": seconds})
 
 
 def draw(plan: Plan, artefacts: Sequence[str], to: Path) -> dict[str, str]:
@@ -154,7 +154,7 @@ def draw(plan: Plan, artefacts: Sequence[str], to: Path) -> dict[str, str]:
         try:
             draw_artefact(plan, name, to / name)
         except (ValueError, KeyError) as error:
-            failed[name] = str(error)
+            failed[name] = describe(error)
             (to / name / "verdict.json").unlink(missing_ok=True)  # what is older is no answer
     return failed
 
@@ -236,7 +236,7 @@ def probe_nets(plan: Plan, say: Overview) -> None:
     """Estimates by steps of each net here, unless runs that are finished tell how long one takes:
     by those of a CPU core nothing would seem to fit into a GPU's minutes."""
     if not any(plan.finished(run) for run in plan.runs):
-        plan.estimates = estimate_seconds(plan, say.say)
+        plan.estimates = probe_seconds(plan, say.say)
 
 
 def _estimate(plan: Plan, task: Task) -> float:

@@ -12,8 +12,9 @@ from delving import device as devices
 from delving.bench.limits import matmul_rate
 from delving.bench.plain import make_plain, plain_steps
 from delving.bench.rounds import ROUNDS, Row, compare, in_turns, seconds_each
-from delving.build import build_model, materialise
+from delving.build import build_model, count_classes, materialise
 from delving.config import compose
+from delving.cost import FORWARDS
 from delving.data.augment import rows_of
 from delving.data.input import Input, blank_input
 from delving.data.loader import Batch
@@ -24,11 +25,9 @@ from delving.schema import Config
 from delving.session import plan_recipe
 from delving.train import Progress, Recipe, build_optimizer, train
 
-CLASSES = {"paper": 1000, "quarter": 200}
 # Of a large net a CPU takes fewer images than a batch: so many mult-adds of a forward pass, yet as
 # many images as keep the weights from being most of the work.
 ON_A_CPU, LEAST = 130e9, 16
-FORWARDS = 3  # a step's work in forward passes
 STD = 60.0  # grey levels, of noise
 
 
@@ -102,7 +101,7 @@ def build_for(config: Config, ranks: Ranks = ALONE) -> Bench:
         config.device, local_rank=ranks.local_rank, local_size=ranks.local_size
     )
     devices.prepare_backend(device)
-    classes = config.data.classes or CLASSES.get(config.scale, 12)
+    classes = count_classes(config)
     net, layers = build_model(config, classes)
     cost = sum(row["multiply_adds"] for row in describe(net, layers, config.data.crop))
     net = materialise(net, config, device)

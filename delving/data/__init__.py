@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from delving.data.images import Images, select
-from delving.data.sources import SOURCES
+from delving.data.sources import SIZES, SOURCES
 from delving.schema import Data
 
 
@@ -97,9 +97,10 @@ def generate_shapes(
     output_root: str, classes: int | None, train_images: int | None, val_images: int | None
 ) -> Path:
     """Writes the generated data set once, below output_root/data."""
-    from delving.data.shapes import TEXTURES, VERSION, write_shapes
+    from delving.data.shapes import VERSION, write_shapes
 
-    counts = (classes or len(TEXTURES), train_images or 4000, val_images or 1000)
+    asked = (classes, train_images, val_images)
+    counts = [count or usual for count, usual in zip(asked, SIZES["shapes"], strict=True)]
     for key, count in zip(("data.train_images", "data.val_images"), counts[1:], strict=True):
         if count < counts[0]:
             raise ValueError(f"{key}={count}: one or more of each of the {counts[0]} classes")

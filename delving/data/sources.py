@@ -1,6 +1,7 @@
 """The data sets of section 3 and its smaller stand-ins: from a root to a training and a val split.
 
-Adding one: a function and a line in SOURCES, and a file in conf/data.
+Adding one: a function and a line in SOURCES, and a file in conf/data; a line in SIZES, by which
+`show` and `estimate` know it without looking.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from delving.data.labels import (
     read_solution,
     read_words,
 )
+from delving.data.shapes import TEXTURES
 from delving.data.zips import ZipReader, list_members
 from delving.words import shown
 
@@ -97,13 +99,14 @@ SOURCES: dict[str, Callable[[Path], tuple[Images, Images]]] = {
     "shapes": find_folder,
 }
 
-# Training and validation images of each, where a run does not limit them.
+# Classes, training and validation images of each, where a run does not limit them.
 SIZES = {
-    "imagenet": (1_281_167, 50_000),
-    "tiny_imagenet": (100_000, 10_000),
-    "imagenette": (9_469, 3_925),
-    "cifar10": (50_000, 10_000),
-    "cifar100": (50_000, 10_000),
+    "imagenet": (1000, 1_281_167, 50_000),
+    "tiny_imagenet": (200, 100_000, 10_000),
+    "imagenette": (10, 9_469, 3_925),
+    "cifar10": (10, 50_000, 10_000),
+    "cifar100": (100, 50_000, 10_000),
+    "shapes": (len(TEXTURES), 4_000, 1_000),  # of so many images, whatever the classes
 }
 
 
