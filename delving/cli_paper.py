@@ -93,8 +93,8 @@ def ensemble(
     names = [word for word in rest if not word.startswith("protocol=")]
     folders = [record.find_run(name, root, scale) for name in names]
     check_members(folders)
-    protocol = next((run[9:] for run in runs if run.startswith("protocol=")), None)
-    protocol = protocol or pick_protocol(folders)
+    told = [word.partition("=")[2] for word in rest if word.startswith("protocol=")]
+    protocol = told[-1] if told else pick_protocol(folders)
     to = folders[0].parent.parent / "ensembles" / name_ensemble(folders)
     disk.check_writable(to)
     summary = save_ensemble(folders, protocol, to)

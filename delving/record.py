@@ -1,7 +1,7 @@
 """The run folder: the only thing between training and drawing.
 
-config.yaml, env.json, log.jsonl (one line per event), checkpoint/, eval/, result.json. Files appear
-whole or not at all: each is written beside its place and renamed.
+config.yaml, env.json, log.jsonl (one line per event), checkpoint/, eval/, slopes.json, result.json.
+Files appear whole or not at all: each is written beside its place and renamed.
 """
 
 import contextlib

@@ -13,6 +13,7 @@ from typing import TextIO
 from delving import config as configs
 from delving.asked import ask
 from delving.device import release_memory
+from delving.exits import describe
 from delving.lock import HeldError
 from delving.measured import measure_missing
 from delving.plan import make_plan
@@ -43,8 +44,9 @@ def _attempt(task: dict, out: TextIO, shelf: dict) -> dict:
         kind = "held" if isinstance(error, HeldError) else "failed"
         if getattr(error, "signal", None) is not None:
             kind = "interrupted"
-        text = " ".join(str(error).split()) or type(error).__name__
-        return {"event": kind, "error": text, "wall": time.perf_counter() - started}
+        told = str(error) if kind == "interrupted" else describe(error)
+        text, wall = " ".join(told.split()), time.perf_counter() - started
+        return {"event": kind, "error": text, "wall": wall}
 
 
 def _work(task: dict, out: TextIO, shelf: dict) -> None:

@@ -1,6 +1,6 @@
 """From uint8 pixels to the net's input, on the device: mean image, PCA colour altering, range."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from delving.data.loader import Cache
 # ours: mean image and colour eigenvectors come from at most 10,000 training images, evenly spaced,
 # center crops at s = 8/7 of the crop, whatever s a net is trained with.
 SAMPLED = 10_000
+TOGETHER = 256  # crops summed at once
 
 
 class Input(nn.Module):
@@ -87,7 +88,8 @@ def _tensor(x: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
 
 
-def _center_crops(source: Cache, crop: int, s: int, group: int = 256) -> Sequence[np.ndarray]:
+def _center_crops(source: Cache, crop: int, s: int) -> Iterator[np.ndarray]:
+    """uint8 (n, crop, crop, 3), n of them at most TOGETHER."""
     images = len(source.images)
     chosen = np.unique(np.linspace(0, images - 1, min(images, SAMPLED)).round().astype(int))
     crops = []
@@ -96,7 +98,7 @@ def _center_crops(source: Cache, crop: int, s: int, group: int = 256) -> Sequenc
             crops.append(crop_at(source.load(int(i)), s, crop, (0.5, 0.5)))
         except UndecodableImageError:
             continue
-        if len(crops) == group:
+        if len(crops) == TOGETHER:
             yield np.stack(crops)
             crops = []
     if crops:
