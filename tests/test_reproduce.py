@@ -490,7 +490,7 @@ def test_a_worker_tells_of_an_error_and_goes_on(plan, monkeypatch):
     for error, text in (
         (ValueError("two\n  lines"), "two lines"),
         (RuntimeError(), "RuntimeError"),
-        (MemoryError(), "MemoryError"),
+        (MemoryError(), "out of memory"),
     ):
         monkeypatch.setattr(delving.run, "train_run", raising(error))
         last, _ = attempt(task)
