@@ -77,24 +77,28 @@ def judge_better(
     unit: str = "points",
     noise: float | None = None,
     images: str | None = None,
+    what: str = "difference",
 ) -> Finding:
     """Is there an effect in the claimed direction, in which differences are positive?
 
     Reproduced if the 95 % interval lies above 0, also where the effect is smaller than `delta`;
     not reproduced if it lies below `delta`, the smallest effect that counts. One pair or two
     speak only by `noise`, one net's `pooled_deviation`. Errors: see `seen_interval`.
+
+    Args:
+        what: the values' name in the evidence, where they are of single nets and no differences.
     """
     seen = seen_interval(differences, delta=delta, noise=noise)
     least = delta if seen.n >= ENOUGH else 0.0
-    verdict, why = INCONCLUSIVE, f"rules out neither 0 nor {number(delta)} {unit}"
+    verdict, why = INCONCLUSIVE, f"rules out neither 0 nor {amount(delta, unit)}"
     if seen.low > 0:
-        small = f", an effect smaller than {number(delta)} {unit}" if seen.high < delta else ""
+        small = f", an effect smaller than {amount(delta, unit)}" if seen.high < delta else ""
         verdict, why = REPRODUCED, f"above 0{small}"
     elif seen.high < least:
-        verdict, why = NOT_REPRODUCED, f"below {number(least)} {unit}"
-    elif seen.n < ENOUGH:
+        verdict, why = NOT_REPRODUCED, f"below {amount(least, unit) if seen.high >= 0 else 0}"
+    elif least == 0:
         why = "on both sides of 0"
-    return Finding(verdict, tell(seen, why, unit=unit, images=images))
+    return Finding(verdict, tell(seen, why, unit=unit, images=images, what=what))
 
 
 def judge_alike(
@@ -161,18 +165,24 @@ def seen_interval(
 
 
 def tell(
-    seen: Interval, why: str, *, unit: str, images: str | None = None, level: float = 0.95
+    seen: Interval,
+    why: str,
+    *,
+    unit: str,
+    images: str | None = None,
+    level: float = 0.95,
+    what: str = "difference",
 ) -> str:
     """The evidence: mean difference, interval, n and unit, why, and what the images show."""
-    mean, limits = f"{number(seen.mean)} {unit}", f"{number(seen.low)} to {number(seen.high)}"
-    text = f"mean difference {mean}, {100 * level:g} % interval {limits}, n = {seen.n}: {why}"
+    mean, limits = amount(seen.mean, unit), f"{number(seen.low)} to {number(seen.high)}"
+    text = f"mean {what} {mean}, {100 * level:g} % interval {limits}, n = {seen.n}: {why}"
     if seen.n == 0:
         text = "no trained pair"
     elif seen.n < ENOUGH:
         deviations = number(NOISES / math.sqrt(seen.n))
         known = f", {limits} by {deviations} seed deviations of small nets: {why}"
         rest = known if math.isfinite(seen.high) else ": how much seeds vary is not known"
-        text = f"{'mean ' if seen.n > 1 else ''}difference {mean}, n = {seen.n}{rest}"
+        text = f"{'mean ' if seen.n > 1 else ''}{what} {mean}, n = {seen.n}{rest}"
     return f"{text}; {images}" if images else text
 
 
@@ -265,6 +275,11 @@ def finite(what: str, values: Iterable[float]) -> list[float]:
     if bad := [value for value in values if not math.isfinite(value)]:
         raise ValueError(f"{what} must be finite, not {', '.join(map(str, bad))} in {values}")
     return values
+
+
+def amount(value: float, unit: str) -> str:
+    """A number and its unit, if it has one."""
+    return f"{number(value)} {unit}".rstrip()
 
 
 def number(value: float) -> str:

@@ -127,16 +127,20 @@ def _claims(asked: Asked) -> list[Claim]:
     ]
 
 
-def logged_pairs(asked: Asked) -> list[tuple[Run, Run]]:
-    """He's and Xavier's runs that share a seed, those left out that diverged before they logged."""
-    return [pair for pair in asked.pairs("he", "xavier") if all(run.logged for run in pair)]
+def sound_pairs(asked: Asked) -> list[tuple[Run, Run]]:
+    """He's and Xavier's runs that share a seed, those left out of which one diverged."""
+    return [pair for pair in asked.pairs("he", "xavier") if not any(map(_diverged, pair))]
+
+
+def _diverged(run: Run) -> bool:
+    return run.result["status"] == "diverged" or not run.logged
 
 
 def judged(asked: Asked, judge: Callable[[list[tuple[Run, Run]]], Finding]) -> Finding:
-    """A finding on the pairs that logged; inconclusive, naming the run, where some did not."""
-    runs = [run for pair in asked.pairs("he", "xavier") for run in pair if not run.logged]
-    nothing = {run.name: f"{run.result['status']} before anything was logged" for run in runs}
-    return unless_stalled(judge(logged_pairs(asked)), nothing)
+    """A finding on the pairs of which none diverged; inconclusive, naming the run, where one did:
+    what it would have done with more time is not known."""
+    runs = [run for pair in asked.pairs("he", "xavier") for run in pair if _diverged(run)]
+    return unless_stalled(judge(sound_pairs(asked)), {r.name: r.result["status"] for r in runs})
 
 
 def times_given(he: Run, xavier: Run) -> float:
@@ -194,12 +198,14 @@ def diminish(asked: Asked, pairs: list[tuple[Run, Run]]) -> Finding:
         unit="powers of ten",
         noise=asked.noise(lambda run: _early_gradient(run, run)),
     )
+    if not pairs or not all((xavier.steps.conv_decay_norm > 0).all() for _, xavier in pairs):
+        return smaller  # without weight decay there is nothing to be smaller than
     ends = [_end_ratio(xavier) for _, xavier in pairs]
     told = "gradient over weight-decay term in the last tenth: " + ", ".join(
         f"{ratio:.2g}" for ratio in ends
     )
-    below = Finding(REPRODUCED if ends and max(ends) < 1 else NOT_REPRODUCED, told)
-    return all_of({"smaller": smaller, "below decay": below}) if pairs else smaller
+    below = Finding(REPRODUCED if max(ends) < 1 else NOT_REPRODUCED, told)
+    return all_of({"smaller": smaller, "below decay": below})
 
 
 def _early_gradient(run: Run, he: Run) -> float:

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from delving.artefact import Asked, Claim, Shown
+from delving.artefact import Asked, Claim, Shown, accuracy_claim
 from delving.judge import judge_no_larger
-from delving.paper.table7 import class_errors, ensembles_of, pictures_of
+from delving.paper.table7 import class_errors, ensembles_of, members_of, pictures_of
 from delving.plot import GREEN, RED, new_figure
 from delving.terminal import plain
 
@@ -31,7 +31,7 @@ def show(asked: Asked) -> Shown:
         "their probabilities.",
         figure=draw_pictures(pictures["right"], pictures),
         data=list_pictures(pictures["right"], pictures),
-        claims=_siblings(ensembles_of(asked), _dogs(pictures)),
+        claims=_siblings(asked, _dogs(pictures)),
         notes=[] if _dogs(pictures) else ["No fine-grained siblings (dogs) among these classes."],
     )
 
@@ -85,24 +85,24 @@ def _dogs(pictures: dict) -> list[int]:
             if re.fullmatch(r"n\d{8}", wnid) and DOGS[0] <= wnid <= DOGS[1]]  # fmt: skip
 
 
-def _siblings(ensembles: list[dict], dogs: list[int]) -> list[Claim]:
+def _siblings(asked: Asked, dogs: list[int]) -> list[Claim]:
     """4: the nets "perform well on fine-grained recognition", such as of dog breeds."""
     if not dogs:
         return []
-    less = []
+    less, ensembles = [], ensembles_of(asked)
     for ensemble in ensembles:
         errors = class_errors(ensemble)
         others, own = np.delete(errors, dogs), errors[dogs]
         if not np.isnan(own).all():
             less.append(float(np.nanmean(others) - np.nanmean(own)))
     return [
-        Claim(
+        accuracy_claim(
             "fine-grained siblings (dogs) are told apart as well as the rest",
             "mean top-5 error of the other classes less that of the dog breeds, one difference per "
             f"ensemble: the 95 % interval over seeds lies above -{SIBLINGS:g} points",
-            SIBLINGS,
+            runs=members_of(asked, ensembles),
             # How much seeds change this contrast of a few classes is not known of one ensemble.
-            judge_no_larger(less, delta=SIBLINGS),
-            sum(len(ensemble["runs"]) for ensemble in ensembles),
+            finding=judge_no_larger(less, delta=SIBLINGS),
+            delta=SIBLINGS,
         )
     ]

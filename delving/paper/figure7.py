@@ -8,9 +8,9 @@ weakest member picked by its test errors would err more than the ensemble by cha
 import numpy as np
 import pandas as pd
 
-from delving.artefact import Asked, Claim, Shown, published
+from delving.artefact import Asked, Claim, Shown, accuracy_claim, published
 from delving.judge import judge_better
-from delving.paper.table7 import class_errors, ensembles_of, pictures_of
+from delving.paper.table7 import class_errors, ensembles_of, members_of, pictures_of
 from delving.plot import BLUE, RED, new_figure
 
 FALLS, MORE = 0.2, 5.0  # the smallest effects that count: points of top-5 error; percent of classes
@@ -59,27 +59,27 @@ def _count(reduced: np.ndarray) -> str:
 
 def _claims(asked: Asked, ensembles: list[dict]) -> list[Claim]:
     reduced = [r[~np.isnan(r)] for r in map(reduction, ensembles)]
-    trainings = sum(len(ensemble["runs"]) for ensemble in ensembles)
+    members = members_of(asked, ensembles)
     more = [100 * float((r > 0).mean() - (r < 0).mean()) for r in reduced]
     return [
-        Claim(
+        accuracy_claim(
             "the mean error falls",
             "top-5 error averaged over classes, that of A with ReLU less the ensemble's, one "
             "difference per ensemble: the 95 % interval over seeds lies above 0",
-            FALLS,
-            judge_better(
+            runs=members,
+            finding=judge_better(
                 [float(r.mean()) for r in reduced],
                 delta=FALLS,
                 noise=asked.noise(lambda run: run.error("ten_view", 5)),
             ),
-            trainings,
+            delta=FALLS,
         ),
-        Claim(
+        accuracy_claim(
             "more classes are reduced than increased",
             "percent of classes reduced less percent increased, one difference per ensemble: the "
             "95 % interval over seeds lies above 0",
-            MORE,
-            judge_better(more, delta=MORE, unit="percent of classes"),
-            trainings,
+            runs=members,
+            finding=judge_better(more, delta=MORE, unit="percent of classes"),
+            delta=MORE,
         ),
     ]

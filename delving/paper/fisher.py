@@ -22,7 +22,7 @@ from delving.plot import BLUE, RED, label_lines, new_figure
 from delving.probe import open_run, some_images
 from delving.signal import weight_layers
 
-# The smallest effects that count: of 1; powers of ten, 12 %; powers of ten.
+# The smallest effects that count: of 1; powers of ten, 11 %; powers of ten.
 CENTRED, SMALLER, CONDITIONED = 0.02, 0.05, 0.1
 TITLES = {"relu": "ReLU", "prelu": "PReLU"}
 

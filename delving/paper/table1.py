@@ -93,10 +93,10 @@ def _claims(asked: Asked) -> list[Claim]:
     shared, wise = asked.arms["prelu_shared"], asked.arms["prelu"]
     positive, outstanding = (
         all_of({
-            title: _judge(asked.arms[arm], value, delta=STANDS_OUT, unit="of slope")
+            title: _judge(asked.arms[arm], value, delta=STANDS_OUT, what=what)
             for arm, title in ARMS.items()
         })
-        for value in (first, stand_out)
+        for value, what in ((first, "slope"), (stand_out, "lead in slope"))
     )  # fmt: skip
     return [
         Claim(
@@ -120,17 +120,18 @@ def _claims(asked: Asked) -> list[Claim]:
             "per net, the rank correlation (Spearman) of mean slope and depth over the conv "
             "layers, with its sign turned; the 95 % interval over seeds lies above 0",
             FALLS,
-            _judge(wise, fall_with_depth, delta=FALLS, unit="of rank correlation"),
+            _judge(wise, fall_with_depth, delta=FALLS, what="rank correlation, its sign turned,"),
             len(wise),
         ),
     ]
 
 
 def _judge(
-    runs: list[Run], value: Callable[[list[float]], float], *, delta: float, unit: str
+    runs: list[Run], value: Callable[[list[float]], float], *, delta: float, what: str
 ) -> Finding:
-    values = [value(_conv_means(run)) for run in runs if run.slopes]
-    found = judge_better(values, delta=delta, unit=unit)
+    learned = [run for run in runs if run.slopes and run.result["status"] == "converged"]
+    values = [value(_conv_means(run)) for run in learned]
+    found = judge_better(values, delta=delta, unit="", what=what)
     return unless_stalled(found, {run.name: run.result["status"] for run in runs})
 
 
@@ -149,5 +150,8 @@ def stand_out(means: list[float]) -> float:
 
 
 def fall_with_depth(means: list[float]) -> float:
-    """1 where every conv layer's slope is smaller than that of the layer before."""
+    """1 where every conv layer's slope is smaller than that of the layer before; 0 where none
+    has moved."""
+    if len(set(means)) == 1:
+        return 0.0
     return -rank_correlation(range(len(means)), means)

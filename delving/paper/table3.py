@@ -51,15 +51,17 @@ def measure(asked: Asked) -> dict:
 
 
 def _warm_up(steps: Iterable[Callable], batch: int, device: torch.device) -> int:
-    """The batch, halved until memory holds it for every net."""
-    while batch > 1:
+    """The batch, halved until memory holds it for every net. Each takes a step that does not count,
+    the first of a batch being slower than others."""
+    while True:
         try:
             for step in steps:
                 _timed(step, batch, device)
-            break
+            return batch
         except torch.OutOfMemoryError:
+            if batch == 1:
+                raise
             batch //= 2
-    return batch
 
 
 def _told_of(key: str, overrides: Sequence[str]) -> str:

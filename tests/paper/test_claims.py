@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from fabricate import BLIND, LAYERS, make_asked
+from fabricate import BLIND, LAYERS, make_asked, make_run
 from PIL import Image
 
 from delving.artefact import published
@@ -195,6 +195,19 @@ def test_a_xavier_that_learns_in_the_end_does_not_stall(judge):
     assert told in found[1].evidence
 
 
+@pytest.mark.parametrize("leaves", [NEVER, 100])
+def test_a_xavier_that_diverged_has_neither_stalled_nor_learned(judge, leaves):
+    found = judge("figure3", norms_of({}, {"leaves": leaves, "status": "diverged"}))
+    assert verdicts(found) == [REPRODUCED, INCONCLUSIVE, INCONCLUSIVE]
+    assert "xavier-s0 diverged" in found[1].evidence
+
+
+def test_without_weight_decay_gradients_are_held_against_hes_alone(judge):
+    found = judge("figure3", norms_of({}, {"decay": 0.0}))[2]
+    assert found.verdict == REPRODUCED
+    assert "weight-decay" not in found.evidence
+
+
 def test_where_he_stalls_itself_nothing_is_said_of_xavier(judge):
     found = judge("figure3", norms_of({"leaves": NEVER, "status": "stalled"}, {}))
     assert verdicts(found[:2]) == [NOT_REPRODUCED, INCONCLUSIVE]
@@ -232,6 +245,13 @@ def leaving(**steps):
 )
 def test_he_is_earlier_where_it_leaves_chance_before_xavier(judge, he, xavier, expected):
     assert verdicts(judge("figure2", leaving(he=he, xavier=xavier))) == expected
+
+
+def test_how_much_time_xavier_was_given_is_told(judge):
+    both, _ = judge("figure2", leaving(he=180, xavier=NEVER))
+    assert both.verdict == NOT_REPRODUCED  # one that had time enough refutes it
+    assert both.evidence.endswith("Xavier's that stalled were given 5.6 and 5.0 and 4.5 times "
+                                  "He's steps")  # fmt: skip
 
 
 # --- Table 4 ---
@@ -407,6 +427,13 @@ def test_slopes_of_nets_that_did_not_learn_are_not_judged(judge):
     assert "prelu_shared-s0 stalled" in found[0].evidence
 
 
+def test_slopes_that_never_moved_are_in_no_order(judge):
+    """As those of a net that diverged in its first step, and of one that was not trained."""
+    for status in ("diverged", "converged"):
+        found = judge("table1", slopes_of(0.25, (0.25, 0.25), status=status))
+        assert found[2].verdict == (INCONCLUSIVE if status == "diverged" else NOT_REPRODUCED)
+
+
 def test_our_slopes_stand_beside_the_papers(tmp_path):
     shown = show(make_asked(tmp_path, "table1", slopes_of(0.7, (0.3, 0.05))))
     row = shown.table.set_index("layer").loc["conv1"]
@@ -486,37 +513,87 @@ def test_a_run_that_looks_more_often_is_not_charged_with_more_of_the_beginning()
 
 def test_the_papers_own_error_is_26_percent_below_googlenets():
     paper = published()["table7"]["post_competition"]["prelu_nets"]
-    asked = SimpleNamespace(noise=lambda value: None, arms={})
+    asked = SimpleNamespace(noise=lambda value: None, root=None)
     for error, verdict in ((paper, REPRODUCED), (paper + 0.03, NOT_REPRODUCED)):
-        _, googlenet = _against_the_world(asked, [{"top5_err": error}] * 3)
+        _, googlenet = _against_the_world(asked, [{"top5_err": error, "runs": []}] * 3)
         assert googlenet.finding.verdict == verdict
 
 
-@pytest.mark.parametrize(("top5", "verdict"), [(4.0, REPRODUCED), (6.0, NOT_REPRODUCED)])
+MEMBERS = ("a_relu", "c_prelu")
+
+
+def teams_of(folder, *stalled):
+    """Three teams of two nets, as what is asked for them; those of some arms have stalled."""
+    asked = make_asked(
+        folder / "runs",
+        "table6",
+        lambda arm, seed: {"status": "stalled"} if arm in stalled else {},
+    )
+    arms = {arm: asked.arms[arm] for arm in MEMBERS}
+    names = [[f"{arm}-s{seed}" for arm in MEMBERS] for seed in range(3)]
+    return dataclasses.replace(asked, arms=arms, root=folder), names
+
+
+@pytest.mark.parametrize(
+    ("top5", "stalled", "verdict"),
+    [
+        (4.0, [], REPRODUCED),
+        (6.0, [], NOT_REPRODUCED),
+        (4.0, ["a_relu"], INCONCLUSIVE),  # a member at chance is none of the paper's
+    ],
+)
 def test_an_ensemble_is_held_against_its_best_member_by_top5_errors_which_the_paper_prints(
-    tmp_path, top5, verdict
+    tmp_path, top5, stalled, verdict
 ):
-    asked = make_asked(tmp_path, "table6", lambda arm, seed: {})
-    arms = {arm: asked.arms[arm] for arm in ("a_relu", "c_prelu")}
+    asked, names = teams_of(tmp_path, *stalled)
     ensembles = [
         {"top1_err": 20.0, "top5_err": top5 + JITTER[seed], "images": 4, "hits": {"top5": "f0"},
+         "runs": names[seed],
          "members": {f"a_relu-s{seed}": {"top1_err": 30.0, "top5_err": 9.0},
                      f"c_prelu-s{seed}": {"top1_err": 25.0, "top5_err": 5.0}}}
         for seed in range(3)
     ]  # fmt: skip
-    claim = table7._beats_members(dataclasses.replace(asked, arms=arms), ensembles)
-    assert claim.finding.verdict == verdict
+    claim = table7._beats_members(asked, ensembles)
+    assert (claim.finding.verdict, claim.trainings) == (verdict, 6)
 
 
 @pytest.mark.parametrize(
-    ("dogs", "verdict"), [(9.0, REPRODUCED), (10.5, REPRODUCED), (12.0, NOT_REPRODUCED)]
+    ("dogs", "stalled", "verdict"),
+    [
+        (9.0, [], REPRODUCED),
+        (10.5, [], REPRODUCED),
+        (12.0, [], NOT_REPRODUCED),
+        (9.0, ["a_relu"], INCONCLUSIVE),
+    ],
 )
-def test_siblings_are_told_apart_as_well_unless_they_are_a_point_worse(dogs, verdict):
+def test_siblings_are_told_apart_as_well_unless_they_are_a_point_worse(
+    tmp_path, dogs, stalled, verdict
+):
+    asked, names = teams_of(tmp_path, *stalled)
     pictures = {"classes": ["n01443537", "n02085620", "n02113978", "n02123045"]}
-    one = {"per_class": {"ensemble": [10.0, dogs, dogs, 10.0]}, "runs": []}
-    for ensembles, wanted in (([one] * 3, verdict), ([one], INCONCLUSIVE)):
-        [claim] = _siblings(ensembles, _dogs(pictures))
+    found = [{"per_class": {"ensemble": [10.0, dogs, dogs, 10.0]}, "runs": team} for team in names]
+    for ensembles, wanted in ((found, verdict), (found[:1], INCONCLUSIVE)):
+        measured = {"table7": {tuple(one["runs"]): {"ensemble": one} for one in ensembles}}
+        [claim] = _siblings(dataclasses.replace(asked, measured=measured), _dogs(pictures))
         assert claim.finding.verdict == wanted
+
+
+def test_a_class_by_class_comparison_rests_on_nets_that_learned(tmp_path):
+    """Against a net at chance any ensemble reduces the error of every class."""
+    for stalled, verdict in (((), REPRODUCED), (("a_relu",), INCONCLUSIVE)):
+        asked, names = teams_of(tmp_path / str(len(stalled)), *stalled)
+        measured = {
+            tuple(team): {
+                "ensemble": {
+                    "runs": team,
+                    "per_class": {"ensemble": [1.0, 2.0 + place], team[0]: [9.0, 9.0]},
+                },
+                "pictures": {"titles": ["x", "y"]},
+            }
+            for place, team in enumerate(names)
+        }
+        asked = dataclasses.replace(asked, measured={"table7": measured})
+        assert [claim.finding.verdict for claim in figure7.show(asked).claims] == [verdict] * 2
 
 
 def test_what_stands_below_a_picture_has_room_whatever_its_shape():
@@ -546,12 +623,15 @@ def test_the_ensemble_is_compared_with_a_net_that_is_named_beforehand():
     assert figure7.reduction(ensemble).tolist() == [10.0, -10.0]
 
 
-def test_a_class_without_test_images_has_no_error_and_no_bar():
+def test_a_class_without_test_images_has_no_error_and_no_bar(tmp_path):
     misses = np.array([True, False, False])
     assert table7._by_class(misses, np.array([0, 0, 2]), 3) == [50.0, None, 0.0]
+    make_run(tmp_path / "runs" / "a")
     ensemble = {"runs": ["a"], "per_class": {"a": [50.0, None, 0.0], "ensemble": [0.0, None, 0.0]}}
     found = {"ensemble": ensemble, "pictures": {"titles": ["x", "y", "z"]}}
-    asked = SimpleNamespace(measured={"table7": {("a",): found}}, noise=lambda value: None)
+    asked = SimpleNamespace(
+        measured={"table7": {("a",): found}}, noise=lambda value: None, root=tmp_path
+    )
     assert figure7.show(asked).data["class"].tolist() == ["z", "x"]
     assert figure6.show(asked).data["class"].tolist() == ["x", "z"]
 
