@@ -118,6 +118,17 @@ def test_a_damaged_checkpoint_is_set_aside_and_never_pushes_out_the_good_one(tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_of_what_was_set_aside_the_last_is_kept(tmp_path):
+    save(tmp_path, 1)
+    for value in (2, 3):
+        save(tmp_path, value)
+        flip(tmp_path / "checkpoint" / "model.safetensors", 999)
+        assert len(settle(tmp_path)) == 1
+    aside = record.read_json(tmp_path / "checkpoint.damaged" / "state.json")
+    assert aside["step"] == 3
+    assert value_of(load_checkpoint(tmp_path)) == 1
+
+
 def test_a_checkpoint_that_the_disk_cannot_read_is_named_and_the_one_before_used(
     tmp_path, monkeypatch
 ):
@@ -350,6 +361,15 @@ def test_a_full_disk_is_seen_before_anything_starts(small_disk):
     check_room(small_disk, 500_000, 0)
 
 
+def test_room_is_asked_of_what_is_free_for_three_checkpoints_and_all_else(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(total=10_000, free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    check_room(tmp_path, 300, 100)
+    for tensors, beside in ((334, 0), (300, 101)):
+        with pytest.raises(record.DiskFullError, match="nothing was started"):
+            check_room(tmp_path, tensors, beside)
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_quota_is_a_full_disk_too(tmp_path, monkeypatch, number):
     save(tmp_path, 1)
@@ -414,12 +434,24 @@ def test_an_absurd_file_of_tensors_is_refused_by_its_name(tmp_path, monkeypatch,
     assert not (tmp_path / "unpickled").exists()
 
 
-@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "model.pt", "", "a/b"])
+@pytest.mark.parametrize(
+    "name",
+    ["../outside.safetensors", "/etc/passwd", "model.pt", "", "a/b", "a.safetensors/../../b"],
+)
 def test_a_manifest_names_nothing_outside_of_its_folder(tmp_path, name):
     save(tmp_path, 1)
     path = tmp_path / "checkpoint" / "manifest.json"
     record.write_json(path, record.read_json(path) | {name: "0" * 64})
     with pytest.raises(ValueError, match="it lists"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_manifest_without_a_state_is_damaged(tmp_path):
+    save(tmp_path, 1)
+    path = tmp_path / "checkpoint" / "manifest.json"
+    hashes = record.read_json(path)
+    record.write_json(path, {name: hashes[name] for name in hashes if name != "state.json"})
+    with pytest.raises(ValueError, match=r"it does not list state\.json"):
         load_checkpoint(tmp_path)
 
 

@@ -281,6 +281,40 @@ def test_an_undecodable_image_ends_the_evaluation_and_is_named(arrays):
             getattr(build_tester(), protocol)(Cache(broken, 1e9), 32)
 
 
+def faulty(change):
+    """The loader's items, [indices, pixels] each, after `change` of their list."""
+
+    def iterate(*args, **kwargs):
+        return iter(change(list(real(*args, **kwargs))))
+
+    real = evaluate.iterate
+    return iterate
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda items: items[:-1],
+        lambda items: [*items, items[0]],
+        lambda items: [*items[:-1], items[0]],
+        lambda items: [*items, (np.array([0]), items[0][1])],  # an image that nobody wanted
+    ],
+    ids=["lost", "twice", "in another's place", "unasked"],
+)
+def test_an_image_that_is_not_scored_exactly_once_is_an_error(change, arrays, monkeypatch):
+    monkeypatch.setattr(evaluate, "iterate", faulty(change))
+    with pytest.raises(RuntimeError, match="not scored exactly once"):
+        build_tester(1).center(to_source(arrays), 32, np.arange(1, len(arrays)))
+
+
+def test_a_single_image_without_finite_scores_is_enough(arrays):
+    tester = build_tester.__wrapped__(batch=1)  # its own, since it is spoilt here
+    calls = iter([False, True] + [False] * len(arrays))
+    tester.net.register_forward_hook(lambda net, x, y: y * torch.nan if next(calls) else y)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        tester.center(to_source(arrays), 32)
+
+
 # Error rates
 
 

@@ -80,6 +80,19 @@ def test_the_weights_of_a_unit_come_from_different_channels_where_there_are_enou
     assert all(len((own // 4).unique()) == 6 for own in conv2.weights)  # 2x2 filters
 
 
+def test_weights_of_different_channels_are_of_different_taps_too():
+    """Not all of a filter's corner, which sees zeros at every border."""
+    _, conv2, *_ = choose_parameters(build(), 5, weights=6, seed=0)
+    assert all(len((own % 4).unique()) == 4 for own in conv2.weights)  # 2x2 filters
+
+
+def test_a_layer_of_one_unit_gives_it():
+    net = nn.Sequential()
+    net.fc1, net.fc2 = nn.Linear(3, 1), nn.Linear(1, 4)
+    first, _ = choose_parameters(net, 2, weights=2, seed=0)
+    assert first.units.tolist() == [0]
+
+
 @few
 @given(units=st.integers(1, 12), weights=st.integers(1, 200), seed=st.integers(0, 2**32))
 def test_no_weight_is_chosen_twice_however_many_are_asked_for(units, weights, seed):
@@ -263,6 +276,14 @@ def test_parameters_without_a_gradient_are_counted_and_left_out():
     assert found["within"]["pairs"] == 2 * 5 * 4 / 2
 
 
+@pytest.mark.parametrize(("samples", "rare"), [([0, 2], 1), ([1, 3], 1), ([1, 2], 0)])
+def test_a_parameter_is_rare_by_the_even_and_the_odd_samples(samples, rare):
+    g = normal(100, 6)
+    g[[i for i in range(100) if i not in samples], 3] = 0
+    found = describe_fisher(g, [a_layer(2, 2)])
+    assert (found["parameters"], found["dead"], found["rare"]) == (6 - rare, 0, rare)
+
+
 def test_a_parameter_with_few_gradients_survives_the_jackknife():
     g = normal(100, 6)
     g[2:, 3] = 0
@@ -281,6 +302,7 @@ def test_the_condition_of_equal_directions_is_1_of_proportional_gradients_infini
     assert condition(torch.eye(5, dtype=torch.float64)) == 1
     assert condition(torch.tensor([[1.0, 0.5], [0.5, 1.0]])) == pytest.approx(3)
     assert condition(torch.ones(2, 2, dtype=torch.float64)) > 1e12
+    assert condition(torch.diag(torch.tensor([1.0, -1e-17]))) == math.inf  # 0, but for rounding
     g = normal(5000, 6)
     found = describe_fisher(g, [a_layer(2, 2)])
     spread = math.sqrt(6 / 5000)
@@ -320,6 +342,15 @@ def towards_zero(bias, act="relu", slope=0.0):
 def test_a_unit_that_fires_for_no_image_is_silent_whatever_its_slope(act, slope):
     """One that seldom fires is not; nor does a negative slope's positive f(y) count as firing."""
     assert towards_zero([-20.0, -2.0, 0.0, 2.0], act, slope)["silent"] == 0.25
+
+
+def test_a_unit_whose_responses_are_all_exactly_zero_is_silent():
+    net = nn.Sequential()
+    net.fc1, net.fc1_act = nn.Linear(4, 4), RECTIFIERS["relu"](4, 0.0)
+    nn.init.eye_(net.fc1.weight)
+    nn.init.zeros_(net.fc1.bias)
+    x = normal(50, 4).float() * torch.tensor([1, 1, 1, 0])
+    assert response_statistics(net, x)[0]["silent"] == 0.25
 
 
 def test_the_mean_response_is_1_where_it_is_constant_and_nears_0_where_it_is_centred():

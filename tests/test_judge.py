@@ -29,6 +29,7 @@ from delving.judge import (
     of_log_normal,
     pooled_deviation,
     rank_correlation,
+    settled,
     unless_stalled,
 )
 
@@ -115,6 +116,24 @@ def test_a_sure_effect_below_delta_is_reproduced_and_called_small():
     finding = judge_better([0.2, 0.25, 0.3], delta=1, unit="bits")
     assert finding.verdict == REPRODUCED
     assert finding.evidence.endswith("above 0, an effect smaller than 1 bits")
+
+
+def test_an_effect_is_called_small_by_its_upper_limit_not_its_mean():
+    seen = mean_interval([0.7, 0.9, 1.1])
+    assert seen.mean < 1 < seen.high
+    finding = judge_better([0.7, 0.9, 1.1], delta=1)
+    assert finding.verdict == REPRODUCED
+    assert finding.evidence.endswith("above 0")
+
+
+def test_a_noise_of_zero_is_known():
+    assert verdict(judge_better, [0.1], delta=1, noise=0.0) == REPRODUCED
+    assert verdict(judge_better, [0.1], delta=1, noise=None) == INCONCLUSIVE
+
+
+@pytest.mark.parametrize(("holds", "expected"), [(True, REPRODUCED), (False, NOT_REPRODUCED)])
+def test_what_needs_no_statistics_holds_or_does_not(holds, expected):
+    assert settled(holds, "said so") == Finding(expected, "said so")
 
 
 @pytest.mark.parametrize(
@@ -237,7 +256,7 @@ def test_a_difference_that_is_not_finite_is_named(rule, bad):
 
 
 @every_rule
-@pytest.mark.parametrize("how", [{"delta": -1}, {"delta": 1, "noise": -1}, {"delta": math.nan}])
+@pytest.mark.parametrize("how", [{"delta": -0.1}, {"delta": 1, "noise": -0.1}, {"delta": math.nan}])
 def test_delta_and_noise_are_sizes(rule, how):
     with pytest.raises(ValueError, match="delta and noise must be"):
         rule([1.0, 2.0, 3.0], **how)
@@ -506,6 +525,7 @@ def test_nets_that_agree_on_every_image_differ_by_nothing():
 
 def test_a_tiny_chance_is_told_as_a_limit():
     assert compare_images(*hits(won=100, lost=0)).endswith("McNemar p < 0.0001")
+    assert compare_images(*hits(won=12, lost=0)).endswith("McNemar p = 0.000488")  # 2^-11
 
 
 @pytest.mark.parametrize(("a", "b"), [([True], [True, False]), ([], [])])

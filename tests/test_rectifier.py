@@ -1,5 +1,7 @@
 """Section 2.1: f(y) = y where y > 0, else a y (Eq. 1), its gradients (Eq. 2-3), and the slopes."""
 
+import math
+
 import numpy as np
 import oracles
 import pytest
@@ -93,6 +95,17 @@ def test_shared_slope_gradient_also_sums_over_channels():
     _, _, [apart] = run(PReLU(3, 0.25).double(), y, grad)
     _, _, [shared] = run(PReLU(1, 0.25).double(), y, grad)
     torch.testing.assert_close(shared, apart.sum(0, keepdim=True))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_only_a_slope_nearer_to_zero_than_2_to_the_minus_60_is_replaced(sign, kind):
+    act, used = PReLU(1, 0.25).to(kind), []
+    for slope in (2.0**-30, 2.0**-59, 2.0**-60, 2.0**-61, 0.0):
+        act.slope.data.fill_(math.copysign(slope, sign))
+        used.append(act(-torch.ones(1, 1, dtype=kind)).item())
+    wanted = [-sign * slope for slope in (2.0**-30, 2.0**-59, *[2.0**-60] * 3)]
+    assert used == pytest.approx(wanted, rel=1e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -125,6 +125,22 @@ def test_a_pooling_layers_own_factors_stand_at_the_weight_layer_that_follows():
     assert rows["conv1"]["pool_forward"] == rows["conv2_2"]["pool_backward"] == 1.0
 
 
+def test_of_two_pooling_layers_in_a_row_the_factors_multiply():
+    conv, after = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4 * 9, 5)
+    pools = nn.MaxPool2d(2), nn.MaxPool2d(2)
+    net = nn.Sequential(conv, nn.ReLU(), *pools, nn.Flatten(), after).double()
+    [first, last] = layer_moments(net, *images())
+    before = F.relu(conv(images()[0]))
+    handed_on = mean_square(pools[1](pools[0](before))) / mean_square(before)
+    assert last["pool_forward"] == pytest.approx(handed_on)
+    assert first["pool_forward"] == 1.0
+
+
+def test_without_conv_layers_gradients_are_told_relative_to_the_last_layers():
+    layers = {f"fc{i + 1}": nn.Linear(4, 4) for i in range(3)}
+    assert theory(layers, [0.3] * 3, slope=0.0)[-1]["dx2"] == 1
+
+
 def taps(layer, x):
     """For each response of one image the inputs its filter meets, one after the other."""
     (stride, _), (padding, _), size = layer.stride, layer.padding, layer.kernel_size[0]

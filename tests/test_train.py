@@ -32,6 +32,7 @@ from delving.train import (
     accumulate_gradients,
     advance,
     build_optimizer,
+    decay_norm,
     drop_on_plateau,
     final_status,
     group_parameters,
@@ -169,6 +170,11 @@ def test_a_gain_starts_the_count_of_epochs_anew():
     assert errors_to_drops([80, 80, 80, 70, 70, 70, 70, 70]) == [0, 0, 0, 0, 0, 0, 1, 1]
 
 
+def test_less_than_a_tenth_of_a_point_is_no_gain():
+    assert errors_to_drops([80, 79.95, 79.92, 79.91]) == [0, 0, 0, 1]
+    assert errors_to_drops([80, 79.8, 79.6, 79.4]) == [0] * 4
+
+
 def test_the_plateau_is_measured_against_the_best_epoch_not_the_last():
     assert errors_to_drops([50, 60, 59, 58]) == [0, 0, 0, 1]
 
@@ -284,6 +290,40 @@ def test_a_step_tells_the_loss_error_and_gradient_norm_before_it():
     assert step.grad_norm == pytest.approx(norm, rel=1e-5)
 
 
+def test_a_step_tells_the_gradients_norm_of_the_conv_weights_apart():
+    net, batch = build(), draw_batch()
+    twin = copy.deepcopy(net)
+    F.cross_entropy(twin(build_input()(batch.pixels)), batch.labels).backward()
+    [step], _ = run(net, [batch])
+    assert step.conv_norm == pytest.approx(twin.features[0].weight.grad.norm().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("decay", [5e-4, 0.1])
+def test_the_decays_norm_is_that_of_what_it_adds_to_the_conv_weights_gradient(decay):
+    net = build()
+    norm = net.features[0].weight.norm().item()
+    assert decay_norm(net, decay) == pytest.approx(decay * norm, rel=1e-12)
+
+
+def test_micro_batches_change_nothing_of_what_a_step_tells():
+    told = [run(build(), [draw_batch()], replace(RECIPE, micro_batch=m))[0][0] for m in (8, 3)]
+    whole, parts = ((s.loss, s.error, s.grad_norm, s.conv_norm) for s in told)
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_each_step_is_in_training_mode_though_the_net_was_tested_between_two():
+    net, seen = build(dropout=0.5), []
+    net.register_forward_pre_hook(lambda net, x: seen.append(net.training))
+
+    def batches():
+        for seed in range(3):
+            net.eval()
+            yield draw_batch(seed=seed)
+
+    run(net, batches())
+    assert seen == [True] * 3
+
+
 # Dropout
 
 
@@ -353,6 +393,16 @@ def test_a_non_finite_value_is_caught_before_the_optimiser_sees_it(where, value)
     assert not math.isfinite(steps[0].loss + steps[0].grad_norm)
     for old, new in zip(before, net.parameters(), strict=True):
         torch.testing.assert_close(new.detach(), old, rtol=0, atol=0, equal_nan=True)
+
+
+def test_an_infinite_loss_ends_a_training_though_its_gradient_is_finite():
+    """Of logits too far apart for their difference: the shares are 0 and 1, which are numbers."""
+    net = build()
+    net.classifier[-1].bias.data.copy_(torch.tensor([1.7, -1.7, -1.7, -1.7]).double() * 1e308)
+    [step], progress = run(net, [draw_batch()])
+    assert math.isinf(step.loss)
+    assert math.isfinite(step.grad_norm)
+    assert progress.status == "diverged"
 
 
 @pytest.mark.parametrize(

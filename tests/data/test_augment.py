@@ -10,6 +10,7 @@ from PIL import Image
 from delving.data.augment import (
     RESAMPLING,
     augment,
+    augmentation_of,
     center_view,
     crop_at,
     draw_augmentation,
@@ -18,6 +19,7 @@ from delving.data.augment import (
     resized_size,
     samples_of,
     ten_views,
+    view_of,
     whole_views,
 )
 
@@ -65,6 +67,36 @@ def test_another_seed_or_epoch_draws_otherwise():
     keys = [(seed, epoch) for seed in range(4) for epoch in range(4)]
     assert len({draw_order(*key, 50).tobytes() for key in keys}) == len(keys)
     assert len({draw_augmentation(*key, 50).tobytes() for key in keys}) == len(keys)
+
+
+def test_no_two_epochs_nor_order_and_augmentation_share_their_random_numbers(monkeypatch):
+    keys, real = [], np.random.Philox
+
+    def note(key):
+        keys.append(tuple(key))
+        return real(key=key)
+
+    monkeypatch.setattr(np.random, "Philox", note)
+    for function in (draw_order, draw_augmentation):
+        function.cache_clear()
+        for seed in range(3):
+            for epoch in range(4):
+                function(seed, epoch, 5)
+    assert len(set(keys)) == len(keys) == 2 * 3 * 4
+
+
+def test_an_images_draws_are_its_own_wherever_it_stands_in_the_batch():
+    epochs, indices = np.array([0, 0, 1, 1]), np.array([3, 1, 1, 4])
+    found = augmentation_of(epochs, indices, seed=0, images=5)
+    wanted = [draw_augmentation(0, e, 5)[i] for e, i in zip(epochs, indices, strict=True)]
+    assert (found == wanted).all()
+
+
+def test_draws_are_of_the_side_the_place_from_the_left_and_from_the_top_and_the_flip():
+    for flip, draw, flipped in ((True, 0.4, True), (True, 0.5, False), (False, 0.4, False)):
+        draws = np.array([0.99, 0.25, 0.75, draw, 0, 0, 0])
+        view = view_of(draws, crop=14, sides=(16, 32), flip=flip)
+        assert view == (32, 14, (0.25, 0.75), flipped)
 
 
 def test_draws_are_uniform_then_normal_and_independent():
@@ -163,6 +195,17 @@ def test_random_crops_reach_every_place():
         view = augment(image, draws, crop=14, sides=(16, 16), flip=False)
         corners.add((int(view[0, 0, 0]), int(view[0, 0, 1])))
     assert corners == {(x, y) for x in range(5) for y in range(3)}
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 30), (30, 40), (30, 30)])
+@pytest.mark.parametrize("s", [30, 40, 20])
+def test_an_array_is_an_image_and_resized_only_where_it_has_another_side(width, height, s):
+    image = image_of(width, height)
+    whole = whole_at(image, s)
+    assert (whole_views(np.asarray(image), s)[0] == whole).all()
+    for flip in (False, True):
+        wanted = whole[-14:, :14][:, :: -1 if flip else 1]
+        assert (crop_at(np.asarray(image), s, 14, (0, 1), flip=flip) == wanted).all()
 
 
 # --- views ---

@@ -266,6 +266,13 @@ def test_recall_counts_easy_objects_that_a_proposal_of_their_image_overlaps_by_h
     assert math.isnan(recall_of([first], [things((0, BOX, True))]))
 
 
+def test_recall_counts_objects_not_proposals():
+    many_of_one = np.array([BOX, BOX, HALF, (30, 30, 40, 40)], np.float32)
+    assert recall_of([many_of_one], [things((0, BOX), (0, ELSEWHERE))]) == 50
+    one_of_two = np.array([BOX], np.float32)
+    assert recall_of([one_of_two], [things((0, BOX), (1, BOX))]) == 100
+
+
 @some
 @given(scenes)
 def test_objects_themselves_as_proposals_reach_all_of_them(truth):
@@ -273,6 +280,19 @@ def test_objects_themselves_as_proposals_reach_all_of_them(truth):
     reached = recall_of([one.boxes for one in truth], truth)
     easy = any((~one.difficult).any() for one in truth)
     assert reached == (100 if easy else pytest.approx(math.nan, nan_ok=True))
+
+
+def test_boxes_far_from_the_origin_are_told_apart_to_the_pixel():
+    """Pixels of large pictures: half precision would know every other one alone."""
+    box, narrower = (4001, 0, 4011, 10), (4001, 0, 4005.9, 10)
+    assert both(finds((0, 0, 0.9, box)), [things((0, box))]) == [100, 100]
+    assert both(finds((0, 0, 0.9, narrower)), [things((0, box))]) == [0, 0]
+
+
+def test_the_metric_is_by_default_that_of_2007():
+    found, truth = finds((0, 0, 0.9, BOX)), [things((0, BOX), (0, ELSEWHERE))]
+    assert average_precisions(found, truth, 1) == average_precisions(found, truth, 1, points=11)
+    assert average_precisions(found, truth, 1) == pytest.approx([600 / 11])
 
 
 def test_detections_know_how_many_they_are():
