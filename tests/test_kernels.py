@@ -162,6 +162,19 @@ def test_the_operator_keeps_the_rules_of_torch(dtype):
     torch.library.opcheck(torch.ops.delving.rectify, (*arguments, True), test_utils=checks)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_what_torch_compile_calls_has_the_values_and_gradients_of_the_eager_form(dtype, shared):
+    found = []
+    for form in (rectify, torch.ops.delving.rectify):
+        x, bias, slope = normal((2, 8, 3, 3)).to(dtype), normal((8,), 1), slopes_for(8, shared)
+        inputs = [t.requires_grad_() for t in (x, bias, slope)]
+        out = form(*inputs, True)
+        found.append([out, *torch.autograd.grad(out, inputs, normal((2, 8, 3, 3), 2).to(dtype))])
+    for eager, compiled_form in zip(*found, strict=True):
+        torch.testing.assert_close(compiled_form, eager, rtol=0, atol=0)
+
+
 def kept_bytes(act):
     """What a small net keeps for its backward pass, each tensor once."""
     config = compose(
