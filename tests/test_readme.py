@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from delving import record
@@ -156,3 +157,9 @@ def test_what_is_told_of_longer_trainings_is_in_their_records():
         seen = mean_interval([a - b for a, b in pairs], level)
         assert f"{seen.mean:.2f}" in told
         assert f"{seen.low:.2f} to {seen.high:.2f})" in told
+    ends, flat = pd.read_csv(REFERENCE / "longer" / "ends.csv"), " ".join(told.split())
+    for title in ("ReLU", "LReLU", "PReLU"):
+        own = ends[ends.run.str.startswith(f"small14-{title.lower()}-he-")].mean(numeric_only=True)
+        less = own.center_err - own.training_err
+        line = rf"\b{title} (errs )?in {own.training_err:.0f} %,? \(?{less:.0f} (points )?less"
+        assert re.search(line, flat)
