@@ -44,12 +44,22 @@ def rectify_plain(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) 
     z = x.to(slope.dtype)
     z = z if bias is None else z + by_channel(bias, x)
     a = by_channel(reach(slope, learned), x)
-    y = torch.where(z > 0, z, a * z).to(x.dtype)
+    f = torch.where(z > 0, z, a * z)
+    y = f.to(x.dtype)
     if x.device.type == "cpu" and not (a < 0).any():  # a GPU would be waited for
         return y
     bits = y.view(INTEGERS[y.dtype])
-    marked = (bits & ~1) | (z > 0)
-    return torch.where(a < 0, marked, bits).view(y.dtype)
+    return torch.where(a < 0, _marked(f, y, z > 0), bits).view(y.dtype)
+
+
+def _marked(f: Tensor, y: Tensor, above: Tensor) -> Tensor:
+    """The bits of f in y's type, rounded to the nearest whose last one tells the side of 0; y is f
+    rounded to any. Of two as near, that whose last bit but one is 1: as often up as down."""
+    bits = y.view(INTEGERS[y.dtype])
+    if bits.dtype != torch.int16:  # one part in 2^24 is not worth the work
+        return (bits & ~1) | above
+    up = torch.where(f == y, (bits ^ bits >> 1) & 1 > 0, f > y)
+    return torch.where((bits & 1) == above, bits, torch.where(up, bits + 1, bits - 1))
 
 
 def rectify_backward_plain(

@@ -12,7 +12,8 @@ from torch import nn
 
 from delving.config import compose
 from delving.groups import choices
-from delving.rectifier import RECTIFIERS, PReLU
+from delving.kernels import native
+from delving.rectifier import RECTIFIERS, PReLU, rectify_backward_plain, rectify_plain
 
 PAPERS = ("relu", "lrelu", "prelu", "prelu_shared")
 LEARNED = ("prelu", "prelu_shared")
@@ -195,3 +196,58 @@ def test_under_bf16_autocast_slope_and_its_gradient_stay_fp32(name):
     products = np.abs(np.minimum(y, 0) * grad)
     products = products.sum() if act.slope.numel() == 1 else products.sum((0, 2, 3))
     assert (np.abs(act.slope.grad.numpy() - expected) < 1e-3 * products).all()
+
+
+# Where the last bit of f tells the side of 0
+
+WAYS = {"plain": rectify_plain, "compiled": native.rectify}
+HALF = [torch.bfloat16, torch.float16]  # eight bits and eleven
+
+
+def ways_for(dtype):
+    """The plain form, and the compiled one where it knows the type."""
+    known = dtype in native.TYPES and native.load() is not None
+    return {name: way for name, way in WAYS.items() if name == "plain" or known}
+
+
+def unit_in_last_place(exact, dtype):
+    exponent = exact.abs().clamp_min(torch.finfo(dtype).smallest_normal).log2().floor()
+    return torch.finfo(dtype).eps * 2**exponent
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(
+    ("slope", "most"), [(-1.0, 0.0), (-0.25, 0.0), (-0.25, 0.2), (-0.2531, 0.2)]
+)
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_negative_slope_neither_grows_nor_shrinks_responses(side, slope, most, dtype):
+    """With biases of 0 many a response lies midway between two with the bit that is wanted."""
+    draws = torch.Generator().manual_seed(0)
+    x = (side * 2 ** (6 * torch.rand(1000, 256, generator=draws) - 2)).to(dtype)
+    bias = side * torch.linspace(0, most, 256)
+    z = x.double() + bias
+    exact = z if side > 0 else slope * z
+    for name, way in ways_for(dtype).items():
+        out = way(x, bias, torch.full((1,), slope), False)
+        assert abs((out.double() / exact).mean() - 1) < 2e-4, name
+        off = (out.double() - exact).abs() / unit_in_last_place(exact, dtype)
+        assert off.max() < 1.001, name  # z is a sum in fp32
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("side", [1, -1])
+def test_the_last_bit_tells_the_side_of_every_number_there_is(side, dtype):
+    """Subnormal ones, the largest and infinity too; 0 is no number above 0."""
+    numbers = torch.arange(0, 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    x = side * numbers[~numbers.isnan()][:, None]
+    slope, ones = torch.full((1,), -1.0), torch.ones_like(x)
+    for name, way in ways_for(dtype).items():
+        out = way(x, None, slope, False)
+        grad = rectify_backward_plain(ones, out, slope, False)[0]
+        assert torch.equal(grad > 0, x > 0), name
+        assert torch.equal(out.isinf(), x == -torch.inf), name
+        exact, largest = x.double().abs(), torch.finfo(dtype).max
+        exact = exact.clamp(max=largest)  # no odd one is infinite
+        off = (out.double().clamp(max=largest) - exact).abs()
+        assert (off <= unit_in_last_place(exact, dtype)).all(), name
+        assert way(torch.full_like(x, torch.nan), None, slope, False).isnan().all(), name

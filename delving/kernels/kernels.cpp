@@ -27,6 +27,9 @@ struct Float {  // fp32 in memory
     static float load(float x) { return x; }
     static uint32_t raw(float x) { return bits_of(x); }
     static uint32_t bits(float x) { return bits_of(x); }
+    static uint32_t marked(float x, uint32_t falls, uint32_t above) {
+        return (bits_of(x) & ~(falls & 1)) | (falls & above & 1);
+    }
     static float store(uint32_t b) { return from_bits(b); }
 };
 
@@ -34,10 +37,15 @@ struct BFloat16 {
     using Stored = uint16_t;
     static float load(uint16_t x) { return from_bits(uint32_t(x) << 16); }
     static uint32_t raw(uint16_t x) { return x; }
-    static uint32_t bits(float x) {  // to the nearest, ties to even; what is no number stays none
-        uint32_t b = bits_of(x), nearest = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
-        return (b & 0x7fffffff) > 0x7f800000 ? (b >> 16) | 0x40 : nearest;
+    // To the nearest, ties to even; where a slope falls, to the nearest whose last bit tells the
+    // side, ties to a last bit but one of 1. What is no number stays none.
+    static uint32_t marked(float x, uint32_t falls, uint32_t above) {
+        uint32_t b = bits_of(x), from = b + (falls & ~above & 0x10000), last = 16 + (falls & 1);
+        uint32_t nearest = (from + (~falls & 0x8000) - 1 + ((from >> last) & 1)) >> 16;
+        uint32_t y = (b & 0x7fffffff) > 0x7f800000 ? (b >> 16) | 0x40 : nearest;
+        return (y & ~(falls & 1)) | (falls & above & 1);
     }
+    static uint32_t bits(float x) { return marked(x, 0, 0); }
     static uint16_t store(uint32_t b) { return uint16_t(b); }
 };
 
@@ -59,23 +67,33 @@ std::vector<float> reach(const float *slope, long channels, long period, bool le
     return all;
 }
 
+template <class T, bool FALLING, class S>
+inline void rectify_row(const S *__restrict x, const float *__restrict a,
+                        const float *__restrict b, S *__restrict out, long count) {
+#pragma omp simd
+    for (long i = 0; i < count; i++) {
+        const float z = T::load(x[i]) + b[i];
+        // All ones or 0: by masks, of which compilers make vectors.
+        const uint32_t above = -uint32_t(z > 0), falls = FALLING ? -uint32_t(a[i] < 0) : 0;
+        const float f = from_bits((bits_of(z) & above) | (bits_of(a[i] * z) & ~above));
+        out[i] = T::store(T::marked(f, falls, above));
+    }
+}
+
 template <class T, class S = typename T::Stored>
 void rectify(const S *x, const float *bias, const float *slope, S *out, long numbers,
              long channels, long period, bool learned) {
     const std::vector<float> slopes = reach(slope, channels, period, learned);
     const std::vector<float> biases = repeat(bias, channels, period);
     const float *a = slopes.data(), *b = biases.data();
+    const bool falling = std::any_of(a, a + period, [](float one) { return one < 0; });
+    const auto rectify_row_of = falling ? rectify_row<T, true, S> : rectify_row<T, false, S>;
     const long rows = (numbers + period - 1) / period;
 #pragma omp parallel for schedule(static) if (numbers > SMALL)
     for (int chunk = 0; chunk < CHUNKS; chunk++)
         for (long row = first(rows, chunk); row < first(rows, chunk + 1); row++) {
-            const long at = row * period, count = std::min(period, numbers - at);
-#pragma omp simd
-            for (long i = 0; i < count; i++) {
-                const float z = T::load(x[at + i]) + b[i];
-                const uint32_t marked = a[i] < 0, y = T::bits(z > 0 ? z : a[i] * z);
-                out[at + i] = T::store((y & ~marked) | (marked & (z > 0)));
-            }
+            const long at = row * period;
+            rectify_row_of(x + at, a, b, out + at, std::min(period, numbers - at));
         }
 }
 

@@ -19,6 +19,17 @@ def _slopes(slope, column, valid, SHARED: tl.constexpr, LEARNED: tl.constexpr):
 
 
 @triton.jit
+def _nearest(f, z, bits):
+    """f's bits, rounded to the nearest whose last one tells the side of z, but for that one; fp32
+    as it is."""
+    if bits.dtype == tl.int32:
+        return bits
+    start = f.to(tl.int32, bitcast=True) + tl.where(z > 0, 0, 0x10000)
+    nearest = (start - 1 + ((start >> 17) & 1)) >> 16  # ties to a last bit but one of 1
+    return tl.where(f == f, nearest.to(bits.dtype), bits)
+
+
+@triton.jit
 def rectify(
     x, bias, slope, out, rows, channels,
     BIASED: tl.constexpr, SHARED: tl.constexpr, LEARNED: tl.constexpr, BITS: tl.constexpr,
@@ -33,9 +44,9 @@ def rectify(
     z = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     if BIASED:
         z += tl.load(bias + column, mask=valid, other=0.0)[None, :]
-    y = tl.where(z > 0, z, a * z).to(out.dtype.element_ty)
-    bits = y.to(BITS, bitcast=True)
-    marked = (bits & -2) | (z > 0).to(BITS)
+    f = tl.where(z > 0, z, a * z)
+    bits = f.to(out.dtype.element_ty).to(BITS, bitcast=True)
+    marked = (_nearest(f, z, bits) & -2) | (z > 0).to(BITS)
     y = tl.where(a < 0, marked, bits).to(out.dtype.element_ty, bitcast=True)
     tl.store(out + at, y, mask=inside)
 
