@@ -26,14 +26,17 @@ def read_arrays(path: Path, keys: Sequence[str], what: str) -> list[np.ndarray]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: names the file that is damaged, lacks an array or holds pickled objects.
+        ValueError: names the file that is damaged, lacks an array, or holds pickled objects or NaN.
     """
     try:
         with np.load(path, allow_pickle=False) as saved:
             found = [saved[key] for key in keys]
-        if all(isinstance(one, np.ndarray) for one in found):
-            return found
-        raise ValueError("it holds what is no array")
+        if not all(isinstance(one, np.ndarray) for one in found):
+            raise ValueError("it holds what is no array")
+        for key, one in zip(keys, found, strict=True):
+            if one.dtype.kind == "f" and np.isnan(one).any():
+                raise ValueError(f"{key} holds what is no number (NaN)")
+        return found
     except FileNotFoundError:
         raise
     except FAULTS as error:

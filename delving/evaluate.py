@@ -186,7 +186,8 @@ def _chunks(indices: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def error_rates(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """top-1 and top-5 error in percent: the share of images whose class is not among the best."""
+    """top-1 and top-5 error in percent: the share of images whose class is not among the best.
+    ValueError as of rank_labels."""
     ranks = rank_labels(probabilities, labels)
     return {f"top{k}_err": round(float(100 * (ranks >= k).mean()), 4) for k in (1, 5)}
 
@@ -196,7 +197,13 @@ def rank_labels(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     Classes of equal probability rank in their order, so that a net that says the same of all
     classes is right on the first alone.
+
+    Raises:
+        ValueError: a probability is NaN, before which no class would stand.
     """
+    unknown = int(np.isnan(probabilities).any(1).sum())
+    if unknown:
+        raise ValueError(f"probabilities of {unknown} of {len(labels)} images are NaN")
     of_label = probabilities[np.arange(len(labels)), labels][:, None]
     before = np.arange(probabilities.shape[1]) < labels[:, None]
     return ((probabilities > of_label) | ((probabilities == of_label) & before)).sum(1)

@@ -354,6 +354,15 @@ def test_with_five_classes_or_fewer_the_top_5_error_is_zero():
     assert error_rates(np.eye(4, dtype=np.float32), np.array([3, 2, 1, 0]))["top5_err"] == 0.0
 
 
+@pytest.mark.parametrize("place", [(1, 0), (1, 2)])
+def test_probabilities_that_are_no_numbers_are_refused_not_counted_as_right(place):
+    """NaN of the image's own class, and of another."""
+    probabilities = np.eye(3, dtype=np.float32)
+    probabilities[place] = np.nan
+    with pytest.raises(ValueError, match="probabilities of 1 of 3 images are NaN"):
+        error_rates(probabilities, np.array([0, 2, 2]))
+
+
 @pytest.mark.parametrize(
     ("protocols", "names"),
     [

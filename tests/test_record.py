@@ -191,3 +191,11 @@ def test_scores_with_a_pickle_inside_are_refused_unread(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="pickle"):
         record.load_scores(tmp_path, "center")
     assert not (tmp_path / "unpickled").exists()
+
+
+def test_scores_that_are_no_numbers_are_refused_with_their_file(tmp_path):
+    probabilities = np.array([[0.5, 0.5], [np.nan, 0.5]], np.float32)
+    record.save_scores(tmp_path, "center", {}, probabilities=probabilities,
+                       labels=np.zeros(2, int), names=["a", "b"])  # fmt: skip
+    with pytest.raises(ValueError, match=r"eval/center\.npz is no file of scores: .* \(NaN\)"):
+        record.load_scores(tmp_path, "center")

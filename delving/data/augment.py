@@ -98,8 +98,8 @@ def crop_at(
 
     `at` in [0, 1] says where along the free width and height; 0.5 is the center. An array is an
     image resized before. A view is flipped last. Of an image only the view's own region is
-    resized, which has all that the filter sees, so that the view is that of the whole, but for
-    rounding of a grey level.
+    resized, which has all that the filter sees. Both that view and Pillow's of the whole are within
+    a grey level of the exact filter's, and so within two of each other.
     """
     if isinstance(image, np.ndarray):
         whole = resize_whole(image, s)

@@ -107,7 +107,8 @@ def decode(data: bytes, name: str, *, upright: bool = True) -> Image.Image:
     as it is stored.
 
     Raises:
-        UndecodableImageError: truncated, empty, not an image, or beyond the limits above.
+        UndecodableImageError: truncated, empty, not an image, of floating-point pixels, or beyond
+            the limits above.
     """
     with opened(data, name) as image:
         image.load()
@@ -139,6 +140,8 @@ def opened(data: bytes, name: str) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore")  # Pillow's, of oddities in images that it reads
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(*image.size)
+                if image.mode == "F":  # convert() would clip; of what range they are nothing says
+                    raise ValueError("pixels are floating-point numbers, not whole ones")
                 yield image
     except FAULTS as error:
         why = str(error)

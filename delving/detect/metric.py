@@ -110,9 +110,9 @@ def _best_objects(
 
 
 def overlaps_of(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(N, M) intersections over unions, in float64."""
+    """(N, M) intersections over unions, in float64; 0 of two boxes without area."""
     both = (torch.from_numpy(np.asarray(b, np.float64).reshape(-1, 4)) for b in (boxes, others))
-    return box_iou(*both).numpy()
+    return box_iou(*both).nan_to_num(0.0).numpy()
 
 
 def average_precision(

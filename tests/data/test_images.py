@@ -128,6 +128,7 @@ BROKEN = {
     "png header alone": PNG[:33],
     "zeros": bytes(500),
     "bomb": bomb(),
+    "floating-point tiff": encode(COLOR.convert("F"), "TIFF"),
     "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
 }
 
@@ -138,8 +139,10 @@ def test_what_is_no_whole_image_is_refused_by_its_name(kind):
         one(BROKEN[kind]).load(0)
 
 
-@pytest.mark.parametrize("kind", ["empty", "text", "jpeg cut in its header", "bomb"])
-def test_the_size_of_what_has_no_header_is_refused_by_its_name(kind):
+@pytest.mark.parametrize(
+    "kind", ["empty", "text", "jpeg cut in its header", "bomb", "floating-point tiff"]
+)
+def test_the_size_of_what_has_no_good_header_is_refused_by_its_name(kind):
     with pytest.raises(UndecodableImageError, match=r"train/a/1\.JPEG"):
         one(BROKEN[kind]).size(0)
 

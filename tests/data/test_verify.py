@@ -8,7 +8,8 @@ import zipfile
 
 import numpy as np
 import pytest
-from helpers import write_file, write_folder
+from helpers import encode, write_file, write_folder
+from PIL import Image
 
 from delving.data import verify as module
 from delving.data.images import Images
@@ -60,6 +61,14 @@ def test_undecodable_images_are_listed_by_name(root):
     assert problem.startswith("train/cat/1.JPEG cannot be decoded")
     assert report.decoded == {"train": 5, "val": 5}
     assert report.counts["train"]["cat"] == 3
+
+
+def test_images_of_floating_point_numbers_are_listed_by_name(root):
+    numbers = Image.fromarray(np.linspace(0, 1, 600, dtype=np.float32).reshape(20, 30))
+    write_file(root / "val" / "dog" / "numbers.tif", encode(numbers, "TIFF"))
+    [(name, problem)] = verify_data(*find_folder(root)).bad
+    assert name == "val/dog/numbers.tif"
+    assert problem.endswith("cannot be decoded: pixels are floating-point numbers, not whole ones")
 
 
 def test_a_training_image_among_the_validation_images_is_found(root):

@@ -13,7 +13,9 @@ from delving.detect.metric import (
     Detections,
     average_precision,
     average_precisions,
+    match,
     mean_of,
+    overlaps_of,
     precision_and_recall,
     recall_of,
 )
@@ -255,6 +257,16 @@ def test_only_the_order_of_scores_counts(case):
     for points in (11, None):
         theirs = measured(truth, squared, points)
         assert measured(truth, found, points) == pytest.approx(theirs, abs=0, nan_ok=True)
+
+
+def test_a_detection_without_area_finds_no_object_without_area():
+    """Their overlap is 0 of 0."""
+    nothing = (5, 5, 5, 9)
+    found, truth = finds((0, 0, 0.9, nothing)), [things((0, nothing), (0, BOX))]
+    assert [flags.tolist() for flags in match(found, truth, 0)] == [[False], [True]]
+    assert both(found, truth) == [0, 0]
+    boxes = np.array([nothing, BOX], np.float32)
+    assert overlaps_of(boxes, boxes).tolist() == [[0, 0], [0, 1]]
 
 
 # --- what proposals reach ---
