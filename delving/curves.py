@@ -1,6 +1,6 @@
 """Training curves of runs, read from their logs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -43,6 +43,23 @@ def read_counts(folder: Path) -> tuple[int, int, int]:
     if not told:
         raise ValueError(f"{folder / 'log.jsonl'} is damaged: it has no start")
     return told[0]
+
+
+def tell_looked(folders: Iterable[Path]) -> str:
+    """How many of the validation images runs were tested on all along: 'all 2,500 validation
+    images', '400 of 800 validation images, always the same ones'."""
+    told = {
+        (look["images"], read_counts(folder)[2])
+        for folder in folders
+        for look in load_events(folder, "val", ("images",))[:1]
+    }
+    parts = [
+        f"all {count:,} validation images"
+        if count == there
+        else f"{count:,} of {there:,} validation images, always the same ones"
+        for count, there in sorted(told)
+    ]
+    return " or ".join(parts) or "validation images"
 
 
 def check_end(folder: Path) -> None:

@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from delving import record
 from delving.terminal import plain
@@ -91,6 +92,16 @@ def label_line(
     axes.annotate(plain(text), (x, y), xytext=(4, shift), textcoords="offset points", **look)
 
 
+def end_at_last(axes: Axes, *, room: float) -> None:
+    """The x axis from 0 to the last point drawn, no tick beyond it, and `room` (of that length) for
+    labels. Call it once all lines are drawn."""
+    last = axes.dataLim.x1
+    axes.set_xlim(0, last * (1 + room))
+    ticks = MaxNLocator(6, steps=[1, 2, 5, 10], integer=last >= 2).tick_values(0, last)
+    axes.set_xticks([tick for tick in ticks if 0 <= tick <= last])
+    axes.spines.bottom.set_bounds(0, last)
+
+
 def label_lines(axes: Axes, ends: Sequence[tuple[float, float, str, str]], *, gap: float = 11):
     """Direct labels at the ends (x, y, text, colour) of several lines, `gap` points apart at least,
     none on the x axis.
@@ -162,7 +173,7 @@ def draw_curves(curves: pd.DataFrame, *, labels: dict[str, str], classes: Sequen
     left.set(xlabel="epoch", ylabel="training loss")
     right.set(xlabel="epoch", ylabel="top-1 error (%)")
     for axes, own in ends.items():
-        axes.set_xlim(0, axes.get_xlim()[1] * 1.12)
+        end_at_last(axes, room=0.18)
         axes.set_ylim(*axes.get_ylim())
         label_lines(axes, own)
     return figure

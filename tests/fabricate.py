@@ -51,7 +51,7 @@ def _events(name, made):
                "conv_grad_norm": made["gradient"], "conv_decay_norm": made["decay"]}  # fmt: skip
         if step % EPOCH == 0:
             yield {"event": "val", "step": step, "epoch": step / EPOCH,
-                   "top1_err": made["validation"], "top5_err": 0.0}  # fmt: skip
+                   "images": IMAGES, "top1_err": made["validation"], "top5_err": 0.0}  # fmt: skip
     yield {"event": "end", "status": made["status"]}
 
 

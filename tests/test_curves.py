@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from fabricate import make_run
 
-from delving.curves import check_end, count_classes, load_curves, read_counts
+from delving.curves import check_end, count_classes, load_curves, read_counts, tell_looked
 from delving.plot import draw_curves, smooth
 from delving.record import append_event
 from delving.words import name_apart, shortest_labels
@@ -109,3 +109,17 @@ def test_a_start_tells_classes_and_images(tmp_path):
     started = {"event": "start", "classes": 10, "train_images": 96, "val_images": 24}
     append_event(folder / "log.jsonl", started)
     assert read_counts(folder) == (10, 96, 24)
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [(24, "all 24 validation images"), (20, "20 of 24 validation images, always the same ones")],
+)
+def test_it_is_told_how_many_images_a_curve_rests_on(tmp_path, count, told):
+    start = {"event": "start", "classes": 10, "train_images": 96, "val_images": 24}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        append_event(tmp_path / name / "log.jsonl", start)
+        append_event(tmp_path / name / "log.jsonl", {"event": "val", "images": count})
+    assert tell_looked([tmp_path / "one", tmp_path / "two"]) == told
+    assert tell_looked([]) == "validation images"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from delving.plot import _spread, label_lines, new_figure, save_figure
+from delving.plot import _spread, end_at_last, label_lines, new_figure, save_figure
 
 places = st.lists(st.floats(-500, 500, allow_subnormal=False), min_size=1, max_size=8)
 
@@ -48,6 +48,20 @@ def test_no_label_lies_on_the_x_axis_or_on_another(heights):
     )
     assert middles[0] >= 5.5 - 1e-6
     assert all(b - a >= 11 - 1e-6 for a, b in pairwise(middles))
+
+
+@pytest.mark.parametrize(
+    ("last", "ticks"), [(36.0038, [0, 10, 20, 30]), (12, [0, 2, 4, 6, 8, 10, 12]), (0.5, None)]
+)
+def test_no_tick_stands_beyond_the_last_epoch(last, ticks):
+    _, ((axes,),) = new_figure(1, 1, size=(3, 2))
+    axes.plot([last / 4, last], [1, 2])
+    axes.axhline(1.5)
+    end_at_last(axes, room=0.2)
+    found = list(axes.get_xticks())
+    assert ticks is None or found == ticks
+    assert len(found) > 2
+    assert max(found) <= last < axes.get_xlim()[1]
 
 
 @pytest.mark.parametrize("ending", ["svg", "png"])

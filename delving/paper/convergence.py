@@ -3,7 +3,8 @@
 PReLU converges faster, with lower training and validation error throughout.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import numpy as np
@@ -11,9 +12,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from delving.artefact import POINTS, Asked, Claim, Run, Shown, accuracy_claim, differences
-from delving.curves import load_curves
+from delving.curves import load_curves, tell_looked
 from delving.judge import Finding, all_of, judge_better, judge_no_larger
-from delving.plot import BLUE, RED, label_lines, new_figure, smooth
+from delving.plot import BLUE, RED, end_at_last, label_lines, new_figure, smooth
 
 MODELS = {"a": "A", "b": "B", "c": "C", "small14": "small14"}
 LARGE = ("a", "b", "c")
@@ -25,7 +26,8 @@ def show(asked: Asked) -> Shown:
     return Shown(
         "Convergence of ReLU and PReLU (ICCV version)",
         "Top-1 error against epochs: dashed, on the training images, with dropout and "
-        "augmentation; solid, on validation images, center crop. One line per net.",
+        f"augmentation; solid, on {tell_looked(run.folder for run in runs)}, center crop. One line "
+        "per net.",
         figure=_draw(asked),
         data=pd.concat([load_curves(run.folder) for run in runs] or [pd.DataFrame()]),
         claims=[
@@ -46,16 +48,25 @@ def _draw(asked: Asked):
     figure, axes = new_figure(rows, columns, size=(0.6 + 3.3 * columns, 0.2 + 2.5 * rows))
     panels = dict(zip(trained, axes.flat, strict=False))
     ends = {model: _draw_model(panel, asked, model) for model, panel in panels.items()}
-    lowest = min(panel.get_ylim()[0] for panel in panels.values())
+    figure.suptitle("solid: validation; dashed: training", fontsize=8, color="#555555")
+    for models in (LARGE, ("small14",)):
+        _share_limits([panels[model] for model in models if model in panels])
     for model, panel in panels.items():
         panel.set(xlabel="epoch", ylabel="top-1 error (%)")
         panel.set_title(MODELS[model], fontsize=9)
-        panel.set_xlim(0, panel.get_xlim()[1] * 1.16)
-        panel.set_ylim(max(0, 10 * (lowest // 10)), 100)
+        end_at_last(panel, room=0.22)
         label_lines(panel, ends[model])
     for panel in axes.flat[len(panels) :]:
         panel.set_visible(False)
     return figure
+
+
+def _share_limits(panels: Sequence[Axes]) -> None:
+    """The same y limits, whole fives around all that is drawn, so that the panels compare."""
+    boxes = [panel.dataLim for panel in panels]
+    for panel in panels:
+        low, high = min(box.y0 for box in boxes), max(box.y1 for box in boxes)
+        panel.set_ylim(max(0, 5 * math.ceil(low / 5) - 5), min(100, 5 * math.floor(high / 5) + 5))
 
 
 def _draw_model(panel: Axes, asked: Asked, model: str) -> list[tuple[float, float, str, str]]:

@@ -7,6 +7,7 @@ import math
 from functools import partial
 
 from delving.artefact import Asked, Claim, Run, Shown, differences
+from delving.curves import tell_looked
 from delving.judge import INCONCLUSIVE, Finding, judge_better
 from delving.paper.figure3 import (
     LONGER,
@@ -25,8 +26,9 @@ def show(asked: Asked) -> Shown:
     runs = [run for arm in asked.arms.values() for run in arm]
     return Shown(
         "Figure 2. B (22 layers), ReLU, He against Xavier",
-        "Left: top-1 error of a fixed random subset of the validation images, center crop, "
-        "against epochs. Right: the norm of the loss's gradient over all conv weights (solid), "
+        f"Left: top-1 error on {tell_looked(run.folder for run in runs)}, center crop, against "
+        "epochs; where some nets were tested more often than others, all are drawn as often as "
+        "those tested least. Right: the norm of the loss's gradient over all conv weights (solid), "
         "and of the weight-decay term (dotted).",
         figure=draw_inits(asked.arms),
         data=tabulate_runs(runs),

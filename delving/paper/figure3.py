@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from delving.artefact import Asked, Claim, Run, Shown
+from delving.curves import tell_looked
 from delving.judge import (
     INCONCLUSIVE,
     NOT_REPRODUCED,
@@ -23,21 +24,22 @@ from delving.judge import (
     judge_better,
     unless_stalled,
 )
-from delving.plot import COLORS, label_lines, mark, new_figure, smooth
+from delving.plot import COLORS, end_at_last, label_lines, mark, new_figure, smooth
 
 LONGER = 5  # times He's steps to leave ln(classes), before Xavier is said to stall
 DIMINISHED = 1.0  # powers of ten
 
 
 def show(asked: Asked) -> Shown:
+    runs = [run for arm in asked.arms.values() for run in arm]
     return Shown(
         "Figure 3. 30 layers, ReLU, He against Xavier",
-        "Left: top-1 error on validation images, center crop, against epochs. Right: the norm of "
-        "the loss's gradient over all conv weights (solid), and of the weight-decay term that is "
-        "added to it (dotted): where the solid line lies below the dotted one, weight decay alone "
-        "moves the weights.",
+        f"Left: top-1 error on {tell_looked(run.folder for run in runs)}, center crop, against "
+        "epochs. Right: the norm of the loss's gradient over all conv weights (solid), and of the "
+        "weight-decay term that is added to it (dotted): where the solid line lies below the "
+        "dotted one, weight decay alone moves the weights.",
         figure=draw_inits(asked.arms),
-        data=tabulate_runs(run for runs in asked.arms.values() for run in runs),
+        data=tabulate_runs(runs),
         claims=_claims(asked),
     )
 
@@ -64,14 +66,18 @@ def draw_inits(arms: dict[str, list[Run]]) -> Figure:
     figure, ((errors, norms),) = new_figure(1, 2, size=(7.2, 3.0))
     errors.set(xlabel="epoch", ylabel="top-1 error (%)")
     norms.set(xlabel="epoch", ylabel="norm, conv weights", yscale="log")
+    logged = {arm: [run for run in runs if run.logged] for arm, runs in arms.items()}
+    every = max((run.looks.epoch[0] for runs in logged.values() for run in runs), default=0.0)
     ends: dict[Axes, list] = {errors: [], norms: []}
-    for (arm, runs), color in zip(arms.items(), COLORS, strict=False):
-        for number, run in enumerate(run for run in runs if run.logged):
-            for axes, end in ((errors, _draw_errors(errors, run, color)),
-                              (norms, _draw_norms(norms, run, color))):  # fmt: skip
-                ends[axes] += [(*end, title_of(arm), color)] if number == 0 else []
+    for (arm, runs), color in zip(logged.items(), COLORS, strict=False):
+        if runs:
+            title = title_of(arm)
+            x, y = np.transpose([_draw_errors(errors, run, every, color) for run in runs])
+            ends[errors].append((x.max(), y.mean(), title, color))
+            x, y = np.transpose([_draw_norms(norms, run, color) for run in runs])
+            ends[norms].append((x.max(), np.exp(np.log(y).mean()), title, color))
     for axes, own in ends.items():
-        axes.set_xlim(0, axes.get_xlim()[1] * 1.14)
+        end_at_last(axes, room=0.2)
         label_lines(axes, own)
     norms.set_title("solid: gradient of the loss; dotted: weight decay", fontsize=8)
     return figure
@@ -81,10 +87,13 @@ def title_of(init: str) -> str:
     return {"he": "He", "xavier": "Xavier", "he_backward": "He, backward"}.get(init, init)
 
 
-def _draw_errors(axes: Axes, run: Run, color: str) -> tuple[float, float]:
-    """The validation error against epochs, from chance on; where the line ends."""
+def _draw_errors(axes: Axes, run: Run, every: float, color: str) -> tuple[float, float]:
+    """The validation error each `every` epochs, from chance on; where the line ends. What looks
+    more often than others would seem more restless beside them."""
+    looks, step = run.looks, max(1, round(every / run.looks.epoch[0]))
+    shown = looks.iloc[sorted({*range(step - 1, len(looks), step), len(looks) - 1})]
     chance = 100 * (1 - math.exp(-run.blind_loss))
-    x, y = [0.0, *run.looks.epoch], [chance, *run.looks.top1_err]
+    x, y = [0.0, *shown.epoch], [chance, *shown.top1_err]
     axes.plot(x, y, color=color, lw=1.4)
     return x[-1], y[-1]
 
