@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.transforms import Bbox
 
 from delving.artefact import Asked, Claim, Shown, mean_and_spread
 from delving.detect.record import open_picture, read_detection, read_pictures
 from delving.judge import judge_better, unless_stalled
-from delving.plot import GREEN, RED, new_figure
+from delving.plot import GREEN, GREY, RED, new_figure
+from delving.terminal import plain
 
 TITLES = {"relu": "ReLU", "prelu": "PReLU"}
 METRICS = {"voc07": "mean, 11 points (2007)", "all_points": "mean, all points"}
@@ -29,6 +31,7 @@ def show(asked: Asked) -> Shown:
              for arm, folders in asked.detections.items()}  # fmt: skip
     one = next(one for arm in found.values() for one in arm)
     kind = "generated scenes" if one["data"] == "shapes_voc" else "PASCAL VOC 2007"
+    grey = "" if one["data"] == "shapes_voc" else ", grey where the object is marked difficult"
     boxes = one["proposals"]
     return Shown(
         "Object detection by Fast R-CNN (ICCV version)",
@@ -36,7 +39,8 @@ def show(asked: Asked) -> Shown:
         f"{one['train_images']:,} to train on, {one['steps']:,} steps; mean ± standard deviation "
         f"over seeds (number of detectors). Proposals by {boxes['method']}, "
         f"{boxes['per_image']:.0f} an image. Figure: what the first seed's detectors find with a "
-        "score of 0.5 or more, green where it is right, red where not; dashed: the objects.",
+        "score of 0.5 or more, green where it is right, orange where not, as where a better one "
+        f"has found the object already{grey}; dashed: the objects.",
         table=tabulate(found),
         figure=_draw(asked.detections),
         data=pd.DataFrame([_row(one) for arm in found.values() for one in arm]),
@@ -107,6 +111,9 @@ def _draw(detections: dict[str, list[Path]]):
         line[0].set_title(TITLES[arm], fontsize=9, loc="left", fontweight="bold")
         for cell, one in zip(line, pictures, strict=False):
             _draw_picture(cell, one)
+    figure.draw_without_rendering()  # from here on it is known how long a name is
+    for cell in axes.flat:
+        _part_labels(cell)
     return figure
 
 
@@ -115,13 +122,54 @@ def _draw_picture(cell: Axes, one: dict) -> None:
     cell.imshow(np.asarray(open_picture(one)), extent=(0, width, height, 0), interpolation="none")
     for _, box, _ in one["objects"]:
         _frame(cell, box, color="white", lw=0.9, ls=(0, (2, 2)))
-    for name, share, box in one["found"]:
-        right = any(name == title and _overlap(box, there) >= OVERLAP
-                    for title, there, _ in one["objects"])  # fmt: skip
-        color = GREEN if right else RED
+    for (name, share, box), color in zip(one["found"], _colors(one), strict=True):
         _frame(cell, box, color=color, lw=1.3)
-        cell.text(box[0], box[1], f"{name} {share:.2f}", fontsize=5.5, color="white", va="bottom",
-                  clip_on=True, bbox={"facecolor": color, "lw": 0, "pad": 0.6})  # fmt: skip
+        note = cell.annotate(plain(f"{name} {share:.2f}"), box[:2], xytext=(0, 0),
+                             textcoords="offset points", fontsize=5.5, color="white", va="bottom",
+                             parse_math=False, clip_on=True,
+                             bbox={"facecolor": color, "lw": 0, "pad": 0.6})  # fmt: skip
+        note.set_in_layout(False)
+
+
+def _part_labels(cell: Axes) -> None:
+    """Moves each label, the best detection's first, to where it covers least of those before."""
+    placed: list[Bbox] = []
+    whole, point = cell.get_window_extent(), cell.figure.dpi / 72
+    for note in cell.texts:
+        here = note.get_window_extent()
+        step = here.height + point
+        # Near its corner: there, or a few lines up or down, and to the left as far as it is long.
+        moves = [(-left * here.width, rows * step) for rows in (0, -1, 1, -2, 2, -3, 3)
+                 for left in (0, 0.5, 1)]  # fmt: skip
+
+        def covered(move: tuple[float, float], here: Bbox = here) -> float:
+            box = here.translated(*move)
+            inside = Bbox.intersection(box, whole)
+            outside = box.width * box.height - (inside.width * inside.height if inside else 0)
+            shared = [Bbox.intersection(box, other) for other in placed]
+            return outside + sum(both.width * both.height for both in shared if both)
+
+        best = min(moves, key=covered)
+        note.set_position((best[0] / point, best[1] / point))
+        placed.append(here.translated(*best))
+
+
+def _colors(one: dict) -> list[str]:
+    """Of each detection, as detect.metric.match counts it: right, wrong, or neither."""
+    colors, taken, found = [RED] * len(one["found"]), set(), one["found"]
+    for place in sorted(range(len(found)), key=lambda i: -found[i][1]):
+        name, _, box = found[place]
+        overlaps = [(_overlap(box, there), -number) for number, (title, there, _) in
+                    enumerate(one["objects"]) if title == name]  # fmt: skip
+        share, number = max(overlaps, default=(0.0, 0))
+        if share < OVERLAP:
+            continue
+        if one["objects"][-number][2]:
+            colors[place] = GREY
+        elif number not in taken:
+            colors[place] = GREEN
+            taken.add(number)
+    return colors
 
 
 def _frame(cell: Axes, box: list[float], **look) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from delving.artefact import Asked, Claim, Shown, accuracy_claim
 from delving.judge import judge_no_larger
-from delving.paper.table7 import class_errors, ensembles_of, members_of, pictures_of
+from delving.paper.table7 import RIGHT, class_errors, ensembles_of, members_of, pictures_of
 from delving.plot import GREEN, RED, new_figure
 from delving.terminal import plain
 
@@ -26,14 +26,22 @@ def show(asked: Asked) -> Shown:
     pictures = pictures_of(asked)
     return Shown(
         "Figure 4. Images classified correctly",
-        "The first correctly classified validation image of classes spread over all, by the "
-        "first seed's ensemble. Above each its true label, below the five likeliest classes with "
-        "their probabilities.",
+        f"{_count(len(pictures['right']), min(RIGHT, len(pictures['classes'])))}. Above each its "
+        "true label, below the five likeliest classes with their probabilities; green: the true "
+        "one.",
         figure=draw_pictures(pictures["right"], pictures),
         data=list_pictures(pictures["right"], pictures),
         claims=_siblings(asked, _dogs(pictures)),
         notes=[] if _dogs(pictures) else ["No fine-grained siblings (dogs) among these classes."],
     )
+
+
+def _count(drawn: int, asked: int) -> str:
+    told = (
+        f"{drawn} validation images: of {asked} classes spread over all, the first of each that "
+        "the first seed's ensemble classifies correctly"
+    )
+    return f"{told}; of {asked - drawn} of them there is none" if drawn < asked else told
 
 
 def draw_pictures(shown: list[dict], pictures: dict) -> Figure:

@@ -2,7 +2,7 @@
 
 from delving.artefact import Asked, Shown, published
 from delving.paper.figure4 import draw_pictures, list_pictures
-from delving.paper.table7 import class_errors, ensembles_of, pictures_of
+from delving.paper.table7 import WRONG, class_errors, ensembles_of, pictures_of
 
 
 def show(asked: Asked) -> Shown:
@@ -14,9 +14,12 @@ def show(asked: Asked) -> Shown:
     )
     return Shown(
         "Figure 5. Images classified wrongly, of the three worst classes",
-        "By the first seed's ensemble, of the three classes with the highest top-5 error (ties: "
-        "top-1 error), the images whose true label ranks lowest; those right in the top 5 only "
-        "where a class has no others.",
+        f"{len(pictures['wrong'])} validation images: of the three classes with the highest top-5 "
+        "error (ties: top-1 error) by the first seed's ensemble, the wrongly classified ones whose "
+        f"true label ranks lowest, {WRONG} a class or as many as there are; those right in the top "
+        "5 only where a class has no others. Above each its true label, below the five likeliest "
+        "classes with their probabilities; orange: the likeliest, which is wrong; green: the true "
+        "one.",
         figure=draw_pictures(pictures["wrong"], pictures),
         data=list_pictures(pictures["wrong"], pictures),
         notes=[f"The worst classes and their top-5 errors: {ours}; the paper's: {paper}."],

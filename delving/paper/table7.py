@@ -141,10 +141,10 @@ def show(asked: Asked) -> Shown:
     ensembles = ensembles_of(asked)
     return Shown(
         "Table 7. The ensemble of six models",
-        "Top-5 errors in percent. The paper's are on the test set of ImageNet; ours are on "
-        "validation images, dense testing at three scales, probabilities averaged over the six "
-        "models; several seeds' as mean ± standard deviation (number). Human performance as "
-        "printed.",
+        "Top-5 errors in percent, of ours top-1 too. The paper's are on the test set of ImageNet; "
+        "ours are on validation images, dense testing at three scales, probabilities averaged over "
+        "the six models; several seeds' as mean ± standard deviation (number). Human performance "
+        "as printed.",
         table=_tabulate(ensembles),
         claims=_claims(asked, ensembles),
         notes=["The six models are those of Table 6, B with ReLU and C with ReLU."],

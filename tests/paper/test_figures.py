@@ -1,0 +1,57 @@
+"""What figures of the paper show: which curves, which colours, and what their captions count."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+from hypothesis import given
+from hypothesis import strategies as st
+
+from delving.detect import metric
+from delving.paper import detection
+from delving.paper.figure3 import draw_inits
+from delving.paper.figure4 import _count
+from delving.plot import GREEN, GREY, RED
+
+
+@given(st.randoms(use_true_random=False))
+def test_a_drawn_detection_is_coloured_as_vocs_metric_counts_it(random):
+    def box():
+        x, y = random.randrange(4), random.randrange(4)
+        return [x, y, x + random.randrange(3, 6), y + random.randrange(3, 6)]
+
+    objects = [[random.choice("ab"), box(), random.random() < 0.3] for _ in range(4)]
+    found = [[random.choice("ab"), random.randrange(5) / 4, box()] for _ in range(6)]
+    labels, scores, boxes = (np.array(column) for column in zip(*found, strict=True))
+    truth = metric.Objects(np.array([box for _, box, _ in objects]),
+                           np.array(["ab".index(name) for name, _, _ in objects]),
+                           np.array([difficult for *_, difficult in objects]))  # fmt: skip
+    every = metric.Detections(np.zeros(6, int), np.array(["ab".index(n) for n in labels]),
+                              scores, boxes)  # fmt: skip
+    expected = {}
+    for label in (0, 1):
+        places = np.flatnonzero(every.label == label)
+        order = places[np.argsort(-scores[places], kind="stable")]
+        for place, right, wrong in zip(order, *metric.match(every, [truth], label), strict=True):
+            expected[int(place)] = GREEN if right else RED if wrong else GREY
+    colors = detection._colors({"found": found, "objects": objects})
+    assert dict(enumerate(colors)) == expected
+
+
+def test_a_net_that_was_tested_more_often_is_drawn_as_often_as_the_others_and_to_its_end(tmp_path):
+    def net(epochs, error):
+        looks = pd.DataFrame({"epoch": epochs, "top1_err": np.full(len(epochs), error)})
+        steps = pd.DataFrame({"epoch": [1.0, 2.5], "conv_grad_norm": 1.0, "conv_decay_norm": 0.1})
+        return SimpleNamespace(looks=looks, steps=steps, logged=True, blind_loss=math.log(4))
+
+    figure = draw_inits({"he": [net(np.arange(0.25, 2.51, 0.25), 40.0), net([1.0, 2.0, 2.5], 60.0)],
+                         "xavier": []})  # fmt: skip
+    often, rarely = figure.axes[0].lines
+    assert often.get_xdata().tolist() == rarely.get_xdata().tolist() == [0.0, 1.0, 2.0, 2.5]
+    assert [note.xy for note in figure.axes[0].texts] == [(2.5, 50.0)]
+
+
+def test_it_is_told_how_many_images_have_no_picture():
+    assert _count(12, 12).endswith("classifies correctly")
+    assert _count(10, 12).endswith("; of 2 of them there is none")
