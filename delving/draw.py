@@ -75,10 +75,15 @@ def _tell_images(plan: Plan, artefact: str) -> str:
     """What the nets that an artefact shows were trained and tested on, as a last sentence."""
     asked = (artefact, *plan.requests[artefact].needs)
     runs = {run for name in asked for arm in plan.arms[name].values() for run in arm}
-    told = sorted({read_counts(plan.folder(run)) for run in runs if plan.finished(run)})
+    told = _counts(plan, runs)
     parts = [f"{train:,} images of {classes:,} classes, tested on {val:,}"
              for classes, train, val in told]  # fmt: skip
     return f" Nets trained on {'; on '.join(parts)}." if parts else ""
+
+
+def _counts(plan: Plan, runs: Iterable[str]) -> list[tuple[int, int, int]]:
+    """Classes, training and validation images of the finished ones, each once."""
+    return sorted({read_counts(plan.folder(run)) for run in runs if plan.finished(run)})
 
 
 def find_lack(plan: Plan, asked: Asked) -> str | None:
@@ -220,15 +225,19 @@ def check_records(plan: Plan) -> None:
 
 
 def headline(plan: Plan) -> str:
-    """What a scale's results really are, in a line."""
+    """What a scale's results really are, in a line; images as counted where a net is trained."""
     small, large = (_compose_family(plan, model) for model in ("small14", "a"))
     data = small.data
-    kind = "generated drawings" if data.name == "shapes" else f"images of {data.name}"
+    kind, source = "images", f" of {data.name}"
+    if data.name == "shapes":
+        kind, source = "generated drawings", ""
+    told = [f"{train:,} {kind} of {classes:,} classes{source} (tested on {val:,})"
+            for classes, train, val in _counts(plan, plan.runs)]  # fmt: skip
     count = f"{data.train_images:,} " if data.train_images else ""
     return (
-        f"Trained on {count}{kind}, {data.crop}-pixel crops; small nets at {small.model.width:g} "
-        f"of the paper's width for {small.train.epochs:g} epochs, large ones at "
-        f"{large.model.width:g} for {large.train.epochs:g}."
+        f"Trained on {' or '.join(told) or count + kind + source}, {data.crop}-pixel crops; small "
+        f"nets at {small.model.width:g} of the paper's width for {small.train.epochs:g} epochs, "
+        f"large ones at {large.model.width:g} for {large.train.epochs:g}."
     )
 
 

@@ -31,6 +31,10 @@ FILES = ("table.csv", "data.csv", "figure.svg", "figure.png", "verdict.json")
 ABOUT = ("headline", "machine", "seconds", "deviations", "trainings", "shared",
          "failed", "left_out", "paper", "made")  # fmt: skip
 NUMBER = re.compile(r"[-+−–±~<>≤≥ ]*\.?\d")
+# A number and what it counts, or what is equal to it, part at no line's end.
+UNITS = ("%|points?|powers|percent|times|steps?|epochs?|images|classes|seeds?|nets|runs|layers|"
+         "h|min|s")  # fmt: skip
+TIED = re.compile(rf" (?:(?<=\d )(?=(?:{UNITS})(?![\w.=]))|(?<=\bn )(?==)|(?<== )(?=\d))")
 NO_NUMBER = ("", "-", "–", "—", "n/a")
 
 
@@ -123,6 +127,11 @@ def label(name: str) -> str:
     return re.sub(r"(?<=[a-z])(?=\d)", " ", name).capitalize()
 
 
+def tie(text: str) -> str:
+    """A text with no-break spaces between numbers and their units."""
+    return TIED.sub("\xa0", text)
+
+
 def _template() -> Any:
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
@@ -132,7 +141,7 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
         # Records may be a stranger's. What is no plain text is the template's own, or a number.
-        finalize=lambda value: escaped(value) if type(value) is str else value,
+        finalize=lambda value: tie(escaped(value)) if type(value) is str else value,
     )
     environment.filters |= {"label": label, "duration": duration}
     environment.globals["marks"] = MARKS

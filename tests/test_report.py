@@ -23,6 +23,7 @@ from delving.report import (
     ledger_markdown,
     ledger_rows,
     runs_shown,
+    tie,
     write_report,
 )
 from delving.words import duration
@@ -195,6 +196,19 @@ def test_on_real_images_a_verdict_is_called_one(folder, scale):
     assert "generated images?" not in text
     assert "2 reproduced, 1 not reproduced, 1 inconclusive" in text
     assert "✗ not reproduced" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "tied"),
+    [
+        ("7.2 points, 95 % interval 4 to 10, n = 3: above 0",
+         "7.2~points, 95~% interval 4 to 10, n~=~3: above 0"),
+        ("12,500 images of 50 classes", "12,500~images of 50~classes"),
+        ("epochs=36 seeds.large=3 runs=2 x", "epochs=36 seeds.large=3 runs=2 x"),
+    ],
+)  # fmt: skip
+def test_a_number_and_its_unit_stay_in_a_line(text, tied):
+    assert tie(text) == tied.replace("~", "\xa0")
 
 
 def test_all_text_is_escaped(tmp_path):

@@ -60,7 +60,7 @@ def show(asked: Asked) -> Shown:
         "every layer, scaled to a unit diagonal. Mean ± standard deviation over seeds (number of "
         "nets). Figure: how far from zero the mean response is in each layer, as a share of the "
         "root mean square: 0 is centred, 1 constant.",
-        table=pd.DataFrame([_row(title, arms[arm]) for arm, title in TITLES.items()]),
+        table=tabulate(arms),
         figure=_draw(arms),
         data=_list_responses(found),
         claims=_claims(asked, found),
@@ -99,18 +99,23 @@ def silent(one: dict) -> float:
     return 100 * sum(row["silent"] * row["units"] for row in one["responses"]) / units
 
 
-def _row(title: str, nets: list[dict]) -> dict[str, str]:
+def tabulate(arms: dict[str, list[dict]]) -> pd.DataFrame:
+    """A row per figure, a column per rectifier: seven columns of means and spreads are no page."""
+    columns = {title: _cells(arms[arm]) for arm, title in TITLES.items()}
+    return pd.DataFrame(columns).rename_axis("").reset_index()
+
+
+def _cells(nets: list[dict]) -> dict[str, str]:
     errors = [one["fisher"]["between"]["error"] for one in nets]
     return {
-        "": title,
-        "mean response": mean_and_spread(map(centre, nets), 3),
+        "mean response / rms": mean_and_spread(map(centre, nets), 3),
         "energy within layers": mean_and_spread(
             (one["fisher"]["within"]["energy"] for one in nets), 4
         ),
         "energy between layers": mean_and_spread(map(between, nets), 4),
-        "its error": mean_and_spread(errors, 4),
-        "log10 condition": mean_and_spread(map(condition, nets), 2),
-        "by half the samples": mean_and_spread(
+        "error of the energy between layers": mean_and_spread(errors, 4),
+        "log10 of the condition number": mean_and_spread(map(condition, nets), 2),
+        "the same by half the samples": mean_and_spread(
             (
                 math.log10(_bounded(half, one))
                 for one in nets
