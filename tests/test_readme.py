@@ -157,6 +157,11 @@ def test_what_is_told_of_longer_trainings_is_in_their_records():
         seen = mean_interval([a - b for a, b in pairs], level)
         assert f"{seen.mean:.2f}" in told
         assert f"{seen.low:.2f} to {seen.high:.2f})" in told
+    for act in ("relu", "prelu"):  # and of wide ones
+        path = REFERENCE / "wide" / f"small14-{act}-he-classes50-epochs36-s0.json"
+        assert f"{record.read_json(path)['eval']['ten_view']['top1_err']:.2f} (1) |" in told
+    slopes = pd.read_csv(REFERENCE / "wide" / "slopes.csv")["mean"]
+    assert f"between {slopes.min():.2f} and {slopes.max():.2f}, from 0.25" in told
     ends, flat = pd.read_csv(REFERENCE / "longer" / "ends.csv"), " ".join(told.split())
     for title in ("ReLU", "LReLU", "PReLU"):
         own = ends[ends.run.str.startswith(f"small14-{title.lower()}-he-")].mean(numeric_only=True)

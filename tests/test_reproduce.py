@@ -393,7 +393,7 @@ def test_a_net_that_diverged_at_once_is_named_in_its_verdict_and_all_is_drawn(
     converge, earlier = record.read_json(plan.root / "figure2" / "verdict.json")["claims"]
     assert converge["verdict"] == "not_reproduced"
     assert earlier["verdict"] == "inconclusive"
-    assert "b-relu-xavier-s0 diverged before anything was logged" in earlier["evidence"]
+    assert "b-relu-xavier-s0 diverged" in earlier["evidence"]
 
 
 def test_in_no_time_nothing_is_begun_and_what_is_left_is_told(reproduce, no_workers, tmp_path):
