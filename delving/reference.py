@@ -18,8 +18,7 @@ from delving.measured import FILE, add_parts, parts_within
 OF_RUN = ("env.json", "log.jsonl", "result.json", "slopes.json", "eval/*.json", "eval/*.hits.npz")
 OF_ARTEFACT = ("table.csv", "table.md", "data.csv", "verdict.json")
 OF_DETECTION = ("config.yaml", "env.json", "log.jsonl", "result.json", "pictures.json")
-PICTURES = ("figure1", "table1", "figure2", "figure3", "signal", "convergence", "fisher",
-            "detection", "figure4", "figure5")  # fmt: skip
+UNSEEN = ("figure6", "figure7")  # whose pictures are left out: the README shows none of them
 
 
 def copy_records(source: Path, to: Path) -> None:
@@ -44,7 +43,7 @@ def copy_records(source: Path, to: Path) -> None:
     ):
         copy_detection(source / "detections" / name, to / "detections" / name)
     for name in there:
-        pictures = ("figure.png",) if name in PICTURES else ()
+        pictures = () if name in UNSEEN else ("figure.png",)
         _copy(source / name, to / name, (*OF_ARTEFACT, *pictures))
         if parts := parts_within(source / name / FILE, runs):
             add_parts(to / name / FILE, parts)

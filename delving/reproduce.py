@@ -193,7 +193,7 @@ def reproduce_artefacts(
     tasks = [replace(task, seconds=weights[task.name]) for task in tasks]
     tell_plan(plan, tasks, weights, jobs, say)
     if dry:
-        return {}
+        return dict(plan.refused)
     say.begin(weights)
     try:
         threads = count_threads(config.device, jobs)

@@ -366,6 +366,9 @@ def test_a_folder_that_holds_another_run_is_named_and_the_others_are_drawn(
     path = copied / "runs" / RUNS[0] / "config.yaml"
     path.write_text(path.read_text().replace("momentum: 0.9", "momentum: 0.8"))
     spoiled = snapshot(copied / "runs")
+    code, out, err = reproduce(tmp_path, *WORDS, "--plan")
+    assert (code, err) == (1, "")  # as it would end
+    assert "1 refused" in out
     code, out, err = reproduce(tmp_path, *WORDS)
     assert (code, err) == (1, "")
     assert "1 refused" in out
