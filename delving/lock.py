@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from delving.record import FULL, DiskFullError, disk_full, name_beside
+from delving.record import FULL, DiskFullError, disk_full, name_beside, remove_leftovers
 
 try:
     import fcntl
@@ -62,6 +62,15 @@ def holding(folder: Path, beat: float = BEAT) -> Iterator[None]:
             path.unlink(missing_ok=True)
         os.close(handle)
         _remove_empty(new or [folder])
+
+
+def clear_up(folder: Path) -> None:
+    """Removes the lock, and files not finished, of a process that died once all was done there,
+    which no other command would take up. Left as they are where somebody works there, or nothing
+    may be written."""
+    if (folder / "lock").exists():
+        with contextlib.suppress(HeldError, OSError), holding(folder):
+            remove_leftovers(folder)
 
 
 def _remove_empty(folders: list[Path]) -> None:

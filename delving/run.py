@@ -12,7 +12,7 @@ from delving.build import list_deviations
 from delving.checkpoint import drop_previous
 from delving.data.processes import LoaderError
 from delving.evaluate import error_rates
-from delving.lock import holding
+from delving.lock import clear_up, holding
 from delving.meter import Meter
 from delving.naming import name_run
 from delving.net import describe
@@ -46,6 +46,7 @@ def train_run(config: Config, watch: Watch, shelf: dict | None = None) -> Path:
     with joined() as ranks, leaving_at_once():
         if agree(ranks, lambda: is_finished(folder, config)):
             if ranks.first:
+                clear_up(folder)
                 watch({"event": "finished"})
             return folder
         with ExitStack() as held:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from smoke import WORDS, differences, silent, train
@@ -19,6 +20,7 @@ from delving.checkpoint import load_checkpoint
 from delving.data.images import FolderReader
 from delving.data.input import Input
 from delving.data.processes import LoaderError
+from delving.lock import holding
 from delving.score import eval_run
 from delving.signals import Interrupted
 
@@ -81,6 +83,7 @@ MOMENTS = {  # of a run, and how many there are of them, or fewer
     "inside a checkpoint's file": 20,
     "before a rename": 51,
     "while old checkpoints go": 5,
+    "before a file goes": 41,
     "before the disk has it": 30,
     "inside evaluation": 9,
     "any time": 25,
@@ -98,6 +101,8 @@ def arm(moment, number, patch):
         patch.setattr(os, "replace", dies_at(number, os.replace))
     elif moment == "while old checkpoints go":
         patch.setattr(checkpoint.shutil, "rmtree", dies_at(number, shutil.rmtree))
+    elif moment == "before a file goes":
+        patch.setattr(Path, "unlink", dies_at(number, Path.unlink))
     elif moment == "before the disk has it":
         patch.setattr(os, "fsync", dies_at(number, os.fsync))
     elif moment == "inside evaluation":
@@ -123,7 +128,7 @@ def killed_training(root, moment, number):
     return os.WIFSIGNALED(status)
 
 
-@pytest.mark.parametrize("tries", [8, pytest.param(30, marks=pytest.mark.long)])
+@pytest.mark.parametrize("tries", [9, pytest.param(30, marks=pytest.mark.long)])
 def test_killed_at_any_moment_the_same_command_ends_it_bit_for_bit(
     whole, root, tmp_path_factory, tally, tries
 ):
@@ -152,6 +157,41 @@ def test_killed_again_and_again_it_ends_bit_for_bit(whole, root):
         killed_training(root, rng.choice(list(MOMENTS)), lives)
     assert lives > 3
     assert differences(train(root), whole) == []
+
+
+def test_the_lock_of_one_killed_when_all_was_done_goes_with_the_next_command(whole, root):
+    """No work is left then that would remove it."""
+    child = os.fork()
+    if not child:
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                real = Path.unlink
+                patch.setattr(Path, "unlink", lambda path, **k: die() if path.name == "lock"
+                              else real(path, **k))  # fmt: skip
+                train(root)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    [folder] = record.list_runs(str(root))
+    assert (folder / "lock").exists()
+    events = []
+    train(root, events.append)
+    assert [event["event"] for event in events] == ["finished"]
+    assert differences(folder, whole) == []
+
+
+def test_the_lock_of_another_that_is_about_to_end_stays(root):
+    folder = train(root)
+    with holding(folder):
+        child = os.fork()
+        if not child:
+            try:
+                assert train(root) == folder
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert (folder / "lock").exists()
 
 
 @pytest.mark.long

@@ -23,7 +23,7 @@ from delving.detect.proposals import hash_of
 from delving.detect.record import read_detection
 from delving.detect.score import Judge, chance, joined, recall, score
 from delving.detect.train import Progress, ahead
-from delving.lock import holding
+from delving.lock import clear_up, holding
 from delving.meter import Meter
 from delving.schema import Config, Detect
 from delving.signals import Interrupted, counted, heeding_signals, leaving_at_once
@@ -51,6 +51,7 @@ def detect_run(run: Path, config: Config, settings: Detect, watch: Callable[[dic
     with leaving_at_once():
         if (folder / "result.json").exists():
             _check_finished(run, config, settings, folder)
+            clear_up(folder)
             watch({"event": "finished"})
             return folder
         trunk, weights = open_trunk(run, config)

@@ -117,10 +117,12 @@ def test_the_same_detection_is_the_same(copied, detected):
     assert outcome(detect(copied)) == outcome(detected)
 
 
-def test_a_finished_one_is_not_trained_again(trunk, detected):
+def test_a_finished_one_is_not_trained_again_and_a_dead_ones_lock_goes(trunk, detected):
     events = []
+    (detected / "lock").write_text("")
     assert detect(trunk, events.append) == detected
     assert events == [{"event": "finished"}]
+    assert not (detected / "lock").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
