@@ -157,9 +157,19 @@ def test_what_is_told_of_longer_trainings_is_in_their_records():
         seen = mean_interval([a - b for a, b in pairs], level)
         assert f"{seen.mean:.2f}" in told
         assert f"{seen.low:.2f} to {seen.high:.2f})" in told
-    for act in ("relu", "prelu"):  # and of wide ones
-        path = REFERENCE / "wide" / f"small14-{act}-he-classes50-epochs36-s0.json"
-        assert f"{record.read_json(path)['eval']['ten_view']['top1_err']:.2f} (1) |" in told
+    # And of wide ones.
+    names = [f"small14-{net}-classes50-epochs36-s0"
+             for net in ("relu-xavier", "relu-he", "lrelu-he", "prelu-he")]  # fmt: skip
+    results = [record.read_json(REFERENCE / "wide" / f"{name}.json") for name in names]
+    found = [f"{result['eval']['ten_view']['top1_err']:.2f} (1)" for result in results]
+    assert f"| ten-view | 1 | {' | '.join(found)} |" in told
+    wide = pd.read_csv(REFERENCE / "wide" / "ends.csv").set_index("run").loc[names]
+    trained = [f"{error:.1f} (1)" for error in wide.training_err]
+    assert f"| training | 1 | {' | '.join(trained)} |" in told
+    late, early = wide.departure[:2]
+    assert f"for {late:.0f} steps here too, where He leaves it at {early:.0f}" in " ".join(
+        told.split()
+    )
     slopes = pd.read_csv(REFERENCE / "wide" / "slopes.csv")["mean"]
     assert f"between {slopes.min():.2f} and {slopes.max():.2f}, from 0.25" in told
     ends, flat = pd.read_csv(REFERENCE / "longer" / "ends.csv"), " ".join(told.split())
