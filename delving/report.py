@@ -35,6 +35,7 @@ NUMBER = re.compile(r"[-+−–±~<>≤≥ ]*\.?\d")
 UNITS = ("%|points?|powers|percent|times|steps?|epochs?|images|classes|seeds?|nets|runs|layers|"
          "h|min|s")  # fmt: skip
 TIED = re.compile(rf" (?:(?<=\d )(?=(?:{UNITS})(?![\w.=]))|(?<=\bn )(?==)|(?<== )(?=\d))")
+NEXT_PART = re.compile(r"; (?=[^:;]{1,60}: )")  # of evidence: what has a name of its own
 NO_NUMBER = ("", "-", "–", "—", "n/a")
 
 
@@ -143,7 +144,7 @@ def _template() -> Any:
         # Records may be a stranger's. What is no plain text is the template's own, or a number.
         finalize=lambda value: tie(escaped(value)) if type(value) is str else value,
     )
-    environment.filters |= {"label": label, "duration": duration}
+    environment.filters |= {"label": label, "duration": duration, "parts": NEXT_PART.split}
     environment.globals["marks"] = MARKS
     return environment.get_template(TEMPLATE)
 
