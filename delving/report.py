@@ -35,7 +35,8 @@ NUMBER = re.compile(r"[-+−–±~<>≤≥ ]*\.?\d")
 UNITS = ("%|points?|powers|percent|times|steps?|epochs?|images|classes|seeds?|nets|runs|layers|"
          "h|min|s")  # fmt: skip
 TIED = re.compile(rf" (?:(?<=\d )(?=(?:{UNITS})(?![\w.=]))|(?<=\bn )(?==)|(?<== )(?=\d))")
-NEXT_PART = re.compile(r"; (?=[^:;]{1,60}: )")  # of evidence: what has a name of its own
+# Of evidence in several parts, each with a name; what is said of images belongs to the one before.
+NEXT_PART = re.compile(r"; (?!over images: )(?=[^:;]{1,60}: )")
 NO_NUMBER = ("", "-", "–", "—", "n/a")
 
 

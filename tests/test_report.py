@@ -364,12 +364,12 @@ def test_ledger_rows_are_the_claims_in_order(folder):
 
 
 def test_evidence_of_several_parts_is_a_list_of_them(folder):
-    told = "A: 3 points, n = 1; 2,500 images; B: 1 point", "He left by step 400; Xavier never"
+    told = "A: 3 points, n = 1; over images: 2; B: 1 point", "He left by step 400; Xavier never"
     claims = [claim("a", "reproduced") | {"evidence": evidence} for evidence in told]
     put(folder, "table1", claims=claims)
     page = write_report(folder, ORDER, ABOUT).read_text(encoding="utf-8")
     listed = [found.strip() for found in re.findall(r"<li>(.*?)</li>", page, re.DOTALL)]
-    assert {"A: 3\xa0points, n\xa0=\xa01; 2,500\xa0images", "B: 1\xa0point"} <= set(listed)
+    assert {"A: 3\xa0points, n\xa0=\xa01; over images: 2", "B: 1\xa0point"} <= set(listed)
     assert "<p>He left by step 400; Xavier never</p>" in page
 
 
