@@ -16,7 +16,9 @@ from delving.cli_words import (
 )
 
 Count = Annotated[int | None, typer.Option(min=1, help="With -m: runs side by side, here.")]
-Cap = Annotated[int, typer.Option(min=1, help="With -m: refuse more runs than that.")]
+Cap = Annotated[
+    int | None, typer.Option(min=1, help="With -m: refuse more runs than that, instead of 100.")
+]
 
 
 def train(
@@ -26,7 +28,7 @@ def train(
     ] = False,
     dry: Annotated[bool, typer.Option("--plan", help="Say what would be done.")] = False,
     jobs: Count = None,
-    cap: Cap = 100,
+    cap: Cap = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="With launcher=slurm: until the jobs have ended.")
     ] = False,
@@ -46,12 +48,14 @@ def train(
         refuse_ranks("train with -m or launcher=slurm")
     if jobs and (not multirun or settings is not None):
         raise ValueError("--jobs: only with -m and launcher=local; slurm.parallel= is a cluster's")
+    if cap and not multirun:
+        raise ValueError("--cap: only with -m")
     if (wait or print_sbatch) and settings is None:
         raise ValueError(f"{'--wait' if wait else '--print-sbatch'}: only with launcher=slurm")
     if many or dry:
-        from delving.multirun import plan_sweep, train_here
+        from delving.multirun import CAP, plan_sweep, train_here
 
-        sweep = plan_sweep(rest, cap=cap, several=multirun)
+        sweep = plan_sweep(rest, cap=cap or CAP, several=multirun)
         if print_sbatch:
             _print_scripts(sweep, settings)
             return

@@ -196,10 +196,11 @@ def test_bad_input_is_refused_before_anything_starts(train, no_workers, home, wo
     assert not (home / "outputs").exists()
 
 
-def test_jobs_are_for_many_runs(train, no_workers, home):
-    code, _, err = train(*SMOKE, "--jobs", "2")
+@pytest.mark.parametrize("option", ["--jobs", "--cap"])
+def test_what_is_for_many_runs_is_refused_of_one(train, no_workers, home, option):
+    code, _, err = train(*SMOKE, option, "2")
     assert code == 2
-    assert "only with -m" in err
+    assert f"{option}: only with -m" in err
 
 
 def test_it_is_not_for_torchrun(train, no_workers, home, monkeypatch):
