@@ -59,10 +59,15 @@ def deviations(config: Config) -> list[str]:
     paper = paper_recipe(config.model.name, config.act.name)
     skip = ("scale", "seed", "precision")
     return [
-        f"{key} {_plain(ours)} (paper: {_plain(theirs)})"
+        f"{key} {_told(key, ours)} (paper: {_told(key, theirs)})"
         for key, (ours, theirs) in differences(config, paper).items()
         if key not in skip
     ]
+
+
+def _told(key: str, value: object) -> str:
+    """None is a net's own stride or depth, and of classes and images all there are."""
+    return "all" if value is None and key.startswith("data.") else _plain(value)
 
 
 def _plain(value: object) -> str:

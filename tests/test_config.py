@@ -492,6 +492,9 @@ def test_a_scales_deviations_are_listed_with_both_values(scale, keys):
 
 def test_an_override_is_a_deviation():
     assert deviations(compose(["scale=paper", "train.lr=0.02"])) == ["train.lr 0.02 (paper: 0.01)"]
+    few = compose(["scale=paper", "data.classes=50", "model.stem_stride=1"])
+    told = {"model.stem_stride 1 (paper: as listed)", "data.classes 50 (paper: all)"}
+    assert told <= set(deviations(few))
 
 
 # --- scoring with other words ---
