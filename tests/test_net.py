@@ -1,5 +1,6 @@
 """Section 2.3: the networks of Tables 1 and 3, counted, layer by layer."""
 
+from collections import OrderedDict
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import delving
 from delving.build import build_model, materialise, memory
 from delving.config import compose
 from delving.groups import choices
-from delving.net import build_net, crowded_levels, describe
+from delving.net import Features, build_net, crowded_levels, describe, map_side
 from delving.notation import Layer, count_depth, read_layers
 from delving.rectifier import RECTIFIERS
 
@@ -59,7 +60,8 @@ def test_depth_and_multiply_adds_are_table_3s(model, published):
     assert adds / 1e10 == pytest.approx(table["complexity_1e10"][model], rel=0.01)
 
 
-@pytest.mark.parametrize(("model", "millions"), [("a", 178.0), ("b", 183.3), ("c", 330.6)])
+@pytest.mark.parametrize(("model", "millions"), [("a", 178.0), ("b", 183.3), ("c", 330.6),
+                                                 ("vgg19", 143.7)])  # fmt: skip
 def test_parameters_with_relu_and_1000_classes(model, millions):
     net, _ = build(f"model={model}", "act=relu")
     assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
@@ -98,6 +100,11 @@ def test_small14_shared_has_the_13_extra_parameters_of_section_2_1():
 
 def test_slopes_are_named_as_the_rows_of_table_1(published):
     assert list(build("model=small14", "act=prelu")[0].slopes()) == list(published["table1"])
+
+
+@pytest.mark.parametrize("act", ["relu", "lrelu"])
+def test_a_slope_that_is_not_learned_is_none_of_the_nets_slopes(act):
+    assert build("model=small14", f"act={act}")[0].slopes() == {}
 
 
 @pytest.mark.parametrize("model", choices("model"))
@@ -162,6 +169,52 @@ def test_an_spp_level_with_as_many_bins_as_cells_is_told():
     assert crowded_levels(build("model=vgg19")[0]) == []  # reads its map cell by cell by design
 
 
+@pytest.mark.parametrize(
+    ("convs", "sides"),
+    [
+        ("2x2, 4, x2", [13, 14, 7, 6, 7]),  # what the first takes of the map, the second gives back
+        ("2x2, 4, x3", [13, 14, 13, 6, 5, 6]),  # after pooling it starts anew
+    ],
+)
+def test_of_even_filters_every_second_of_a_stage_is_padded(convs, sides):
+    layers = read_layers([{"conv1": convs}, {"pool1": "2x2, /2"}, {"conv2": "2x2, 4, x2"},
+                          {"spp": "{1}"}, {"fc1": "classes"}])  # fmt: skip
+    net = build_net(layers, partial(RECTIFIERS["relu"], slope=0), classes=2, crop=14)
+    maps = [row["output"] for row in describe(net, layers, 14) if row["name"] not in ("spp", "fc1")]
+    assert maps == [f"4x{side}x{side}" for side in sides]
+
+
+def test_padding_counts_where_a_filter_is_larger_than_its_map():
+    """A 7x7 filter, with three cells around, sees all of a map of a single cell."""
+    seven, window = nn.Conv2d(3, 4, 7, 1, 3), nn.MaxPool2d(3, 2)
+    assert map_side([seven], 1) == 1
+    assert map_side([seven, window], 2) == 0  # a pooling window has no cells around
+
+
+def test_the_layer_table_leaves_the_net_as_it_was():
+    layers = read_layers(TINY)
+    net = build_net(layers, partial(RECTIFIERS["relu"], slope=0), classes=2, crop=7)
+    for training in (True, False):
+        describe(net.train(training), layers, 7)
+        assert all(m.training == training for m in net.modules())
+    assert not any(m._forward_hooks for m in net.modules())
+
+
+# A layer's bias
+
+
+@pytest.mark.parametrize("hooked", [0, 1])
+def test_who_looks_at_a_conv_layer_or_its_rectifier_alone_sees_its_own_input_and_output(hooked):
+    """The rectifier adds the layer's bias in one pass, but where somebody looks."""
+    conv, act = nn.Conv2d(3, 4, 3), RECTIFIERS["relu"](4, slope=0)
+    y = conv(x := torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0)))
+    seen = []
+    [conv, act][hooked].register_forward_hook(lambda module, x, y: seen.append((*x, y)))
+    Features(OrderedDict(conv1=conv, conv1_act=act))(x)
+    [found] = seen  # (input, output)
+    torch.testing.assert_close(found, [(x, y), (y, y.relu())][hooked])
+
+
 # Small-N
 
 
@@ -211,8 +264,11 @@ def test_logits_are_linear_in_the_classifiers_weights(model):
 
 
 def test_dropout_is_on_the_first_two_fc_layers():
-    names = [name for name, m in build("model=c")[0].classifier.named_children() if hasattr(m, "p")]
-    assert names == ["fc1_drop", "fc2_drop"]
+    layers = build("model=c", "train.dropout=0.3")[0].classifier.named_children()
+    assert {name: m.p for name, m in layers if hasattr(m, "p")} == {
+        "fc1_drop": 0.3,
+        "fc2_drop": 0.3,
+    }
 
 
 # The notation, and the knobs
