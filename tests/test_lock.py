@@ -14,8 +14,8 @@ import time
 import pytest
 
 from delving import lock
-from delving.lock import holding, holding_when_free
-from delving.record import DiskFullError
+from delving.lock import clear_up, holding, holding_when_free
+from delving.record import DiskFullError, name_beside
 
 HOLD = """
 import sys, time
@@ -98,7 +98,7 @@ def test_a_killed_parents_children_do_not_keep_its_lock(tmp_path):
 def test_what_stays_empty_is_removed_and_what_does_not_is_kept(tmp_path):
     with holding(tmp_path / "a" / "b"):
         assert [p.name for p in (tmp_path / "a" / "b").iterdir()] == ["lock"]
-    assert not (tmp_path / "a" / "b").exists()
+    assert not (tmp_path / "a").exists()  # which was made as well
     with holding(tmp_path / "run"):
         (tmp_path / "run" / "config.yaml").write_text("")
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.yaml"]
@@ -116,7 +116,11 @@ def test_who_waits_comes_in_once_the_other_has_ended(holder, tmp_path):
         assert json.loads((tmp_path / "run" / "lock").read_text())["pid"] == os.getpid()
 
 
-def test_a_full_disk_is_told_in_bytes_and_leaves_no_lock(tmp_path, monkeypatch):
+@pytest.mark.parametrize("left_by", ["nobody", "a dead one"])
+def test_a_full_disk_is_told_in_bytes_and_leaves_no_lock(tmp_path, monkeypatch, left_by):
+    if left_by == "a dead one":
+        sign(tmp_path / "run")
+
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -125,6 +129,55 @@ def test_a_full_disk_is_told_in_bytes_and_leaves_no_lock(tmp_path, monkeypatch):
     with told, holding(tmp_path / "run"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_another_fault_of_the_disk_is_not_called_a_full_one(tmp_path, monkeypatch):
+    def faulty(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("delving.lock.os.pwrite", faulty)
+    with pytest.raises(OSError, match="Input/output error"), holding(tmp_path / "run"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_sign_of_life_comes_after_the_end(tmp_path, monkeypatch):
+    """By then the lock may be another's."""
+    ended = []
+
+    def slow(handle, path, over, *_):
+        over.wait()
+        time.sleep(0.05)
+        ended.append(path)
+
+    monkeypatch.setattr(lock, "_show_life", slow)
+    with holding(tmp_path):
+        pass
+    assert ended == [tmp_path / "lock"]
+
+
+def test_of_a_dead_ones_longer_name_nothing_stays_in_the_lock(tmp_path):
+    sign(tmp_path, since="long ago, " * 40)
+    with holding(tmp_path):
+        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+
+
+def test_what_one_left_that_died_when_all_was_done_is_cleared_up(tmp_path):
+    """Its lock, and a file that it had not finished; not what is finished."""
+    (tmp_path / "result.json").write_text("{}")
+    name_beside(tmp_path / "log.jsonl").write_text("")
+    clear_up(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2  # without a lock nobody died here
+    sign(tmp_path)
+    clear_up(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_where_somebody_works_nothing_is_cleared_up(holder, tmp_path):
+    holder()
+    name_beside(tmp_path / "run" / "log.jsonl").write_text("")
+    clear_up(tmp_path / "run")
+    assert len(list((tmp_path / "run").iterdir())) == 2
 
 
 def test_an_error_inside_releases_it(tmp_path):
@@ -196,12 +249,53 @@ def test_without_locks_a_living_process_of_this_machine_keeps_it_while_it_shows_
         refused(tmp_path, f"process {os.getppid()}")
 
 
-def test_without_locks_a_dead_process_of_this_machine_is_forgotten_at_once(tmp_path, no_locks):
+@pytest.fixture
+def waits(monkeypatch):
+    """The seconds of every wait; nobody waits for them."""
+    found = []
+    monkeypatch.setattr(lock.time, "sleep", found.append)
+    return found
+
+
+def test_without_locks_another_users_living_process_keeps_it_too(tmp_path, no_locks, monkeypatch):
+    def refuse(pid, number):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    sign(tmp_path, pid=os.getppid())
+    monkeypatch.setattr(lock.os, "kill", refuse)
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: os.utime(tmp_path / "lock"))
+    refused(tmp_path, f"process {os.getppid()}")
+
+
+def test_without_locks_a_dead_process_of_this_machine_is_forgotten_at_once(
+    tmp_path, no_locks, waits
+):
+    """But for half a beat, in which another that comes as late may sign it as well."""
     child = subprocess.Popen(["true"])
     child.wait()
     sign(tmp_path, pid=child.pid)
-    with holding(tmp_path, beat=0.2):
-        pass
+    with holding(tmp_path, beat=60):
+        assert waits == [30]
+
+
+def test_without_locks_a_dead_one_of_our_own_number_is_forgotten_at_once(tmp_path, no_locks, waits):
+    """As in a container, whose processes have the same numbers each time it is started."""
+    sign(tmp_path, pid=os.getpid())
+    with holding(tmp_path, beat=60):
+        assert waits == []
+
+
+def test_who_waits_for_a_sign_of_life_comes_in_once_the_other_has_left(tmp_path, monkeypatch):
+    sign(tmp_path, host="elsewhere")
+    waits = []
+
+    def leave(seconds):
+        waits.append(seconds)
+        (tmp_path / "lock").unlink(missing_ok=True)
+
+    monkeypatch.setattr(lock.time, "sleep", leave)
+    with holding(tmp_path, beat=60):
+        assert waits == [15]  # a quarter of a beat, where twelve of them are the rule
 
 
 def test_of_two_that_take_a_dead_ones_folder_at_once_the_later_keeps_it(tmp_path, monkeypatch):
@@ -277,19 +371,20 @@ class TestTheFolderIsRemovedWhileItIsTaken:
             assert (tmp_path / "run" / "lock").exists()
         assert len(calls) > 1
 
-    def test_between_making_it_and_the_file(self, tmp_path, monkeypatch):
-        real, calls = os.open, []
+    @pytest.mark.parametrize("times", [1, 20])
+    def test_between_making_it_and_the_file(self, tmp_path, monkeypatch, times):
+        real, gone = os.open, []
 
         def gone_first(path, *args, **kwargs):
-            calls.append(path)
-            if len(calls) == 1:
+            if len(gone) < times and path.parent.exists():
                 path.parent.rmdir()
+                gone.append(path)
             return real(path, *args, **kwargs)
 
         monkeypatch.setattr(os, "open", gone_first)
         with holding(tmp_path / "run"):
             assert (tmp_path / "run" / "lock").exists()
-        assert len(calls) > 2
+        assert len(gone) == times
 
     def test_between_opening_and_locking_the_file(self, tmp_path, monkeypatch):
         real, calls = lock._lock, []
