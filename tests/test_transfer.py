@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import zipfile
+from pathlib import PurePosixPath
 
 import pytest
 from fabricate import make_planned, snapshot
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 
 from delving import record
 from delving.asked import measured_of
+from delving.detect.naming import Detection, save_about
 from delving.measured import save_measured
 from delving.plan import make_plan
+from delving.schema import Detect
 from delving.transfer import MANIFEST, VERSION, export_runs, import_runs
 
 WORDS = ["scale=smoke"]
@@ -108,6 +111,21 @@ def test_the_same_runs_are_the_same_archive(there, archive, tmp_path):
     assert (tmp_path / "again.zip").read_bytes() == archive.read_bytes()
 
 
+def test_neither_the_time_nor_the_disks_order_is_in_an_archive(archive):
+    with zipfile.ZipFile(archive) as found:
+        assert {info.date_time for info in found.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        *names, last = found.namelist()
+    assert last == MANIFEST
+    assert names == sorted(names, key=PurePosixPath)
+
+
+def test_an_archive_that_was_packed_anew_with_its_folders_arrives_too(archive, here):
+    def add_folders(files):
+        files |= {"smoke/": b"", "smoke/runs/": b""}
+
+    assert import_runs(changed(archive, add_folders), here).new
+
+
 def test_no_weights_and_no_place_leave(whole, tmp_path):
     export_runs(whole.parents[1], [whole.name], tmp_path / "one.zip")
     with zipfile.ZipFile(tmp_path / "one.zip") as found:
@@ -135,7 +153,8 @@ def test_measurements_of_several_machines_come_together(there, tmp_path, here):
     prelu, relu = "small14-prelu-he-s0", "small14-relu-he-s0"
     for run in (prelu, relu):
         export_runs(there, [run], tmp_path / f"{run}.zip")
-        assert import_runs(tmp_path / f"{run}.zip", here).new[0] == "smoke/fisher"
+        moved = import_runs(tmp_path / f"{run}.zip", here)
+        assert (moved.new[0], moved.others) == ("smoke/fisher", [])
     assert measured_here(here) == {(run,): {"of": run} for run in (relu, prelu)}
 
 
@@ -153,12 +172,46 @@ def test_what_was_measured_here_stays(there, archive, here, delving):
 
 
 def test_a_second_import_changes_nothing(archive, here, tmp_path):
-    import_runs(archive, here)
+    first = import_runs(archive, here)
     before = snapshot(tmp_path / "here")
     moved = import_runs(archive, here)
-    assert moved.new == []
-    assert len(moved.there) > 1
+    assert (moved.new, moved.there) == ([], first.new)
     assert snapshot(tmp_path / "here") == before
+
+
+# --- detections ---
+def make_detection(there, run, told=None):
+    """A finished detection of a run, which found nothing."""
+    folder = there / "detections" / f"{run}-shapes_voc"
+    result = {
+        "detection": folder.name, "run": run, "scale": "smoke", "model": "small14", "act": "relu",
+        "init": "he", "seed": 0, "data": "shapes_voc", "train_images": 4, "test_images": 2,
+        "steps": 1, "params": 1000, "chance": None, "train_loss": 1.0, "status": "converged",
+        "proposals": {"method": "grid", "per_image": 9.0, "recall": None}, "seconds": 1.0,
+        "images_per_second": 4.0, "testing": 1.0, "device": "cpu", "eval": {"voc2007": {
+            "map": 0.0, "ap": {}}},
+    }  # fmt: skip
+    record.write_json(folder / "result.json", result | (told or {}))
+    record.write_json(folder / "pictures.json", [])
+    save_about(Detection(run, "", "smoke", 0, "fp32", Detect(data="shapes_voc")), folder)
+    return folder.name
+
+
+def test_a_runs_own_detections_leave_with_it(there, tmp_path, here):
+    first, second, *_ = sorted(p.name for p in (there / "runs").iterdir())
+    detection, _ = make_detection(there, first), make_detection(there, second)
+    export_runs(there, [first], tmp_path / "one.zip")
+    moved = import_runs(tmp_path / "one.zip", here)
+    assert moved.new == [f"smoke/detections/{detection}", "smoke/fisher", f"smoke/runs/{first}"]
+
+
+@pytest.mark.parametrize("key", ["detection", "run"])
+def test_a_detection_whose_result_is_anothers_does_not_leave(there, tmp_path, key):
+    first, second, *_ = sorted(p.name for p in (there / "runs").iterdir())
+    name = make_detection(there, first, {key: second})
+    with pytest.raises(ValueError, match=f"{name}: its result.json is another's"):
+        export_runs(there, [], tmp_path / "x.zip")
+    assert not (tmp_path / "x.zip").exists()
 
 
 # --- refused ---
@@ -219,6 +272,11 @@ def of_another_version(files):
     files[MANIFEST] = files[MANIFEST].replace(b'"version": 2', b'"version": 3')
 
 
+def of_an_earlier_version(files):
+    signed(files)
+    files[MANIFEST] = files[MANIFEST].replace(b'"version": 2', b'"version": 1')
+
+
 def elsewhere(files):
     files["smoke/../x/result.json"] = b"{}"
     signed(files)
@@ -240,6 +298,28 @@ def without_result(files):
     signed(files)
 
 
+def without_config(files):
+    del files[a_run(files).replace("result.json", "config.yaml")]
+    signed(files)
+
+
+def with_a_longer_name(files):
+    files[f"{a_run(files)}.exe"] = b""
+    signed(files)
+
+
+def another_of_an_artefact(files):
+    files["smoke/fisher/figure.png"] = b""
+    signed(files)
+
+
+def of_another_scale(files):
+    moved = {name.replace("smoke/", "cpu/", 1): data for name, data in files.items()}
+    files.clear()
+    files.update(moved)
+    signed(files)
+
+
 def of_no_scale(files):
     files["huge/runs/x-s0/result.json"] = b"{}"
     signed(files)
@@ -253,10 +333,15 @@ def of_no_scale(files):
         (unlisted, "is not as its manifest has it"),
         (without_manifest, "manifest.json is missing"),
         (of_another_version, "version 3, known is 2"),
+        (of_an_earlier_version, "version 1, known is 2"),
         (elsewhere, "a name that leads elsewhere"),
         (a_checkpoint, "is no file of a run"),
         (of_another_seed, "its seed is '7' in result.json, . elsewhere"),
         (without_result, "no result.json, so no finished run"),
+        (without_config, "no config.yaml, so no finished run"),
+        (with_a_longer_name, "is no file of a run"),
+        (another_of_an_artefact, "is no file of a run"),
+        (of_another_scale, "its scale is 'smoke' in result.json, 'cpu' elsewhere"),
         (of_no_scale, "is no file of a run"),
     ],
 )
