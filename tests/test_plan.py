@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from delving import config as configs
-from delving import record
+from delving import cost, record
 from delving.asked import ask, measured_of
+from delving.build import build_model
 from delving.cost import count_images
 from delving.groups import CONF, choices
 from delving.measured import measure_missing, save_measured
+from delving.net import describe
 from delving.paper import fisher
 from delving.plan import SMALL, make_plan
 from delving.reproduce import DETECTING, _estimate, list_tasks
@@ -370,6 +372,11 @@ def test_figures_2_and_3_compare_xavier_with_the_scales_own_form_of_he(scale, he
         (["data=imagenet", "data.classes=100"], (128_117, 5_000)),
         (["data=folder", "data.classes=10"], (100_000, 10_000)),
         (["data=shapes", "data.train_images=10", "data.val_images=5"], (10, 5)),
+        # Of shapes as many are made, whatever the classes.
+        (
+            ["data=shapes", "data.classes=5", "data.train_images=null", "data.val_images=null"],
+            (4_000, 1_000),
+        ),
     ],
 )
 def test_images_are_counted_by_the_data_sets_name_and_the_share_of_its_classes(words, images):
@@ -386,6 +393,33 @@ def test_images_that_lie_there_are_counted(tmp_path):
     assert count_images(configs.compose([*words, "data.train_images=2"])) == (2, 1)
     nowhere = ["scale=quarter", "data=cifar10", f"data.root={tmp_path / 'nowhere'}"]
     assert count_images(configs.compose(nowhere)) == (50_000, 10_000)
+    imagenet = ["scale=quarter", "data=imagenet", f"data.root={tmp_path}"]  # not listed, but known
+    assert count_images(configs.compose(imagenet)) == (1_281_167, 50_000)
+
+
+def test_images_on_a_disk_that_cannot_be_read_are_counted_by_name(tmp_path, monkeypatch):
+    def unreadable(*_, **__):
+        raise OSError("Input/output error")
+
+    monkeypatch.setattr("delving.cost.load_data", unreadable)
+    words = ["scale=quarter", "data=cifar10", f"data.root={tmp_path}"]
+    assert count_images(configs.compose(words)) == (50_000, 10_000)
+
+
+def test_before_any_run_seconds_follow_from_multiplications_and_from_layers_and_steps():
+    """3,200 images twice are 200 steps of 32; forward and backward take three forward passes."""
+    words = ["data.train_images=3200", "data.val_images=100", "train.batch=32", "train.epochs=2"]
+    config = configs.compose(["scale=smoke", *words])
+    multiplying = 1e9 * 6400 / cost.RATE
+    layers = cost.LAYER * 14 * 200 / 2
+    assert cost.estimate_seconds(config, (10**9, 14)) == pytest.approx(3 * (multiplying + layers))
+
+
+def test_the_work_of_a_net_is_that_of_all_its_layers_for_the_classes_there_are():
+    config = configs.compose(["scale=smoke", "data.classes=3"])
+    net, layers = build_model(config, 3)
+    multiply_adds = sum(row["multiply_adds"] for row in describe(net, layers, config.data.crop))
+    assert cost.measure_work(config) == (multiply_adds, 14)
 
 
 def test_the_longest_run_comes_first():
