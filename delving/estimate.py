@@ -73,7 +73,7 @@ def estimate(
         if run in plan.detectors():
             settings = configs.compose_detect(plan.scale, plan.detect)
             costs[f"{run} detection"] = cost_of_detection(plan.runs[run], settings, rate)
-    return [_row(name, set(_runs_of(plan, name)), costs) for name in plan.requests] + [
+    return [_row(name, dict.fromkeys(_runs_of(plan, name)), costs) for name in plan.requests] + [
         _row("all of them", costs, costs)
     ]
 

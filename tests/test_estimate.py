@@ -2,14 +2,18 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
+import torch
 from calling import call
 
 from delving import estimate as estimates
 from delving.bench.training import build
-from delving.config import compose
-from delving.estimate import Rate, cost_of, estimate
+from delving.config import compose, compose_detect
+from delving.estimate import Cost, Rate, cost_of, cost_of_detection, estimate
+from delving.net import describe
+from delving.plan import make_plan
 
 
 def rows_of(*words, **stated):
@@ -29,17 +33,99 @@ def test_hours_are_images_over_the_stated_rate():
     assert cost.hours == pytest.approx((training + looks + views) / 3600)
 
 
-def test_dense_testing_costs_the_larger_map_and_every_windows_fc_layers():
-    config = compose(["scale=paper", "model=a", "eval.protocols=[dense]", "eval.dense_s=[8]"])
+def test_in_training_no_more_images_are_looked_at_than_there_are():
+    """100 validation images, every third of 75 epochs."""
+    words = ["data.val_images=100", "eval.every=3", "eval.protocols=[center]"]
+    cost = cost_of(compose(["scale=paper", "model=small14", *words]), Rate(1000.0, 1.0, ""))
+    assert cost.scoring == pytest.approx((25 * 100 + 100) / 3000 / 3600)
+
+
+def test_a_disk_holds_two_checkpoints_and_every_protocols_probabilities():
+    """Weights and momentum in four bytes, twice; of a class in two."""
+    words = ["eval.protocols=[ten_view,dense]", "eval.dense_s=[8,12]", "data.val_images=500"]
+    config = compose(["scale=paper", "model=small14", *words])
+    params = sum(p.numel() for p in estimates._measure_net(config)[0].parameters())
+    scored = 4  # ten_view, dense@256, dense@384, and both averaged
+    expected = 2 * 2 * 4 * params + scored * 500 * 1000 * 2
+    assert cost_of(config, Rate(1.0, 1.0, "")).disk == pytest.approx(expected / 1e9)
+
+
+def test_a_rate_that_is_reckoned_is_of_operations_and_its_memory_of_weights_and_responses():
+    """A multiply-add is two operations; weights, gradients and momentum take four bytes each."""
+    config = compose(["scale=smoke"])
     net, multiply_adds = estimates._measure_net(config)
-    maps = estimates.map_side(net.features, 256)
+    rate = estimates.find_rate(config, {}, 0.5)
+    assert rate.images == pytest.approx(0.5e12 / (2 * 3 * multiply_adds))
+    assert rate.source == "at 0.5 TFLOP/s"
+    _, layers = estimates.build_model(config, net.classifier[-1].out_features)
+    shapes = [row["output"].split("x") for row in describe(net, layers, config.data.crop)]
+    responses = config.train.batch * sum(math.prod(map(int, shape)) for shape in shapes)
+    weights = sum(p.numel() for p in net.parameters())
+    assert rate.memory == pytest.approx((3 * 4 * weights + 2 * responses) / 1e9)
+
+
+def test_hours_and_disks_add_up_but_one_net_after_the_other_takes_the_memory():
+    costs = {"a": Cost(1.0, 0.5, 3.0, 5.0), "b": Cost(2.0, 0.25, 4.0, 6.0)}
+    assert estimates._row("table9", ["a", "b"], costs) == {
+        "artefact": "table9", "runs": 2, "hours": 3.0, "scoring": 0.75, "memory": 4.0, "disk": 11.0,
+    }  # fmt: skip
+
+
+def test_dense_testing_costs_the_larger_map_and_every_windows_fc_layers():
+    """At each scale, the image and its mirror image."""
+    config = compose(["scale=paper", "model=a", "eval.protocols=[dense]", "eval.dense_s=[8,12]"])
+    net, multiply_adds = estimates._measure_net(config)
     fc = sum(p.numel() for n, p in net.classifier.named_parameters() if n.endswith("weight"))
-    windows = (maps - net.map_size + 1) ** 2
-    expected = 2 * ((multiply_adds - fc) * (256 / 224) ** 2 + windows * fc) / multiply_adds
-    assert windows > 1
+    expected = 0
+    for side in (256, 384):
+        windows = (estimates.map_side(net.features, side) - net.map_size + 1) ** 2
+        assert windows > 1
+        expected += 2 * ((multiply_adds - fc) * (side / 224) ** 2 + windows * fc) / multiply_adds
     assert estimates._forwards(net, config, multiply_adds) == {"dense": pytest.approx(expected)}
 
 
+# --- detections ---
+@pytest.mark.parametrize(
+    ("words", "area", "images"),
+    [
+        ([], 600 * 800, 4952),  # VOC's images are 4 to 3
+        (["detect.longest=700", "detect.test_images=100"], 600 * 700, 100),
+    ],
+)
+def test_a_detection_costs_whole_images_convs_and_every_rois_fc_layers(words, area, images):
+    """40,000 steps of two images with 64 RoIs each; then 2,000 proposals an image, forward."""
+    config = compose(["scale=paper", "model=small14"])
+    net, multiply_adds = estimates._measure_net(config)
+    fc = sum(p.numel() for n, p in net.classifier.named_parameters() if n.endswith("weight"))
+    convs = (multiply_adds - fc) * area / 224**2
+    training = 40_000 * 2 * (convs + 64 * fc) / multiply_adds
+    testing = images * (convs + 2000 * fc) / multiply_adds / 3
+    cost = cost_of_detection(config, compose_detect("paper", words), Rate(1000.0, 7.0, ""))
+    assert cost.hours == pytest.approx((training + testing) / 1000 / 3600)
+    assert cost.scoring == pytest.approx(testing / 1000 / 3600)
+    assert cost.memory == 7
+
+
+def test_an_artefact_of_detections_has_one_of_each_run():
+    plan = make_plan(["detection", "figure1"], ["scale=smoke"], need_data=False)
+    runs = [run for names in plan.arms["detection"].values() for run in names]
+    wanted = [*runs, *(f"{run} detection" for run in runs)]
+    assert list(estimates._runs_of(plan, "detection")) == wanted
+    assert not [run for run in estimates._runs_of(plan, "figure1") if run.endswith("detection")]
+
+
+def test_a_detection_here_is_reckoned_by_the_rate_of_its_runs_training():
+    plan = make_plan(["detection"], ["scale=smoke"], need_data=False)
+    run, config = next(iter(plan.runs.items()))
+    rate = Rate(1000.0, 0.0, "")  # any: it is the same for both
+    trained = cost_of(config, rate)
+    detected = cost_of_detection(config, compose_detect("smoke", []), rate)
+    ratio = detected.hours / (trained.hours - trained.scoring)
+    expected = plan.estimate(run) * estimates.LARGER * ratio
+    assert estimates.estimate_detection(plan, run) == pytest.approx(expected)
+
+
+# --- of many runs ---
 def test_all_artefacts_together_train_what_they_share_once():
     rows = rows_of("table6", "table7", "scale=paper", tflops=400)
     shared = rows["all of them"]
@@ -59,6 +145,16 @@ def test_a_stated_rate_counts_before_operations():
     assert known["table7"]["hours"] > 100 * reckoned["table7"]["hours"]
 
 
+def test_a_rate_may_be_stated_of_one_of_several_models(monkeypatch):
+    runs = {model: compose(["scale=smoke", f"model={model}"]) for model in ("small14", "small16")}
+    plan = SimpleNamespace(runs=runs, requests={}, left_out={}, detectors=list)
+    monkeypatch.setattr(estimates, "make_plan", lambda *_, **__: plan)
+    said = []
+    estimate([], [], stated={"small16": 5.0}, tflops=100, say=said.append)
+    assert said[-2].endswith(" images/s, at 100 TFLOP/s")
+    assert said[-1] == "small16: 5.0 images/s, as stated"
+
+
 def test_a_probe_trains_the_net_here():
     config = compose(["scale=smoke"])
     before = [p.clone() for p in build(["scale=smoke"]).net.parameters()]
@@ -67,6 +163,28 @@ def test_a_probe_trains_the_net_here():
     assert 0 < rate.memory < 1
     assert "steps of" in rate.source
     assert all(p.isfinite().all() for p in before)
+
+
+def test_a_probe_takes_as_many_steps_as_fit_and_reckons_the_whole_batchs_memory(monkeypatch):
+    """A step of 2 s: 15 of them in 30. Memory beyond the weights' grows with the images."""
+    seconds = iter([2.0, 45.0])
+    monkeypatch.setattr(estimates, "seconds_each", lambda *_, **__: next(seconds))
+    monkeypatch.setattr(estimates, "memory_of", lambda bench: 3e9)
+    bench = SimpleNamespace(
+        net=torch.nn.Linear(10, 25, bias=False), device=None,
+        batch=SimpleNamespace(labels=[0] * 16), config=compose(["scale=smoke", "train.batch=64"]),
+    )  # fmt: skip
+    weights = 3 * 4 * 250
+    wanted = Rate(16 / 3, (weights + (3e9 - weights) * 64 / 16) / 1e9, "15 steps of 16 here")
+    assert estimates.probe(bench) == wanted
+
+
+def test_a_probe_of_a_plan_gives_each_runs_seconds_with_its_scoring(monkeypatch):
+    plan, rate = make_plan(["figure1"], ["scale=smoke"], need_data=False), Rate(50.0, 1.0, "")
+    monkeypatch.setattr(estimates, "find_rate", lambda *_: rate)
+    assert estimates.probe_seconds(plan, lambda line: None) == {
+        run: 3600 * cost_of(config, rate).hours for run, config in plan.runs.items()
+    }
 
 
 def test_the_command_tells_and_writes_the_same_rows():
