@@ -7,19 +7,31 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from calling import call
 from smoke import WORDS, differences, outcome, silent, train
 
 from delving import device, exits, record
 from delving.checkpoint import load_checkpoint
 from delving.config import amend, compose
-from delving.ranks import ALONE, OtherRankError, agree, joined
+from delving.ranks import (
+    ALONE,
+    LostRankError,
+    OtherRankError,
+    Ranks,
+    _meet,
+    _naming_losses,
+    _read_ranks,
+    agree,
+    joined,
+)
 from delving.score import eval_run
 from delving.signals import Interrupted
 
@@ -136,6 +148,103 @@ def test_ranks_that_are_bound_to_cores_of_their_own_share_none():
     assert in_ranks(2, act) == [0, 0]
 
 
+def test_the_signal_that_any_rank_has_heard_stops_all_and_rank_0_tells_of_it(tmp_path):
+    """Of several the one that counts: here rank 1's, after which a cluster starts the run again."""
+    heard = [[signal.SIGTERM], [signal.SIGUSR1]]
+
+    def act(rank):
+        with joined() as ranks:
+            ranks.stop_if_told([])  # nobody has heard anything
+            with pytest.raises(Interrupted, match=f"^SIGUSR1: saved in {tmp_path};") as cut:
+                ranks.stop_if_told(heard[rank], tmp_path)
+            assert cut.value.signal == signal.SIGUSR1
+            assert cut.value.told_elsewhere == (rank != 0)
+
+    assert in_ranks(2, act) == [0, 0]
+
+
+def together(alone):
+    """All ranks meet; then each does something by itself, and waits for the others again."""
+    with joined() as ranks:
+        ranks.wait()
+        alone()
+        ranks.wait()
+
+
+def test_a_rank_that_is_gone_is_told():
+    def act(rank):
+        with pytest.raises(LostRankError, match=r"^rank 0 lost another rank, .*checkpoint"):
+            together(lambda: rank == 1 and os._exit(5))
+
+    assert in_ranks(2, act) == [0, 5]
+
+
+def test_of_what_torch_says_of_a_loss_the_first_line_is_told():
+    """It adds where in its own code it noticed."""
+    said = dist.DistNetworkError("the store is gone\nframe #0: c10d::TCPStore::doWait")
+    with pytest.raises(LostRankError, match=r"rank 1 lost .* again: the store is gone$"), \
+            _naming_losses(Ranks(1, 2)):  # fmt: skip
+        raise said
+
+
+def test_a_ranks_own_error_is_not_taken_for_the_loss_of_another():
+    def fail():
+        raise RuntimeError("out of memory")
+
+    def act(rank):
+        with pytest.raises(RuntimeError, match=r"^out of memory$"):
+            together(fail)
+
+    assert in_ranks(2, act) == [0, 0]
+
+
+def test_ranks_part_at_the_end():
+    def act(rank):
+        with joined() as ranks:
+            ranks.wait()
+            assert dist.is_initialized()
+        assert not dist.is_initialized()
+
+    assert in_ranks(2, act) == [0, 0]
+
+
+# --- meeting ---
+def test_a_rank_that_comes_early_waits_for_the_others_not_for_those_of_an_earlier_start(
+    monkeypatch,
+):
+    """torchrun keeps its store when it starts ranks again: what the dead have written is there."""
+    monkeypatch.setattr("delving.ranks.MEETING", 10.0)
+    store, found = dist.HashStore(), []
+    store.set("delving/meeting", "earlier")
+    store.set("delving/earlier/all", "the dead")
+    early = threading.Thread(target=lambda: found.append(_meet(store, Ranks(1, 2))))
+    early.start()
+    store.wait(["delving/earlier/1"])  # it has come, and believes it is that meeting
+    found.append(_meet(store, Ranks(0, 2)))
+    early.join()
+    assert found[0] == found[1] != "earlier"
+
+
+def test_ranks_that_do_not_come_are_waited_for_so_long_and_told(monkeypatch):
+    monkeypatch.setattr("delving.ranks.MEETING", 0.05)
+    with pytest.raises(LostRankError, match=r"not all of 2 ranks came within 0\.05 s"):
+        _meet(dist.HashStore(), Ranks(0, 2))
+
+
+@pytest.mark.parametrize(
+    ("local", "wanted"),
+    [
+        ({}, Ranks(3, 4, 3, 4)),
+        ({"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, Ranks(3, 4, 1, 2)),
+    ],
+)
+def test_ranks_are_all_of_one_machine_unless_they_are_told_their_own(monkeypatch, local, wanted):
+    there = {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "h", "MASTER_PORT": "1"} | local
+    for name, value in there.items():
+        monkeypatch.setenv(name, value)
+    assert _read_ranks() == wanted
+
+
 def test_alone_nothing_is_sent():
     x = torch.ones(2)
     assert ALONE.sum(x) is x
@@ -153,6 +262,10 @@ def test_alone_nothing_is_sent():
         ({"RANK": "-1", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, "RANK=-1"),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1",
           "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "3"}, "no such rank"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1",
+          "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, "no such rank"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "", "MASTER_PORT": "1"},
+         "MASTER_ADDR is not set"),
     ],
 )  # fmt: skip
 def test_variables_that_make_no_sense_are_refused(monkeypatch, variables, said):
@@ -162,7 +275,8 @@ def test_variables_that_make_no_sense_are_refused(monkeypatch, variables, said):
         pass
 
 
-@pytest.mark.parametrize("variables", [{}, {"WORLD_SIZE": "1", "RANK": "0"}, {"RANK": "3"}])
+@pytest.mark.parametrize("variables", [{}, {"WORLD_SIZE": "1", "RANK": "0"}, {"RANK": "3"},
+                                       {"WORLD_SIZE": "2"}])  # fmt: skip
 def test_one_process_is_alone_whatever_else_is_set(monkeypatch, variables):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
