@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from delving.record import FULL, DiskFullError, disk_full, name_beside, remove_leftovers
+from delving.beside import lives, name_beside, remove_dead
+from delving.record import FULL, DiskFullError, disk_full, remove_leftovers
 
 try:
     import fcntl
@@ -54,6 +55,7 @@ def holding(folder: Path, beat: float = BEAT) -> Iterator[None]:
     alive = threading.Thread(target=_show_life, args=args, daemon=True)
     try:
         alive.start()
+        remove_dead(path)
         yield
     finally:
         over.set()
@@ -179,7 +181,7 @@ def _check_signs_of_life(handle: int, path: Path, beat: float, known: bool) -> b
     owner, here = _read_owner(handle), socket.gethostname()
     if not owner or (owner["host"] == here and (known or owner["pid"] == os.getpid())):
         return False
-    if owner["host"] == here and not _lives(owner["pid"]):
+    if owner["host"] == here and not lives(owner["pid"]):
         return True
     before = os.fstat(handle).st_mtime_ns
     for _ in range(12):  # the time that other machines' disks take to tell
@@ -188,16 +190,6 @@ def _check_signs_of_life(handle: int, path: Path, beat: float, known: bool) -> b
             return True
         if os.fstat(handle).st_mtime_ns != before:
             raise _held(path, _read_owner(handle) or owner)
-    return True
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
     return True
 
 

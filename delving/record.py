@@ -12,7 +12,6 @@ import math
 import os
 import shutil
 import stat
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from delving.arrays import read_arrays
+from delving.beside import name_beside, remove_dead
 from delving.words import likeliest
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, no quota, a limit on a file's size
@@ -73,6 +73,7 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """The file appears whole, with its folders; DiskFullError where there is no room for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_dead(path)
     beside = name_beside(path)
     try:
         with open(beside, "wb") as file:
@@ -84,11 +85,6 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise _named(error, path, len(data)) from error
     finally:
         beside.unlink(missing_ok=True)
-
-
-def name_beside(path: Path) -> Path:
-    """Where a file is written before it appears at its path. `remove_leftovers` knows it."""
-    return path.with_name(f".{path.name}.{os.getpid()}{time.time_ns()}")
 
 
 class DiskFullError(OSError):

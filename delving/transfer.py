@@ -17,6 +17,7 @@ from pathlib import Path
 
 from delving import config as configs
 from delving import record
+from delving.beside import folder_beside
 from delving.data.zips import ZipReader, open_checked
 from delving.detect.naming import load_about
 from delving.detect.record import read_detection, read_pictures
@@ -107,8 +108,8 @@ def import_runs(archive: Path, output_root: str) -> Moved:
         groups.setdefault(key, {})["/".join(rest[1:] if kind in KINDS else rest)] = data
     moved, root = Moved(), Path(output_root)
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".import") as scratch:
-        made = {key: _unpack(Path(scratch) / key, parts, key) for key, parts in groups.items()}
+    with folder_beside(root / "import") as scratch:
+        made = {key: _unpack(scratch / key, parts, key) for key, parts in groups.items()}
         runs = {key: folder for key, folder in made.items() if key.count("/") == 2}
         new = {key: folder for key, folder in runs.items() if not _is_there(root / key, folder)}
         parts = {key: _new_parts(root / key / FILE, folder / FILE)

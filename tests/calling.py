@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -28,6 +29,26 @@ def call(*words):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = exit_code(*words)
     return code, out.getvalue(), err.getvalue()
+
+
+def killed_at(owner, name, work, which=lambda *arguments: True):
+    """Does `work` in a process of its own, killed as it calls owner.name with such arguments."""
+    real = getattr(owner, name)
+
+    def mortal(*arguments, **keywords):
+        if which(*arguments):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **keywords)
+
+    child = os.fork()
+    if not child:
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(owner, name, mortal)
+                work()
+        finally:
+            os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
 def run_apart(program, *words, **environment):

@@ -12,6 +12,7 @@ import threading
 import time
 
 import pytest
+from calling import killed_at
 
 from delving import lock
 from delving.lock import clear_up, holding, holding_when_free
@@ -75,6 +76,18 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once(holder, tmp_path, nu
         assert json.loads((tmp_path / "run" / "lock").read_text())["pid"] == os.getpid()
         assert time.monotonic() - started < 2
     assert not (tmp_path / "run").exists()
+
+
+def test_what_was_left_of_a_lock_that_was_being_made_goes_with_the_next(tmp_path):
+    def work():
+        with holding(tmp_path / "run"):
+            pass
+
+    killed_at(os, "link", work)
+    assert len(list((tmp_path / "run").glob(".lock.*"))) == 1
+    (tmp_path / "run" / "table.csv").write_text("what else there is")
+    work()
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["table.csv"]
 
 
 def test_a_killed_parents_children_do_not_keep_its_lock(tmp_path):

@@ -6,8 +6,10 @@ import os
 
 import numpy as np
 import pytest
+from calling import killed_at
 
 from delving import record
+from delving.beside import name_beside
 
 
 class Crash(BaseException):
@@ -35,6 +37,20 @@ def test_a_write_that_fails_leaves_the_old_file_as_it_was(tmp_path, monkeypatch)
         record.write_text(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_what_a_killed_process_had_not_finished_goes_with_the_next_that_writes_it(tmp_path):
+    """Of other files, and of processes that live or are another machine's, nothing is touched."""
+    path = tmp_path / "data.csv"
+    for place in (path, tmp_path / "b.csv"):
+        killed_at(os, "replace", lambda place=place: record.write_text(place, "half"))
+    name_beside(path).write_text("a living one's")
+    (tmp_path / f".data.csv.{1:010}{2**30:010}{3:020}").write_text("another machine's")
+    before = {p.name for p in tmp_path.iterdir()}
+    record.write_text(path, "whole")
+    [gone] = before - {p.name for p in tmp_path.iterdir()}
+    assert gone.startswith(".data.csv.")
+    assert path.read_text() == "whole"
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe{}"])

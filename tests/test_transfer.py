@@ -3,11 +3,13 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 import zipfile
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pytest
+from calling import killed_at
 from fabricate import make_planned, snapshot
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -95,6 +97,20 @@ def test_scores_by_other_settings_than_the_runs_own_arrive_too(there, here, tmp_
     assert {path.name for path in came.iterdir()} >= {
         "ten_view-fp32.json", "dense@40+56.json", "dense@40+56-fp32.json"
     }  # fmt: skip
+
+
+def test_an_import_that_was_killed_leaves_nothing_once_it_is_done_again(archive, here, tmp_path):
+    import_runs(archive, str(tmp_path / "whole"))
+    killed_at(
+        os, "replace", lambda: import_runs(archive, here), lambda path, to: to.parent.name == "runs"
+    )
+    assert len(list(Path(here).glob(".*"))) == 1
+    import_runs(archive, here)
+    ours, theirs = (snapshot(root) for root in (Path(here), tmp_path / "whole"))
+    assert {file: data for file, (data, _) in ours.items()} == {
+        file: data for file, (data, _) in theirs.items()
+    }
+    assert not list(Path(here).glob(".*"))
 
 
 def test_what_arrived_is_finished_and_measured_for_a_reproduction(archive, here):

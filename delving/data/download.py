@@ -8,7 +8,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from delving.record import FULL, name_beside
+from delving.beside import name_beside, remove_dead
+from delving.record import FULL
 from delving.words import shown
 
 SILENCE = 30.0  # seconds without a byte after which nobody is there
@@ -25,6 +26,7 @@ def download(url: str, root: Path, *, md5: str, again: str) -> Path:
             no part of a file is left.
     """
     target = root / url.rsplit("/", 1)[1]
+    remove_dead(target)
     if target.is_file() and _md5(target) == md5:
         return target
     new = [folder for folder in (root, *root.parents) if not folder.exists()]

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from delving.beside import folder_beside, remove_dead
 from delving.data.download import download
 from delving.words import shown
 
@@ -39,6 +39,7 @@ BYTES = 200_000_000  # of a file in an archive; CIFAR-100's largest has 154 mill
 
 def prepare_cifar(name: str, root: Path) -> None:
     """Downloads a CIFAR archive into root and writes its images as PNG files in class folders."""
+    remove_dead(root / SPLITS[0])
     if all((root / split).is_dir() for split in SPLITS):
         return
     url, md5 = CIFAR[name]
@@ -53,11 +54,11 @@ def unpack_cifar(archive: Path, root: Path) -> None:
     """
     root.mkdir(parents=True, exist_ok=True)
     try:
-        with tarfile.open(archive) as tar, tempfile.TemporaryDirectory(dir=root) as beside:
-            _unpack(tar, Path(beside))
+        with tarfile.open(archive) as tar, folder_beside(root / SPLITS[0]) as beside:
+            _unpack(tar, beside)
             for split in SPLITS:
-                if (Path(beside) / split).is_dir() and not (root / split).exists():
-                    os.rename(Path(beside) / split, root / split)
+                if (beside / split).is_dir() and not (root / split).exists():
+                    os.rename(beside / split, root / split)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
         raise ValueError(f"{archive}: {error}") from error
 
@@ -106,13 +107,14 @@ def _write_records(records: np.ndarray, names: list[str], folder: Path, batch: s
 
 def prepare_imagenette(name: str, root: Path) -> None:
     """Downloads Imagenette; its folder, imagenette2, has train/ and val/ of class folders."""
+    remove_dead(root / FOLDER)
     if (root / FOLDER).is_dir():
         return
     url, md5 = IMAGENETTE
     archive = download(url, root, md5=md5, again=_again(name, root))
-    with tempfile.TemporaryDirectory(dir=root) as beside, tarfile.open(archive) as tar:
+    with folder_beside(root / FOLDER) as beside, tarfile.open(archive) as tar:
         tar.extractall(beside, filter="data")  # names never lead out
-        os.rename(Path(beside) / FOLDER, root / FOLDER)  # whole, or not there
+        os.rename(beside / FOLDER, root / FOLDER)  # whole, or not there
 
 
 def _again(name: str, root: Path) -> str:

@@ -2,10 +2,10 @@
 
 import json
 import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from delving.beside import name_beside, remove_dead
 from delving.data.images import read_file
 from delving.words import first_line, shown
 
@@ -23,7 +23,8 @@ def write_once(root: Path, marker: str, asked: dict, write: Callable[[Path], Non
     root = Path(root)
     if _holds(root, marker, asked):
         return root
-    scratch = root.with_name(f".{root.name}.{uuid.uuid4().hex[:8]}.partial")
+    remove_dead(root)
+    scratch = name_beside(root)
     try:
         write(scratch)
         (scratch / marker).write_text(json.dumps(asked) + "\n", encoding="utf-8")

@@ -6,9 +6,10 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from delving.beside import folder_beside
 
 FOLDER = Path(__file__).parent
 # Products are not fused into sums, so that results are those of the plain forms.
@@ -63,10 +64,10 @@ def _compiled(source: Path, flags: list[str], links: Sequence[str]) -> Path:
     library = _folder() / f"{_hash(chr(10).join(known).encode())[:16]}.so"
     if not _is_whole(library):
         library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-            _compile([compiler, *flags], source, links, Path(scratch))
+        with folder_beside(library) as scratch:
+            _compile([compiler, *flags], source, links, scratch)
             for suffix in (".so", ".sha256"):
-                made = (Path(scratch) / "made").with_suffix(suffix)
+                made = (scratch / "made").with_suffix(suffix)
                 os.replace(made, library.with_suffix(suffix))
     return library
 

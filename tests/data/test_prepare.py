@@ -4,11 +4,14 @@ import errno
 import hashlib
 import http.client
 import io
+import os
+import shutil
 import tarfile
 from urllib.error import HTTPError, URLError
 
 import numpy as np
 import pytest
+from calling import killed_at
 
 from delving import cli
 from delving.data import prepare
@@ -93,6 +96,20 @@ def test_what_was_interrupted_is_no_smaller_data_set(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["c.tar.gz"]
     unpack_cifar(archive, tmp_path)
     assert {len(list((tmp_path / split).rglob("*.png"))) for split in ("train", "val")} == {3}
+
+
+@pytest.mark.parametrize(("owner", "name"), [(os, "rename"), (shutil, "rmtree")])
+def test_what_a_killed_process_had_unpacked_goes_with_the_next(tmp_path, monkeypatch, owner, name):
+    """It is as large as the data set itself."""
+    data, _ = draw_records([0, 1, 2], coarse=False, seed=0)
+    files = {"data_batch_1.bin": data, "test_batch.bin": data}
+    files["batches.meta.txt"] = "\n".join(TEN).encode()
+    archive = write_archive(tmp_path / "c.tar.gz", files)
+    monkeypatch.setattr(prepare, "download", lambda *_, **__: archive)
+    killed_at(owner, name, lambda: prepare.prepare_cifar("cifar10", tmp_path))
+    assert len(list(tmp_path.glob(".*"))) == 1
+    prepare.prepare_cifar("cifar10", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"c.tar.gz", "train", "val"}
 
 
 def test_what_can_be_downloaded_is_a_data_set_and_checked_by_hash():

@@ -1,9 +1,11 @@
 """The generated data set: deterministic, balanced, textured; never half-written."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+from calling import killed_at
 from PIL import Image
 
 from delving.data import shapes
@@ -30,6 +32,14 @@ def small(tmp_path_factory):
 
 def test_same_seed_writes_the_same_bytes(small, tmp_path):
     assert read_files(write_shapes(tmp_path / "again", **SMALL)) == read_files(small)
+
+
+def test_what_a_killed_process_had_drawn_goes_with_the_next(small, tmp_path):
+    root = tmp_path / "small"
+    killed_at(Path, "rename", lambda: write_shapes(root, **SMALL))
+    assert len(list(tmp_path.iterdir())) == 1
+    assert read_files(write_shapes(root, **SMALL)) == read_files(small)
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 
 def test_another_seed_and_the_other_split_draw_other_images(small, tmp_path):

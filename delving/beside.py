@@ -1,0 +1,63 @@
+"""Where a file or a folder is made before it appears whole, and what killed processes left there.
+
+Its name tells the machine and the process: who makes the same again knows what nobody will finish.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+DIGITS = 10, 10, 20  # of the machine, of the process, of the time
+
+
+def name_beside(path: Path) -> Path:
+    """Where what shall appear at a path is made. `remove_leftovers` of record.py knows it."""
+    parts = zip((_machine(), os.getpid(), time.time_ns()), DIGITS, strict=True)
+    return path.with_name(f".{path.name}.{''.join(f'{part:0{n}}' for part, n in parts)}")
+
+
+def remove_dead(path: Path) -> None:
+    """Removes what processes of this machine that live no more had begun to make of a path."""
+    with contextlib.suppress(OSError):
+        for place in path.parent.iterdir():
+            if place.name.startswith(f".{path.name}.") and _is_dead(place.suffix[1:]):
+                shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """A new folder for making what shall appear at a path; it goes with all that is left in it."""
+    remove_dead(path)
+    place = name_beside(path)
+    try:
+        place.mkdir()
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def lives(pid: int) -> bool:
+    """Whether this machine has such a process."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _machine() -> int:
+    return zlib.crc32(socket.gethostname().encode(errors="surrogateescape"))
+
+
+def _is_dead(digits: str) -> bool:
+    machine, pid = digits[: DIGITS[0]], digits[DIGITS[0] : -DIGITS[2]]
+    whole = digits.isdecimal() and len(digits) == sum(DIGITS)
+    return whole and int(machine) == _machine() and not lives(int(pid))
