@@ -23,7 +23,7 @@ from delving.draw import (
 from delving.estimate import estimate_detection, probe_seconds
 from delving.exits import describe
 from delving.groups import choices
-from delving.lock import holding_when_free
+from delving.lock import clear_up, holding_when_free
 from delving.measured import measures
 from delving.plan import Plan, make_plan, part_words
 from delving.report import ledger_rows, verdict_heading, verdict_words
@@ -150,6 +150,8 @@ def save_times(plan: Plan, jobs: int, spent: dict[str, float]) -> None:
 def draw(plan: Plan, artefacts: Sequence[str], to: Path) -> dict[str, str]:
     """Draws artefacts into `to`; {artefact: error} of those that cannot be drawn."""
     failed = {}
+    for name in plan.requests:
+        clear_up(to / name)  # where one died that had measured all
     for name in artefacts:
         try:
             draw_artefact(plan, name, to / name)
@@ -227,9 +229,8 @@ def _check_scale(plan: Plan, source: Path | None) -> None:
     for path in sorted(source.glob("runs/*/result.json"))[:1] if source else ():
         there = record.read_result(path.parent)["scale"]
         if there != plan.scale:
-            raise ValueError(
-                f"{source}: these records are of scale={there}, asked for is scale={plan.scale}"
-            )
+            told = f"these records are of scale={there}, asked for is scale={plan.scale}"
+            raise ValueError(f"{source}: {told}")
 
 
 def probe_nets(plan: Plan, say: Overview) -> None:
@@ -281,10 +282,9 @@ def tell_outcome(
     for name, error in failed.items():
         say.say(f"FAILED {name}: {error}")
     if ledger.late:
-        say.say(
-            f"Left for another time, which the same command takes up: {len(ledger.late)} of "
-            f"the tasks, {', '.join(ledger.late[:4])}{' ...' if ledger.late[4:] else ''}"
-        )
+        names = f"{', '.join(ledger.late[:4])}{' ...' if ledger.late[4:] else ''}"
+        say.say(f"Left for another time, which the same command takes up: {len(ledger.late)} of "
+                f"the tasks, {names}")  # fmt: skip
 
 
 def work_runs(plan: Plan, device: str, say: Overview) -> dict[str, str]:

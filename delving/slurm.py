@@ -18,6 +18,7 @@ from typing import Any
 from delving import config as configs
 from delving.display import Overview
 from delving.launcher import Slurm
+from delving.lock import clear_up
 from delving.multirun import Sweep, count, tell_results, tell_sweep
 from delving.plan import Plan
 from delving.slurm_job import TrainingJob
@@ -150,6 +151,7 @@ def train_there(
     if dry:
         return {}
     for plan, labels in fresh:
+        clear_up(folder_of(plan))
         sent = submit(plan, list(labels), settings, cluster) if labels else {}
         queued |= {labels[name]: job for name, job in sent.items()}
         _tell_sent({labels[name]: job for name, job in sent.items()}, say)

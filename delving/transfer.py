@@ -22,7 +22,7 @@ from delving.data.zips import ZipReader, open_checked
 from delving.detect.naming import load_about
 from delving.detect.record import read_detection, read_pictures
 from delving.groups import choices
-from delving.lock import holding_when_free
+from delving.lock import clear_up, holding_when_free
 from delving.measured import FILE, add_parts, by_runs, parts_within, read_parts
 from delving.reference import OF_DETECTION, OF_RUN, copy_detection, copy_run
 from delving.words import nearest, shown
@@ -118,6 +118,7 @@ def import_runs(archive: Path, output_root: str) -> Moved:
             (root / key).parent.mkdir(parents=True, exist_ok=True)
             os.replace(folder, root / key)
         for key, (lacking, _) in parts.items():
+            clear_up(root / key)  # where one died that had added all
             if lacking:
                 with holding_when_free(root / key, lambda told: None):  # others measure meanwhile
                     add_parts(root / key / FILE, lacking)

@@ -147,6 +147,15 @@ def test_a_second_call_trains_nothing_and_leaves_the_runs_as_they_are(
     }
 
 
+def test_the_lock_of_one_killed_when_it_had_measured_all_goes_with_the_next_command(
+    reproduce, no_workers, no_pictures, copied, tmp_path
+):
+    """Nothing is left to be measured then, which would remove it."""
+    (copied / "table1" / "lock").write_text("")
+    assert reproduce(tmp_path, *WORDS)[0] == 0
+    assert not list(copied.rglob("lock"))
+
+
 def test_a_plan_trains_nothing_and_writes_nothing(reproduce, no_workers, tmp_path):
     code, out, _ = reproduce(tmp_path, *WORDS, "--plan")
     assert code == 0

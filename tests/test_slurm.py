@@ -255,6 +255,15 @@ def test_what_is_in_the_queue_is_not_sent_again_until_it_is_gone(train, cluster,
     assert "Sent 1 job:\n  102" in train(*words)[1]
 
 
+def test_the_lock_of_one_killed_when_it_had_sent_all_goes_with_the_next_command(train, cluster):
+    (cluster / "hold").touch()
+    train("scale=smoke", *ON_CPUS)
+    lock = Path("outputs/smoke/slurm/lock")
+    lock.write_text("")
+    assert "in the queue as job 100" in train("scale=smoke", *ON_CPUS)[1]
+    assert not lock.exists()
+
+
 @pytest.mark.parametrize(
     ("said", "queued", "there"),
     [

@@ -99,12 +99,19 @@ def test_scores_by_other_settings_than_the_runs_own_arrive_too(there, here, tmp_
     }  # fmt: skip
 
 
-def test_an_import_that_was_killed_leaves_nothing_once_it_is_done_again(archive, here, tmp_path):
+@pytest.mark.parametrize(
+    ("owner", "name", "file"), [(os, "replace", "runs"), (Path, "unlink", "lock")]
+)
+def test_an_import_that_was_killed_leaves_nothing_once_it_is_done_again(
+    archive, here, tmp_path, owner, name, file
+):
+    """As a run is put into its place, and once all measurements are."""
+
+    def moment(path, *_):
+        return file in (Path(path).name, Path(path).parent.name)
+
     import_runs(archive, str(tmp_path / "whole"))
-    killed_at(
-        os, "replace", lambda: import_runs(archive, here), lambda path, to: to.parent.name == "runs"
-    )
-    assert len(list(Path(here).glob(".*"))) == 1
+    killed_at(owner, name, lambda: import_runs(archive, here), moment)
     import_runs(archive, here)
     ours, theirs = (snapshot(root) for root in (Path(here), tmp_path / "whole"))
     assert {file: data for file, (data, _) in ours.items()} == {
