@@ -22,18 +22,20 @@ def name_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{''.join(f'{part:0{n}}' for part, n in parts)}")
 
 
-def remove_dead(path: Path) -> None:
-    """Removes what processes of this machine that live no more had begun to make of a path."""
+def remove_dead(folder: Path, name: str = "") -> None:
+    """Removes what processes of this machine that live no more had begun to make in a folder, of
+    one name or of all."""
+    start = f".{name}." if name else "."
     with contextlib.suppress(OSError):
-        for place in path.parent.iterdir():
-            if place.name.startswith(f".{path.name}.") and _is_dead(place.suffix[1:]):
+        for place in folder.iterdir():
+            if place.name.startswith(start) and _is_dead(place.suffix[1:]):
                 shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
 
 
 @contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
     """A new folder for making what shall appear at a path; it goes with all that is left in it."""
-    remove_dead(path)
+    remove_dead(path.parent, path.name)
     place = name_beside(path)
     try:
         place.mkdir()

@@ -55,7 +55,7 @@ def holding(folder: Path, beat: float = BEAT) -> Iterator[None]:
     alive = threading.Thread(target=_show_life, args=args, daemon=True)
     try:
         alive.start()
-        remove_dead(path)
+        remove_dead(folder)
         yield
     finally:
         over.set()

@@ -73,7 +73,7 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """The file appears whole, with its folders; DiskFullError where there is no room for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_dead(path)
+    remove_dead(path.parent, path.name)
     beside = name_beside(path)
     try:
         with open(beside, "wb") as file:

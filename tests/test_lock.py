@@ -14,9 +14,10 @@ import time
 import pytest
 from calling import killed_at
 
-from delving import lock
+from delving import lock, record
+from delving.beside import name_beside
 from delving.lock import clear_up, holding, holding_when_free
-from delving.record import DiskFullError, name_beside
+from delving.record import DiskFullError
 
 HOLD = """
 import sys, time
@@ -76,6 +77,16 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once(holder, tmp_path, nu
         assert json.loads((tmp_path / "run" / "lock").read_text())["pid"] == os.getpid()
         assert time.monotonic() - started < 2
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_killed_process_had_not_finished_goes_with_the_next_that_holds_the_folder(tmp_path):
+    """Also of a file that is not written again: times, once all has been computed."""
+    killed_at(os, "replace", lambda: record.write_text(tmp_path / "times.json", "half"))
+    assert len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "runs").mkdir()
+    with holding(tmp_path):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["runs"]
 
 
 def test_what_was_left_of_a_lock_that_was_being_made_goes_with_the_next(tmp_path):

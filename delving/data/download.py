@@ -26,7 +26,7 @@ def download(url: str, root: Path, *, md5: str, again: str) -> Path:
             no part of a file is left.
     """
     target = root / url.rsplit("/", 1)[1]
-    remove_dead(target)
+    remove_dead(root, target.name)
     if target.is_file() and _md5(target) == md5:
         return target
     new = [folder for folder in (root, *root.parents) if not folder.exists()]

@@ -39,7 +39,7 @@ BYTES = 200_000_000  # of a file in an archive; CIFAR-100's largest has 154 mill
 
 def prepare_cifar(name: str, root: Path) -> None:
     """Downloads a CIFAR archive into root and writes its images as PNG files in class folders."""
-    remove_dead(root / SPLITS[0])
+    remove_dead(root, SPLITS[0])
     if all((root / split).is_dir() for split in SPLITS):
         return
     url, md5 = CIFAR[name]
@@ -107,7 +107,7 @@ def _write_records(records: np.ndarray, names: list[str], folder: Path, batch: s
 
 def prepare_imagenette(name: str, root: Path) -> None:
     """Downloads Imagenette; its folder, imagenette2, has train/ and val/ of class folders."""
-    remove_dead(root / FOLDER)
+    remove_dead(root, FOLDER)
     if (root / FOLDER).is_dir():
         return
     url, md5 = IMAGENETTE

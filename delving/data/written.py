@@ -23,7 +23,7 @@ def write_once(root: Path, marker: str, asked: dict, write: Callable[[Path], Non
     root = Path(root)
     if _holds(root, marker, asked):
         return root
-    remove_dead(root)
+    remove_dead(root.parent, root.name)
     scratch = name_beside(root)
     try:
         write(scratch)
