@@ -56,7 +56,11 @@ def lives(pid: int) -> bool:
 
 
 def _machine() -> int:
-    return zlib.crc32(socket.gethostname().encode(errors="surrogateescape"))
+    """Of containers that share a name and a disk each has process numbers of its own."""
+    numbers = ""
+    with contextlib.suppress(OSError):  # no Linux
+        numbers = os.readlink("/proc/self/ns/pid")
+    return zlib.crc32(f"{socket.gethostname()} {numbers}".encode(errors="surrogateescape"))
 
 
 def _is_dead(digits: str) -> bool:

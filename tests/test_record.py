@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from calling import killed_at
 
-from delving import record
+from delving import beside, record
 from delving.beside import name_beside
 
 
@@ -51,6 +51,15 @@ def test_what_a_killed_process_had_not_finished_goes_with_the_next_that_writes_i
     [gone] = before - {p.name for p in tmp_path.iterdir()}
     assert gone.startswith(".data.csv.")
     assert path.read_text() == "whole"
+
+
+def test_a_process_of_another_container_is_not_taken_for_a_dead_one(tmp_path, monkeypatch):
+    """Of two with one name, as both have that of their machine, neither sees the other's."""
+    path = tmp_path / "data.csv"
+    killed_at(os, "replace", lambda: record.write_text(path, "half"))
+    monkeypatch.setattr(beside.os, "readlink", lambda place: "pid:[1]")
+    record.write_text(path, "whole")
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe{}"])
