@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
 
 from delving import record
-from delving.artefact import mean_and_spread
+from delving.artefact import mean_and_spread, published
 from delving.judge import mean_interval
 from delving.readme import BLOCKS, REFERENCE, collect, paragraphs, refresh
 
@@ -138,6 +139,32 @@ def test_an_artefact_is_added_as_the_readme_says(extended):
     assert done.returncode == 0, done.stderr
     assert "| conv1 | 0." in (root / "out/smoke/slopes/table.md").read_text(encoding="utf-8")
     assert "slope is positive" in (root / "out/smoke/report.html").read_text(encoding="utf-8")
+
+
+def test_what_is_told_of_all_classes_is_in_their_records():
+    told, folder = " ".join(README.read_text(encoding="utf-8").split()), REFERENCE / "classes200"
+    results = [record.read_json(path) for path in sorted(folder.glob("*.json"))]
+    errors = {act: [result["eval"]["ten_view"]["top1_err"] for result in results
+                    if result["act"] == act] for act in ("relu", "prelu")}  # fmt: skip
+    ends = pd.read_csv(folder / "ends.csv")
+    trained = {act: ends[ends.run.str.startswith(f"small14-{act}-")].training_err for act in errors}
+    alone = f"{errors['relu'][0]:.2f} (1)", f"{trained['relu'].iloc[0]:.1f} (1)"
+    seeds = mean_and_spread(errors["prelu"]), mean_and_spread(trained["prelu"], 1)
+    cells = alone[0], seeds[0], alone[1], seeds[1]
+    assert f"| 200 | {' | '.join(cells)} |" in told
+    ahead = errors["relu"][0] - errors["prelu"][0]
+    assert f"PReLU is {ahead:.2f} points ahead" in told
+    slopes = pd.read_csv(folder / "slopes.csv").pivot(index="run", columns="layer", values="mean")
+    means = slopes.mean()
+    assert f"end between {means.min():.2f} and {means.max():.2f}, and over" in told
+    convs = slopes[[layer for layer in slopes if layer.startswith("conv")]]
+    paper = [published()["table1"][layer][1] for layer in convs]
+    alike = [f"{spearmanr(own, paper).statistic:.2f}" for own in convs.to_numpy()]
+    assert f"is {', '.join(alike[:-1])} and {alike[-1]}:" in told
+    falls = [-spearmanr(range(len(paper)), own).statistic for own in (*convs.to_numpy(), paper)]
+    seen = mean_interval(falls[:-1], 0.95)
+    assert (f"({seen.mean:.2f}, 95 % interval {seen.low:.2f} to {seen.high:.2f}; the paper's "
+            f"{falls[-1]:.2f})") in told  # fmt: skip
 
 
 def test_what_is_told_of_longer_trainings_is_in_their_records():
