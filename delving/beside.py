@@ -34,11 +34,12 @@ def remove_dead(folder: Path, name: str = "") -> None:
 
 @contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
-    """A new folder for making what shall appear at a path; it goes with all that is left in it."""
+    """A new folder, its parents as well, for making what shall appear at a path; it goes with all
+    that is left in it."""
     remove_dead(path.parent, path.name)
     place = name_beside(path)
     try:
-        place.mkdir()
+        place.mkdir(parents=True)
         yield place
     finally:
         shutil.rmtree(place, ignore_errors=True)

@@ -34,7 +34,7 @@ NUMBER = re.compile(r"[-+−–±~<>≤≥ ]*\.?\d")
 # A number and what it counts, or what is equal to it, part at no line's end.
 UNITS = ("%|points?|powers|percent|times|steps?|epochs?|images|classes|seeds?|nets|runs|layers|"
          "h|min|s")  # fmt: skip
-TIED = re.compile(rf" (?:(?<=\d )(?=(?:{UNITS})(?![\w.=]))|(?<=\bn )(?==)|(?<== )(?=\d))")
+TIED = re.compile(rf" (?:(?<=\d )(?=(?:{UNITS})(?![\w.=]))|(?<=\b[np] )(?=[<=])|(?<=[<=] )(?=\d))")
 # Of evidence in several parts, each with a name; what is said of images belongs to the one before.
 NEXT_PART = re.compile(r"; (?!over images: )(?=[^:;]{1,60}: )")
 NO_NUMBER = ("", "-", "–", "—", "n/a")

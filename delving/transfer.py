@@ -107,7 +107,6 @@ def import_runs(archive: Path, output_root: str) -> Moved:
         key = f"{scale}/{kind}/{rest[0]}" if kind in KINDS else f"{scale}/{kind}"
         groups.setdefault(key, {})["/".join(rest[1:] if kind in KINDS else rest)] = data
     moved, root = Moved(), Path(output_root)
-    root.mkdir(parents=True, exist_ok=True)
     with folder_beside(root / "import") as scratch:
         made = {key: _unpack(scratch / key, parts, key) for key, parts in groups.items()}
         runs = {key: folder for key, folder in made.items() if key.count("/") == 2}

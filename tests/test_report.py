@@ -204,6 +204,7 @@ def test_on_real_images_a_verdict_is_called_one(folder, scale):
     [
         ("7.2 points, 95 % interval 4 to 10, n = 3: above 0",
          "7.2~points, 95~% interval 4 to 10, n~=~3: above 0"),
+        ("McNemar p < 0.0001", "McNemar p~<~0.0001"),
         ("12,500 images of 50 classes", "12,500~images of 50~classes"),
         ("epochs=36 seeds.large=3 runs=2 x", "epochs=36 seeds.large=3 runs=2 x"),
     ],

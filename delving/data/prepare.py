@@ -52,7 +52,6 @@ def unpack_cifar(archive: Path, root: Path) -> None:
     Raises:
         ValueError: it is damaged, or not what it should be. Its names never lead out of the root.
     """
-    root.mkdir(parents=True, exist_ok=True)
     try:
         with tarfile.open(archive) as tar, folder_beside(root / SPLITS[0]) as beside:
             _unpack(tar, beside)

@@ -1,11 +1,10 @@
 """Folders of generated images: written once, whole or not at all."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from delving.beside import name_beside, remove_dead
+from delving.beside import folder_beside
 from delving.data.images import read_file
 from delving.words import first_line, shown
 
@@ -23,17 +22,14 @@ def write_once(root: Path, marker: str, asked: dict, write: Callable[[Path], Non
     root = Path(root)
     if _holds(root, marker, asked):
         return root
-    remove_dead(root.parent, root.name)
-    scratch = name_beside(root)
     try:
-        write(scratch)
-        (scratch / marker).write_text(json.dumps(asked) + "\n", encoding="utf-8")
-        scratch.rename(root)
+        with folder_beside(root) as scratch:
+            write(scratch)
+            (scratch / marker).write_text(json.dumps(asked) + "\n", encoding="utf-8")
+            scratch.rename(root)
     except OSError:
         if not _holds(root, marker, asked):  # else another process has finished it meanwhile
             raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return root
 
 

@@ -63,7 +63,6 @@ def _compiled(source: Path, flags: list[str], links: Sequence[str]) -> Path:
     known = [source.read_text(encoding="utf-8"), *flags, *links, compiler, _processor()]
     library = _folder() / f"{_hash(chr(10).join(known).encode())[:16]}.so"
     if not _is_whole(library):
-        library.parent.mkdir(parents=True, exist_ok=True)
         with folder_beside(library) as scratch:
             _compile([compiler, *flags], source, links, scratch)
             for suffix in (".so", ".sha256"):
