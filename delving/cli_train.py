@@ -1,5 +1,6 @@
 """`delving train`: one run in this process, or many, here or on a cluster."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -59,8 +60,9 @@ def train(
         if print_sbatch:
             _print_scripts(sweep, settings)
             return
-        for root in () if dry else sweep.plans:
-            disk.check_writable(root / "runs")
+        for root, plan in () if dry else sweep.plans.items():
+            if not all(map(plan.finished, plan.runs)):
+                disk.check_writable(root / "runs")
         if settings is None:
             failed = train_here(sweep, jobs=jobs, dry=dry, say=make_overview())
         else:
@@ -80,11 +82,15 @@ def _train_one(words: list[str]) -> None:
 
 def _prepare(words: list[str]) -> str:
     from delving.config import compose, to_yaml
+    from delving.naming import name_run
+    from delving.record import run_folder
     from delving.schema import check_families
 
     config = compose(words)
     check_families(words, [config])
-    disk.check_writable(Path(config.output_root) / config.scale / "runs")
+    folder = run_folder(config.output_root, config.scale, name_run(config))
+    if not os.path.isfile(folder / "result.json"):  # else it is reported, on a read-only disk too
+        disk.check_writable(folder.parent)
     return to_yaml(config)
 
 

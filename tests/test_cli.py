@@ -282,6 +282,21 @@ def test_train_reports_a_finished_run(delving, root):
     assert "ten_view: top-1 " in out
 
 
+@pytest.mark.parametrize("several", [[], ["-m"]])
+def test_what_is_finished_is_reported_on_a_read_only_disk_too(delving, root, monkeypatch, several):
+    def refuse(folder):
+        raise ValueError(f"{folder} takes no files (Read-only file system)")
+
+    monkeypatch.setattr("delving.disk._try_to_write", refuse)
+    words = ["train", *several, *SMOKE, "train.epochs=1", f"output_root={root}"]
+    code, out, err = delving(*words)
+    assert (code, err) == (0, "")
+    assert "ten_view" in out
+    code, out, err = delving(*words, "seed=1")
+    assert (code, out) == (2, "")
+    assert "runs cannot be written: " in err
+
+
 def test_a_diverged_training_is_done_not_failed(delving, root, tmp_path):
     [data] = (root / "data").iterdir()
     code, out, _ = delving("train", *SMOKE, "train.lr=1e30", f"output_root={tmp_path}",
