@@ -143,17 +143,24 @@ def test_an_artefact_is_added_as_the_readme_says(extended):
 
 def test_what_is_told_of_all_classes_is_in_their_records():
     told, folder = " ".join(README.read_text(encoding="utf-8").split()), REFERENCE / "classes200"
-    results = [record.read_json(path) for path in sorted(folder.glob("*.json"))]
-    errors = {act: [result["eval"]["ten_view"]["top1_err"] for result in results
-                    if result["act"] == act] for act in ("relu", "prelu")}  # fmt: skip
-    ends = pd.read_csv(folder / "ends.csv")
-    trained = {act: ends[ends.run.str.startswith(f"small14-{act}-")].training_err for act in errors}
-    alone = f"{errors['relu'][0]:.2f} (1)", f"{trained['relu'].iloc[0]:.1f} (1)"
-    seeds = mean_and_spread(errors["prelu"]), mean_and_spread(trained["prelu"], 1)
-    cells = alone[0], seeds[0], alone[1], seeds[1]
-    assert f"| 200 | {' | '.join(cells)} |" in told
-    ahead = errors["relu"][0] - errors["prelu"][0]
-    assert f"PReLU is {ahead:.2f} points ahead" in told
+    ends, errors, trained = pd.read_csv(folder / "ends.csv").set_index("run"), {}, {}
+    for path in sorted(folder.glob("*.json")):
+        result = record.read_json(path)
+        net = f"{result['act']}-{result['init']}"
+        errors.setdefault(net, []).append(result["eval"]["ten_view"]["top1_err"])
+        trained.setdefault(net, []).append(ends.training_err[result["run"]])
+    nets = ("relu-xavier", "relu-he", "lrelu-he", "prelu-he")
+    for what, found, places in (("ten-view", errors, 2), ("training", trained, 1)):
+        cells = [mean_and_spread(found[net], places) for net in nets]
+        assert f"| {what} | 200 | {' | '.join(cells)} |" in told
+    xavier, relu, lrelu, prelu = (errors[net] for net in nets)
+    ahead = mean_interval([a - b for a, b in zip(relu, prelu, strict=True)])
+    assert (f"PReLU stays {ahead.mean:.2f} points ahead of ReLU (95 % interval {ahead.low:.2f} to "
+            f"{ahead.high:.2f})") in told  # fmt: skip
+    assert f"LReLU is {lrelu[0] - prelu[0]:.2f} points behind PReLU of the same seed" in told
+    leaving = [ends.departure[f"small14-{net}-epochs36-width0.25-s0"] for net in nets[:2]]
+    assert (f"Xavier ends {xavier[0] - relu[0]:.2f} points behind He: it leaves ln(classes) at "
+            f"step {leaving[0]:,.0f}, He at {leaving[1]:,.0f}") in told  # fmt: skip
 
 
 @pytest.mark.parametrize("folder", ["longer", "classes200"])
