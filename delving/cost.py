@@ -1,6 +1,7 @@
 """What a run will take, as reckoned before any was trained here."""
 
 import math
+from collections.abc import Iterable
 from functools import cache
 
 from delving.build import build_model, count_classes
@@ -16,6 +17,10 @@ RATE, LAYER = 4e10, 1.2e-3
 # Of a data set that has no size of its own; as many images however few the classes.
 ASSUMED = (1, 100_000, 10_000)
 FORWARDS = 3  # a step's work, forward and backward, in forward passes
+FP32, HALF = 4, 2  # bytes
+# GB of a training on a CPU: those of its process, and so many times what its net is reckoned to
+# take, as small14, small30, A and C at scale quarter took them, and less by some at scale paper.
+PROCESS, TIMES = 1.0, 2.2
 
 
 def estimate_seconds(config: Config, work: tuple[int, int]) -> float:
@@ -54,6 +59,21 @@ def _count_there(name: str, root: str, classes: int | None, train: int | None, v
     except (ValueError, OSError):  # told where the images are wanted
         return None
     return tuple(len(split.names) for split in splits)
+
+
+def reckon_memory(config: Config) -> float:
+    """GB: weights, gradients and momentum in fp32, and each layer's responses in half precision."""
+    net, layers = build_model(config, count_classes(config))
+    shapes = [row["output"].split("x") for row in describe(net, layers, config.data.crop)]
+    responses = sum(math.prod(map(int, shape)) for shape in shapes) * config.train.batch
+    weights = sum(p.numel() for p in net.parameters())
+    return (3 * FP32 * weights + HALF * responses) / 1e9
+
+
+def largest_gigabytes(runs: Iterable[Config]) -> float:
+    """GB of memory that the largest training of these takes on a CPU; 0 without any."""
+    alike = {repr((c.model, c.data.crop, c.data.classes, c.train.batch)): c for c in runs}
+    return max((PROCESS + TIMES * reckon_memory(c) for c in alike.values()), default=0.0)
 
 
 def measure_work(config: Config) -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """`delving estimate`: hours, memory and disk of artefacts before anything is started."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -8,7 +7,7 @@ from delving import config as configs
 from delving.bench.rounds import round_off, seconds_each
 from delving.bench.training import Bench, build_for, memory_of
 from delving.build import build_model, count_classes
-from delving.cost import FORWARDS, count_images, count_there
+from delving.cost import FORWARDS, FP32, HALF, count_images, count_there, reckon_memory
 from delving.data.sources import SIZES
 from delving.device import release_memory
 from delving.evaluate import name_protocols
@@ -17,7 +16,6 @@ from delving.plan import Plan, make_plan
 from delving.schema import Config, Detect
 
 STEPS, SECONDS = 20, 30.0  # of a probe: so many steps, or as many as fit
-FP32, HALF = 4, 2  # bytes
 COPIES = 2 * 2  # weights and momentum; a checkpoint and the one before it
 CROP = 224  # pixels, to which detect.side belongs
 LARGER = 0.4  # the time of an operation on whole images and their RoIs, in those of crops
@@ -145,12 +143,12 @@ def _row(name: str, runs: Iterable[str], costs: dict[str, Cost]) -> dict:
 
 def find_rate(config: Config, stated: Mapping[str, float], tflops: float | None) -> Rate:
     """What a net does a second: as stated, reckoned, or measured here."""
-    net, cost = _measure_net(config)
+    _, cost = _measure_net(config)
     if config.model.name in stated:
-        return Rate(stated[config.model.name], reckon_memory(net, config), "as stated")
+        return Rate(stated[config.model.name], reckon_memory(config), "as stated")
     if tflops:
         images = tflops * 1e12 / (2 * FORWARDS * cost)
-        return Rate(images, reckon_memory(net, config), f"at {tflops:g} TFLOP/s")
+        return Rate(images, reckon_memory(config), f"at {tflops:g} TFLOP/s")
     rate = probe(build_for(config))
     release_memory()  # on a GPU others will want it, beside this process
     return rate
@@ -166,15 +164,6 @@ def probe(bench: Bench) -> Rate:
     # Here it may have been fewer images than the batch.
     memory = 3 * weights + (memory_of(bench) - 3 * weights) * batch / images
     return Rate(images / seconds, memory / 1e9, f"{count} steps of {images} here")
-
-
-def reckon_memory(net: Net, config: Config) -> float:
-    """GB: weights, gradients and momentum in fp32, and each layer's responses in half precision."""
-    _, layers = build_model(config, net.classifier[-1].out_features)
-    shapes = [row["output"].split("x") for row in describe(net, layers, config.data.crop)]
-    responses = sum(math.prod(map(int, shape)) for shape in shapes) * config.train.batch
-    weights = sum(p.numel() for p in net.parameters())
-    return (3 * FP32 * weights + HALF * responses) / 1e9
 
 
 def cost_of(config: Config, rate: Rate) -> Cost:

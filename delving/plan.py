@@ -89,6 +89,10 @@ class Plan:
         missing = [run for run in self.runs if run not in self.refused and not self.finished(run)]
         return sorted(missing, key=self.estimate, reverse=True)
 
+    def to_train(self) -> list[Config]:
+        """Their configurations."""
+        return [self.runs[run] for run in self.missing()]
+
     def estimate(self, run: str) -> float:
         """Seconds of training on one worker, as finished runs of its model suggest, or of any."""
         told = self.corrections

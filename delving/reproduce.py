@@ -188,7 +188,7 @@ def reproduce_artefacts(
     to = Path(config.output_root) / plan.scale
     ledger_rows(to, [name for name in choices("paper") if name not in plan.requests])
     tasks = [] if source else list_tasks(plan, words, config.device)
-    jobs = count_jobs(config.device, jobs)
+    jobs = count_jobs(config.device, jobs, plan.to_train())
     if math.isfinite(minutes):
         probe_nets(plan, say)
     weights = {task.name: _estimate(plan, task) for task in tasks}
@@ -229,8 +229,7 @@ def _check_scale(plan: Plan, source: Path | None) -> None:
     for path in sorted(source.glob("runs/*/result.json"))[:1] if source else ():
         there = record.read_result(path.parent)["scale"]
         if there != plan.scale:
-            told = f"these records are of scale={there}, asked for is scale={plan.scale}"
-            raise ValueError(f"{source}: {told}")
+            raise ValueError(f"{source}: records of scale={there}, asked for is scale={plan.scale}")
 
 
 def probe_nets(plan: Plan, say: Overview) -> None:
@@ -289,7 +288,8 @@ def tell_outcome(
 
 def work_runs(plan: Plan, device: str, say: Overview) -> dict[str, str]:
     """Trains the runs of a plan that are missing; {run: error} of those that failed."""
-    tasks, jobs = list_tasks(plan, plan.overrides, device), count_jobs(device, None)
+    tasks = list_tasks(plan, plan.overrides, device)
+    jobs = count_jobs(device, None, plan.to_train())
     weights = {task.name: _estimate(plan, task) for task in tasks}
     tell_plan(plan, tasks, weights, jobs, say)
     say.begin(weights)

@@ -18,6 +18,7 @@ import delving.run
 from delving import config as configs
 from delving import record, work
 from delving.asked import measured_of
+from delving.cost import largest_gigabytes
 from delving.plan import make_plan
 from delving.reference import copy_records
 from delving.reproduce import Ledger, _count, count_jobs
@@ -230,7 +231,7 @@ def test_records_of_another_scale_are_refused_before_anything_is_drawn(
     copy_records(scale, tmp_path / "reference")
     code, out, err = reproduce(tmp_path, "figure1", "--from", tmp_path / "reference")
     assert (code, out) == (2, "")
-    assert "reference: these records are of scale=smoke, asked for is scale=cpu" in err
+    assert "reference: records of scale=smoke, asked for is scale=cpu" in err
     assert not (tmp_path / "outputs").exists()
 
 
@@ -459,6 +460,31 @@ def test_bad_input_ends_with_two_and_a_line_and_writes_nothing(reproduce, tmp_pa
 def test_as_many_runs_side_by_side_as_wanted_or_as_there_are_cores_but_one():
     assert count_jobs("cpu", 3) == 3
     assert 1 <= count_jobs("cpu", None) <= os.cpu_count()
+
+
+@pytest.mark.parametrize(
+    ("models", "jobs"), [([], 5), (["small14"], 5), (["a"], 2), (["small14", "c"], 1)]
+)
+def test_as_many_runs_side_by_side_as_memory_holds_of_the_largest(monkeypatch, models, jobs):
+    """Eight cores, 16 GB and the quarter scale's nets at full width, of 3.2, 6.8 and 11.6 GB."""
+    monkeypatch.setattr("delving.tasks.count_cores", lambda: 8)
+    monkeypatch.setattr("delving.tasks.memory", lambda: 16e9)
+    runs = [configs.compose(["scale=quarter", f"model={model}"]) for model in models]
+    assert count_jobs("cpu", None, runs) == jobs
+    assert count_jobs("cpu", 4, runs) == 4
+
+
+@pytest.mark.long
+def test_a_training_takes_no_more_memory_than_is_planned(tmp_path):
+    words = ["scale=quarter", "data=shapes", "data.train_images=256", "data.val_images=50",
+             "train.epochs=1", "eval.protocols=[center]"]  # fmt: skip
+    command = [sys.executable, "-m", "delving", "train", *words, f"output_root={tmp_path}"]
+    training = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, code, used = os.wait4(training.pid, 0)
+    training.returncode = code
+    assert code == 0
+    planned = largest_gigabytes([configs.compose(words)])
+    assert planned / 2 < used.ru_maxrss / 1e6 < planned
 
 
 def test_slopes_of_reproduced_runs_are_drawn(home, monkeypatch, delving):
