@@ -150,12 +150,13 @@ def check_runs(word):
     assert time.process_time() - started < SECONDS
     assert runs or (told and len(refusal.splitlines()) == 1)
     for run in [runs[0], runs[-1]] if runs else []:
-        assert compose(run).scale == "smoke" or run[1].startswith("scale=")
+        assert compose(run).scale == "smoke" or word.startswith("scale=")
 
 
 @settings(QUICK, max_examples=30)
 @given(sweeping)
 @example("model=small14,small22")
+@example("scale=cpu")
 def test_a_sweep_is_refused_by_name_or_makes_runs_that_compose(word):
     check_runs(word)
 
