@@ -23,7 +23,7 @@ test: $(READY) lint  ## lint, then the fast tests
 
 test-long: $(READY)  ## the tests that take minutes; tries and failures go to outputs/tally.md
 	@mkdir -p outputs
-	.venv/bin/python -m pytest -q -n 2 -m 'long or tally' --tally outputs/tally.md
+	.venv/bin/python -m pytest -q -n 2 -m 'long or tally' --tally=outputs/tally.md
 
 lint: $(READY)  ## ruff
 	.venv/bin/ruff check .

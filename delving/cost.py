@@ -18,8 +18,8 @@ RATE, LAYER = 4e10, 1.2e-3
 ASSUMED = (1, 100_000, 10_000)
 FORWARDS = 3  # a step's work, forward and backward, in forward passes
 FP32, HALF = 4, 2  # bytes
-# GB of a training on a CPU: those of its process, and so many times what its net is reckoned to
-# take, as small14, small30, A and C at scale quarter took them, and less by some at scale paper.
+# GB of a training on a CPU: its process, and so many times what its net is reckoned to take. So it
+# was of small14, small30, A and C at scale quarter; small14 and A at scale paper took less.
 PROCESS, TIMES = 1.0, 2.2
 
 

@@ -149,8 +149,8 @@ def train_here(
         except ValueError as error:
             plan.refused[name] = str(error)
     devices = dict.fromkeys(plan.runs[name].device for _, plan, name in sweep.members())
-    largest = [plan.runs[name] for _, plan, name in sweep.missing()]
-    jobs = min(count_jobs(device, jobs, largest) for device in devices)
+    missing = [plan.runs[name] for _, plan, name in sweep.missing()]
+    jobs = min(count_jobs(device, jobs, missing) for device in devices)
     weights = {label: estimate_run(plan, name) for label, plan, name in sweep.missing()}
     tell_sweep(sweep, say, lambda label, plan, name: f"about {weights[label]:.0f} s")
     jobs = max(1, min(jobs, len(weights)))

@@ -90,7 +90,7 @@ class Plan:
         return sorted(missing, key=self.estimate, reverse=True)
 
     def to_train(self) -> list[Config]:
-        """Their configurations."""
+        """The configurations of the runs that are missing."""
         return [self.runs[run] for run in self.missing()]
 
     def estimate(self, run: str) -> float:
