@@ -7,8 +7,8 @@ from functools import cache
 from delving.build import build_model, count_classes
 from delving.data import load_data
 from delving.data.sources import SIZES
-from delving.net import describe
-from delving.notation import count_depth
+from delving.net import Net, describe
+from delving.notation import Layer, count_depth
 from delving.schema import Config, Data
 
 # Seconds of a run before anything was measured here: so many multiplications a second of a small
@@ -63,8 +63,8 @@ def _count_there(name: str, root: str, classes: int | None, train: int | None, v
 
 def reckon_memory(config: Config) -> float:
     """GB: weights, gradients and momentum in fp32, and each layer's responses in half precision."""
-    net, layers = build_model(config, count_classes(config))
-    shapes = [row["output"].split("x") for row in describe(net, layers, config.data.crop)]
+    net, _, rows = describe_net(config)
+    shapes = [row["output"].split("x") for row in rows]
     responses = sum(math.prod(map(int, shape)) for shape in shapes) * config.train.batch
     weights = sum(p.numel() for p in net.parameters())
     return (3 * FP32 * weights + HALF * responses) / 1e9
@@ -78,6 +78,11 @@ def largest_gigabytes(runs: Iterable[Config]) -> float:
 
 def measure_work(config: Config) -> tuple[int, int]:
     """A net's mult-adds an image, and its layers."""
-    net, layers = build_model(config, count_classes(config))
-    rows = describe(net, layers, config.data.crop)
+    _, layers, rows = describe_net(config)
     return sum(row["multiply_adds"] for row in rows), count_depth(layers)
+
+
+def describe_net(config: Config) -> tuple[Net, list[Layer], list[dict]]:
+    """The net on the meta device, its layers, and each layer's output and cost."""
+    net, layers = build_model(config, count_classes(config))
+    return net, layers, describe(net, layers, config.data.crop)

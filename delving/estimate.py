@@ -6,12 +6,19 @@ from dataclasses import asdict, dataclass
 from delving import config as configs
 from delving.bench.rounds import round_off, seconds_each
 from delving.bench.training import Bench, build_for, memory_of
-from delving.build import build_model, count_classes
-from delving.cost import FORWARDS, FP32, HALF, count_images, count_there, reckon_memory
+from delving.cost import (
+    FORWARDS,
+    FP32,
+    HALF,
+    count_images,
+    count_there,
+    describe_net,
+    reckon_memory,
+)
 from delving.data.sources import SIZES
 from delving.device import release_memory
 from delving.evaluate import name_protocols
-from delving.net import Net, describe, map_side
+from delving.net import Net, map_side
 from delving.plan import Plan, make_plan
 from delving.schema import Config, Detect
 
@@ -211,5 +218,5 @@ def _forwards(net: Net, config: Config, multiply_adds: int) -> dict[str, float]:
 
 
 def _measure_net(config: Config) -> tuple[Net, int]:
-    net, layers = build_model(config, count_classes(config))
-    return net, sum(row["multiply_adds"] for row in describe(net, layers, config.data.crop))
+    net, _, rows = describe_net(config)
+    return net, sum(row["multiply_adds"] for row in rows)

@@ -10,6 +10,7 @@ from calling import call
 
 from delving import estimate as estimates
 from delving.bench.training import build
+from delving.build import build_model
 from delving.config import compose, compose_detect
 from delving.estimate import Cost, Rate, cost_of, cost_of_detection, estimate
 from delving.net import describe
@@ -57,7 +58,7 @@ def test_a_rate_that_is_reckoned_is_of_operations_and_its_memory_of_weights_and_
     rate = estimates.find_rate(config, {}, 0.5)
     assert rate.images == pytest.approx(0.5e12 / (2 * 3 * multiply_adds))
     assert rate.source == "at 0.5 TFLOP/s"
-    _, layers = estimates.build_model(config, net.classifier[-1].out_features)
+    _, layers = build_model(config, net.classifier[-1].out_features)
     shapes = [row["output"].split("x") for row in describe(net, layers, config.data.crop)]
     responses = config.train.batch * sum(math.prod(map(int, shape)) for shape in shapes)
     weights = sum(p.numel() for p in net.parameters())
