@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TextIO
 
-from delving.data.loader import count_cores
+from delving.data.loader import BESIDE, count_cores
 from delving.signals import HEEDED, Interrupted, counted, heeding_signals
 
 REST = 3.0  # seconds until a task that another process is at is looked at again
@@ -52,6 +52,7 @@ class Worker:
     """A process that does one task at a time."""
 
     threads: int
+    beside: int  # workers of this machine, itself among them
     process: subprocess.Popen | None = None
     said: TextIO | None = None  # its standard error
 
@@ -88,7 +89,8 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self.said,
             **TEXT,
-            env=os.environ | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count},
+            env=os.environ
+            | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, BESIDE: str(self.beside)},
             start_new_session=True,  # a terminal's Ctrl-C comes to us alone; we pass it on, once
         )
 
@@ -151,7 +153,8 @@ def work_through(
             group = [task for task in tasks if task.alone == alone and not task.after & late]
             spare = any(task.beside for task in group)
             workers = 1 if alone else min(jobs + spare, len(group))
-            crew = [Worker(count_cores() if alone else threads) for _ in range(workers)]
+            own = count_cores() if alone else threads
+            crew = [Worker(own, min(workers, jobs)) for _ in range(workers)]
             outcomes += _work_group(group, crew, watch=tell, heard=heard, until=until, jobs=jobs)
             late |= {task.name for task in group} - {outcome.task.name for outcome in outcomes}
             if heard:

@@ -28,6 +28,7 @@ from delving.data.parcel import map_tensors
 from delving.data.processes import Dataset, started, take
 from delving.data.regions import agrees, cut_region, look_at
 
+BESIDE = "DELVING_BESIDE"  # how many worker processes share the cores, told to each of them
 NAMED = 3  # images, in a message about a batch
 PIXEL = 4  # bytes, in which Pillow stores RGB
 
@@ -246,9 +247,13 @@ def _pin(item: Any) -> Any:
 
 
 def count_workers(wanted: int, sharing: int = 1) -> int:
-    """-1: all cores but two, at most 16, of which `sharing` processes of a machine have a share
-    each. On two cores loading in this process is fastest, since training itself keeps both busy."""
-    return wanted if wanted >= 0 else min(16, max(0, count_cores() // sharing - 2))
+    """-1: all cores but two, at most 16, of which `sharing` ranks have a share each, and others of
+    what is trained beside this. On two cores loading in this process is fastest, since training
+    itself keeps both busy."""
+    if wanted >= 0:
+        return wanted
+    sharing *= int(os.environ.get(BESIDE, 1))
+    return min(16, max(0, count_cores() // sharing - 2))
 
 
 def count_cores() -> int:

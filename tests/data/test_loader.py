@@ -12,6 +12,7 @@ from helpers import make_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from delving.data import loader
 from delving.data.augment import center_view, resize_whole, rows_of, samples_of, ten_views
 from delving.data.images import UndecodableImageError
 from delving.data.loader import (
@@ -241,6 +242,14 @@ def test_the_number_of_workers_is_as_asked_or_fits_the_machine():
     assert [count_workers(n) for n in (0, 1, 7)] == [0, 1, 7]
     assert 0 <= count_workers(-1) <= max(0, count_cores() - 2)
     assert count_workers(-1) <= 16
+
+
+def test_ranks_and_trainings_side_by_side_share_the_cores(monkeypatch):
+    monkeypatch.setattr(loader, "count_cores", lambda: 16)
+    assert [count_workers(-1, sharing) for sharing in (1, 2, 4, 8, 16)] == [14, 6, 2, 0, 0]
+    monkeypatch.setenv(loader.BESIDE, "4")
+    assert [count_workers(-1, sharing) for sharing in (1, 2)] == [2, 0]
+    assert count_workers(7) == 7
 
 
 # --- a fixed s: images are resized once, as a whole ---

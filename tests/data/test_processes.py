@@ -469,17 +469,18 @@ sys.path[:0] = {path!r}
 from delving.data.loader import iterate
 from test_processes import Slow, multiprocessing
 
-items = iterate(Slow({seconds}), range(9), workers=3, pin=False, timeout=2)
+multiprocessing.set_start_method({method!r})
+items = iterate(Slow({seconds}), range(9), workers=3, pin=False, timeout={timeout})
 next(items)
 print(*[child.pid for child in multiprocessing.active_children()], flush=True)
 {then}
 """
 
 
-def start_program(folder, *, seconds, then):
+def start_program(folder, *, seconds, then, method="fork", timeout=2):
     """A program with three loader processes, and their ids."""
     path = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
-    program = PROGRAM.format(path=path, seconds=seconds, then=then)
+    program = PROGRAM.format(path=path, seconds=seconds, then=then, method=method, timeout=timeout)
     process = subprocess.Popen(
         [sys.executable, "-c", program],
         stdout=subprocess.PIPE,
@@ -510,8 +511,22 @@ def test_a_program_that_ends_with_an_iterator_in_its_hand_ends(tmp_path, seconds
         assert len(pids) == 3
         assert process.wait(60) == code
         assert not any(map(is_running, pids))
-        assert process.stderr.read().count("Error") == (code == 1)
+        assert process.stderr.read().count("Traceback") == (code == 1)
     assert list(tmp_path.iterdir()) == []  # nor does it leave files behind
+
+
+@LONG
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_processes_may_be_started_as_elsewhere(tmp_path, method):
+    """By `spawn` as macOS does it, by `forkserver` as Python 3.14 does on Linux."""
+    then = "print(*[int(item[0]) for item in items], flush=True)"
+    process, pids = start_program(tmp_path, seconds=0, then=then, method=method, timeout=60)
+    with process:
+        assert len(pids) == 3
+        assert process.stdout.read().split() == [str(key) for key in range(1, 9)]
+        assert process.wait(60) == 0
+        assert wait_for_the_end_of(pids, SLACK)
+        assert process.stderr.read() == ""
 
 
 def work_a_second():
