@@ -6,6 +6,7 @@ from functools import cache
 
 from delving.build import build_model, count_classes
 from delving.data import load_data
+from delving.data.images import reckon_bytes
 from delving.data.sources import SIZES
 from delving.net import Net, describe
 from delving.notation import Layer, count_depth
@@ -72,8 +73,15 @@ def reckon_memory(config: Config) -> float:
 
 def largest_gigabytes(runs: Iterable[Config]) -> float:
     """GB of memory that the largest training of these takes on a CPU; 0 without any."""
-    alike = {repr((c.model, c.data.crop, c.data.classes, c.train.batch)): c for c in runs}
-    return max((PROCESS + TIMES * reckon_memory(c) for c in alike.values()), default=0.0)
+    alike = {repr((c.model, c.data, c.train.batch)): c for c in runs}
+    return max((PROCESS + TIMES * reckon_memory(c) + _images(c) for c in alike.values()),
+               default=0.0)  # fmt: skip
+
+
+def _images(config: Config) -> float:
+    """GB of the images that are kept decoded, were they of the size that they are tested at."""
+    each = reckon_bytes(8 * config.data.crop / 7)
+    return min(config.data.cache_gb, sum(count_images(config)) * each / 1e9)
 
 
 def measure_work(config: Config) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from delving import record
 from delving.build import build_model
 from delving.data import fingerprint, load_splits
 from delving.data.augment import rows_of
-from delving.data.images import Images
+from delving.data.images import Images, reckon_bytes
 from delving.data.input import Input, blank_input, measure_input
 from delving.data.loader import (
     Batch,
@@ -32,7 +32,6 @@ from delving.schema import Config
 from delving.train import Progress, Recipe
 from delving.words import shown
 
-LONGER = 1.5  # the longer side of an image over its shorter one, as reckoned beforehand
 SMALL = 2e9  # bytes of a split's images: all of Tiny ImageNet's
 Watch = Callable[[dict], None]  # is told every event; those of kind "tick" are not logged
 
@@ -201,7 +200,7 @@ def _side_of(images: Images, sides: tuple[int, int]) -> int | None:
     to it; of others no more is decoded than a view needs. However many are kept, it is the same
     way: by the other a grey level may round otherwise."""
     low, high = sides
-    return low if low == high and len(images) * low * low * LONGER * 3 <= SMALL else None
+    return low if low == high and len(images) * reckon_bytes(low) <= SMALL else None
 
 
 def plan_recipe(config: Config, images: int) -> Recipe:

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Sequence
 
 from delving import config as configs
-from delving.build import memory
+from delving.build import free_memory
 from delving.cost import largest_gigabytes
 from delving.data import load_splits
 from delving.data.loader import count_cores
@@ -15,19 +15,19 @@ from delving.schema import NEUTRAL, Config
 from delving.workers import Outcome, Task
 
 OVERHEAD = 6.0  # seconds of a run beside its training, as they were on two cores
-GIGABYTES = 3.0  # of memory, the need of a run at least
+GIGABYTES = 1.4  # of memory, the need of a run or a measurement at least
 
 
 def count_jobs(device: str, wanted: int | None, runs: Iterable[Config] = ()) -> int:
-    """Of runs, how many to train side by side: on CPUs one a core, as far as memory reaches for the
-    largest; on a GPU one."""
+    """Of runs, how many to train side by side: on CPUs one a core, as far as free memory reaches
+    for the largest; on a GPU one."""
     kind = pick_device(device).type
     if wanted:
         return wanted
     if kind != "cpu":
         return 1
     need = max(GIGABYTES, largest_gigabytes(runs))
-    return max(1, min(count_cores(), int(memory() / 1e9 / need)))
+    return max(1, min(count_cores(), int(free_memory() / 1e9 / need)))
 
 
 def count_threads(device: str, jobs: int) -> int:

@@ -11,7 +11,7 @@ from composed import mix
 from torch import nn
 
 import delving
-from delving.build import build_model, materialise, memory
+from delving.build import build_model, free_memory, materialise, memory
 from delving.config import compose
 from delving.groups import choices
 from delving.net import Features, build_net, crowded_levels, describe, map_side
@@ -363,3 +363,13 @@ def test_a_jobs_limit_counts_where_it_is_less_than_the_machines_memory(tmp_path,
     for limit, usable in (("max\n", whole), (f"{2**60}\n", whole), (f"{2**28}\n", 2**28)):
         (tmp_path / file).write_text(limit)
         assert memory(tmp_path / "cgroup", tmp_path) == usable
+
+
+def test_free_memory_is_what_the_system_tells_and_never_more_than_there_is(tmp_path):
+    told = tmp_path / "meminfo"
+    assert free_memory(told) == memory() * 3 // 4
+    told.write_text("MemTotal: 8000000 kB\nMemFree: 5 kB\nMemAvailable:   262144 kB\n")
+    assert free_memory(told) == 2**28
+    told.write_text(f"MemAvailable: {2**60} kB\n")
+    assert free_memory(told) == memory()
+    assert 0 < free_memory() <= memory()

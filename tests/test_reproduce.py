@@ -463,15 +463,28 @@ def test_as_many_runs_side_by_side_as_wanted_or_as_there_are_cores_but_one():
 
 
 @pytest.mark.parametrize(
-    ("models", "jobs"), [([], 5), (["small14"], 5), (["a"], 2), (["small14", "c"], 1)]
+    ("models", "jobs"), [([], 8), (["small14"], 5), (["a"], 2), (["small14", "c"], 1)]
 )
 def test_as_many_runs_side_by_side_as_memory_holds_of_the_largest(monkeypatch, models, jobs):
     """Eight cores, 16 GB and the quarter scale's nets at full width, of 3.2, 6.8 and 11.6 GB."""
     monkeypatch.setattr("delving.tasks.count_cores", lambda: 8)
-    monkeypatch.setattr("delving.tasks.memory", lambda: 16e9)
-    runs = [configs.compose(["scale=quarter", f"model={model}"]) for model in models]
+    monkeypatch.setattr("delving.tasks.free_memory", lambda: 16e9)
+    words = ["scale=quarter", "data.cache_gb=0"]
+    runs = [configs.compose([*words, f"model={model}"]) for model in models]
     assert count_jobs("cpu", None, runs) == jobs
     assert count_jobs("cpu", 4, runs) == 4
+
+
+def test_images_that_are_kept_decoded_count_as_memory_up_to_their_limit():
+    def gigabytes(*words):
+        return largest_gigabytes([configs.compose(list(words))])
+
+    quarter = ["scale=quarter", "data.train_images=50000", "data.val_images=10000"]
+    none, all_of_them = (gigabytes(*quarter, f"data.cache_gb={gb}") for gb in (0, 4))
+    assert all_of_them - none == pytest.approx(60_000 * 64 * 96 * 3 / 1e9)
+    assert gigabytes(*quarter, "data.cache_gb=0.5") - none == pytest.approx(0.5)
+    large = ["scale=paper", "data.root=somewhere"]
+    assert gigabytes(*large) - gigabytes(*large, "data.cache_gb=0") == pytest.approx(4)
 
 
 @pytest.mark.long

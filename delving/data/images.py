@@ -122,6 +122,11 @@ def decode(data: bytes, name: str, *, upright: bool = True) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def reckon_bytes(side: float) -> float:
+    """Of a decoded image with this shorter side, as long as most are."""
+    return 3 * 1.5 * side**2
+
+
 def orientation(image: Image.Image) -> int:
     """1 to 8 as EXIF has it; 1, upright, where it says nothing of sense."""
     try:
