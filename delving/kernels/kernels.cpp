@@ -14,7 +14,7 @@
 
 namespace {
 
-constexpr int CHUNKS = 32;     // pieces of work, each with sums of its own
+constexpr int CHUNKS = 32;     // pieces of work at most, each with sums of its own
 constexpr long BLOCK = 32;     // rows summed in fp32 before they are added up in fp64
 constexpr long SMALL = 16384;  // numbers below which threads cost more than they bring
 constexpr float REACH = 0x1p-60f;  // rectifier.py's
@@ -49,7 +49,7 @@ struct BFloat16 {
     static uint16_t store(uint32_t b) { return uint16_t(b); }
 };
 
-long first(long rows, int chunk) { return rows * chunk / CHUNKS; }
+long first(long rows, int chunk, int chunks = CHUNKS) { return rows * chunk / chunks; }
 
 // Values repeated until `period` numbers, so that vectors are full where channels are few.
 std::vector<float> repeat(const float *values, long channels, long period) {
@@ -121,15 +121,17 @@ void rectify_backward(const S *grad, const S *out, const float *slope, S *grad_x
                       float *grad_slope, long numbers, long channels, long period, bool learned) {
     const std::vector<float> slopes = reach(slope, channels, period, learned);
     const float *a = slopes.data();
-    std::vector<float> sums(CHUNKS * 2 * period);
-    std::vector<double> totals(CHUNKS * 2 * channels, 0.0);
     const long rows = (numbers + period - 1) / period;
+    // Of few rows, as an fc layer's, few pieces: to add theirs up would take longer than they do.
+    const int chunks = int(std::clamp(rows / BLOCK, 1L, long(CHUNKS)));
+    std::vector<float> sums(chunks * 2 * period);
+    std::vector<double> totals(chunks * 2 * channels, 0.0);
 #pragma omp parallel for schedule(static) if (numbers > SMALL)
-    for (int chunk = 0; chunk < CHUNKS; chunk++) {
+    for (int chunk = 0; chunk < chunks; chunk++) {
         float *own = sums.data() + chunk * 2 * period;
         double *total = totals.data() + chunk * 2 * channels;
-        const long end = first(rows, chunk + 1);
-        for (long row = first(rows, chunk); row < end;) {
+        const long end = first(rows, chunk + 1, chunks);
+        for (long row = first(rows, chunk, chunks); row < end;) {
             std::fill(own, own + 2 * period, 0.0f);
             for (const long last = std::min(row + BLOCK, end); row < last; row++) {
                 const long at = row * period;
@@ -143,14 +145,11 @@ void rectify_backward(const S *grad, const S *out, const float *slope, S *grad_x
                 }
         }
     }
+    for (int chunk = 1; chunk < chunks; chunk++)
+        for (long i = 0; i < 2 * channels; i++) totals[i] += totals[chunk * 2 * channels + i];
     for (long c = 0; c < channels; c++) {
-        double of_bias = 0, of_slope = 0;
-        for (int chunk = 0; chunk < CHUNKS; chunk++) {
-            of_bias += totals[chunk * 2 * channels + c];
-            of_slope += totals[(chunk * 2 + 1) * channels + c];
-        }
-        grad_bias[c] = float(of_bias);
-        grad_slope[c] = float(of_slope / a[c]);
+        grad_bias[c] = float(totals[c]);
+        grad_slope[c] = float(totals[channels + c] / a[c]);
     }
 }
 
@@ -256,11 +255,22 @@ void spp_windows(const S *x, S *out, long images, const Map &m, const long *leve
     }
 }
 
-// Cells that tie share a bin's gradient: its columns first, then each column's cells.
+// Cells that tie share a bin's gradient: its columns first, then each column's cells. Without choices
+// within choices, of which compilers make no vectors: a cell that is its bin's maximum is its column's
+// too.
 template <class T, class S>
 void bin_backward(const S *__restrict x, const float *__restrict grad, const Map &m, long top,
                   long bottom, long left, long right, float *__restrict columns,
                   float *__restrict bin, float *__restrict shares, float *__restrict grad_x) {
+    if (bottom - top == 1 && right - left == 1) {  // a cell, as most are where bins crowd
+        const long at = (top * m.width + left) * m.channels;
+#pragma omp simd
+        for (long c = 0; c < m.channels; c++) {
+            const float v = T::load(x[at + c]);
+            grad_x[at + c] += v == v ? grad[c] : 0.0f;
+        }
+        return;
+    }
     bin_maxima<T>(x, m, top, bottom, left, right, columns, bin);
     float *tied = shares + m.channels;
     std::fill(tied, tied + m.channels, 0.0f);
@@ -277,14 +287,14 @@ void bin_backward(const S *__restrict x, const float *__restrict grad, const Map
 #pragma omp simd
             for (long c = 0; c < m.channels; c++)
                 tied[c] += T::load(x[(h * m.width + w) * m.channels + c]) == column[c] ? 1.0f : 0.0f;
+#pragma omp simd
+        for (long c = 0; c < m.channels; c++)
+            tied[c] = shares[c] / tied[c];
         for (long h = top; h < bottom; h++) {
             const long at = (h * m.width + w) * m.channels;
 #pragma omp simd
-            for (long c = 0; c < m.channels; c++) {
-                const float v = T::load(x[at + c]);
-                const float share = shares[c] / tied[c];
-                grad_x[at + c] += v == bin[c] && column[c] == bin[c] ? share : 0.0f;
-            }
+            for (long c = 0; c < m.channels; c++)
+                grad_x[at + c] += T::load(x[at + c]) == bin[c] ? tied[c] : 0.0f;
         }
     }
 }

@@ -41,7 +41,8 @@ def measure(asked: Asked) -> dict:
     # On a GPU the first steps say nothing of time, and memory alone sets the batch.
     cuda = device.type == "cuda"
     batch = LARGEST if cuda else _fit(asked.settings["seconds"] / ((rounds + 1) * first))
-    batch = _warm_up(steps.values(), batch, device)
+    if batch > 1:  # else the first steps were of it already
+        batch = _warm_up(steps.values(), batch, device)
     seconds = {name: [] for name in TIMED}
     for _ in range(rounds):
         for name, step in steps.items():
