@@ -22,6 +22,15 @@ def test_steps_are_timed_in_the_precision_asked_for(precision, monkeypatch):
     assert min(min(times) for times in found["seconds"].values()) > 0
 
 
+def test_nets_that_no_claim_is_about_are_timed_in_fewer_rounds(monkeypatch):
+    monkeypatch.setattr(table3, "TIMED", ("small14-relu", "small14-prelu"))
+    monkeypatch.setattr(table3, "FEW", {"small14-prelu": 1})
+    asked = SimpleNamespace(overrides=["device=cpu"], settings={"rounds": 3, "seconds": 1e-9})
+    found = table3.measure(asked)
+    assert [len(times) for times in found["seconds"].values()] == [3, 1]
+    assert not set(table3.FEW) & {"vgg19-relu", "a-relu", "a-prelu"}
+
+
 @pytest.mark.parametrize(
     ("slower", "verdict"), [(0.94, "reproduced"), (1.045, "reproduced"), (1.06, "not_reproduced")]
 )
