@@ -247,9 +247,9 @@ def _pin(item: Any) -> Any:
 
 
 def count_workers(wanted: int, sharing: int = 1) -> int:
-    """-1: all cores but two, at most 16, of which `sharing` ranks have a share each, and others of
-    what is trained beside this. On two cores loading in this process is fastest, since training
-    itself keeps both busy."""
+    """-1: all cores but two of this process's share, at most 16: `sharing` ranks have a share each,
+    and so has every training beside this one. On two cores loading in this process is fastest,
+    since training itself keeps both busy."""
     if wanted >= 0:
         return wanted
     sharing *= int(os.environ.get(BESIDE, 1))

@@ -288,8 +288,7 @@ void bin_backward(const S *__restrict x, const float *__restrict grad, const Map
             for (long c = 0; c < m.channels; c++)
                 tied[c] += T::load(x[(h * m.width + w) * m.channels + c]) == column[c] ? 1.0f : 0.0f;
 #pragma omp simd
-        for (long c = 0; c < m.channels; c++)
-            tied[c] = shares[c] / tied[c];
+        for (long c = 0; c < m.channels; c++) tied[c] = shares[c] / tied[c];
         for (long h = top; h < bottom; h++) {
             const long at = (h * m.width + w) * m.channels;
 #pragma omp simd
