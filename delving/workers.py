@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TextIO
 
-from delving.data.loader import BESIDE, count_cores
+from delving.data.loader import SHARING, count_cores
 from delving.signals import HEEDED, Interrupted, counted, heeding_signals
 
 REST = 3.0  # seconds until a task that another process is at is looked at again
@@ -52,7 +52,7 @@ class Worker:
     """A process that does one task at a time."""
 
     threads: int
-    beside: int  # workers of this machine, itself among them
+    sharing: int  # workers that share the cores, itself among them
     process: subprocess.Popen | None = None
     said: TextIO | None = None  # its standard error
 
@@ -90,7 +90,7 @@ class Worker:
             stderr=self.said,
             **TEXT,
             env=os.environ
-            | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, BESIDE: str(self.beside)},
+            | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, SHARING: str(self.sharing)},
             start_new_session=True,  # a terminal's Ctrl-C comes to us alone; we pass it on, once
         )
 

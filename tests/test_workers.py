@@ -29,7 +29,7 @@ def wait(seconds):
 for line in iter(sys.stdin.readline, ""):
     task = json.loads(line)
     tell(event="begin", pid=os.getpid(), at=time.monotonic(), session=os.getsid(0),
-         threads=os.environ["OMP_NUM_THREADS"], beside=os.environ["DELVING_BESIDE"])
+         threads=os.environ["OMP_NUM_THREADS"], sharing=os.environ["DELVING_SHARING"])
     do = task.get("do")
     if do == "sleep":
         time.sleep(task["seconds"])
@@ -183,7 +183,7 @@ def test_several_workers_work_side_by_side_on_a_core_each():
     assert max(e["at"] for e in begun.values()) < min(e["at"] for e in ended.values())
     assert len(set(watch.pids.values())) == 2
     assert {e["threads"] for e in begun.values()} == {"1"}
-    assert {e["beside"] for e in begun.values()} == {"2"}  # so that they share what is over
+    assert {e["sharing"] for e in begun.values()} == {"2"}  # so that they share what is over
 
 
 # --- workers that die ---
@@ -331,7 +331,7 @@ def test_tasks_that_want_to_be_alone_come_last_one_by_one_with_all_cores():
     assert {name: begun[name]["threads"] for name in "abxy"} == {
         "a": "1", "b": "1", "x": str(os.cpu_count()), "y": str(os.cpu_count())
     }  # fmt: skip
-    assert [begun[name]["beside"] for name in "abxy"] == ["2", "2", "1", "1"]
+    assert [begun[name]["sharing"] for name in "abxy"] == ["2", "2", "1", "1"]
 
 
 # --- signals ---

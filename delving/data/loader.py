@@ -28,7 +28,7 @@ from delving.data.parcel import map_tensors
 from delving.data.processes import Dataset, started, take
 from delving.data.regions import agrees, cut_region, look_at
 
-BESIDE = "DELVING_BESIDE"  # how many worker processes share the cores, told to each of them
+SHARING = "DELVING_SHARING"  # how many worker processes share the cores, told to each of them
 NAMED = 3  # images, in a message about a batch
 PIXEL = 4  # bytes, in which Pillow stores RGB
 
@@ -252,7 +252,7 @@ def count_workers(wanted: int, sharing: int = 1) -> int:
     since training itself keeps both busy."""
     if wanted >= 0:
         return wanted
-    sharing *= int(os.environ.get(BESIDE, 1))
+    sharing *= int(os.environ.get(SHARING, 1))
     return min(16, max(0, count_cores() // sharing - 2))
 
 

@@ -247,7 +247,7 @@ def test_the_number_of_workers_is_as_asked_or_fits_the_machine():
 def test_ranks_and_trainings_side_by_side_share_the_cores(monkeypatch):
     monkeypatch.setattr(loader, "count_cores", lambda: 16)
     assert [count_workers(-1, sharing) for sharing in (1, 2, 4, 8, 16)] == [14, 6, 2, 0, 0]
-    monkeypatch.setenv(loader.BESIDE, "4")
+    monkeypatch.setenv(loader.SHARING, "4")
     assert [count_workers(-1, sharing) for sharing in (1, 2)] == [2, 0]
     assert count_workers(7) == 7
 
