@@ -38,7 +38,11 @@ def export(
     to = to or Path(f"runs-{root.name}.zip")
     disk.check_writable(to.parent)
     exported = export_runs(root, names, to)
-    terminal.say(f"{to}: {len(exported)} runs, {to.stat().st_size / 1e6:.2f} MB")
+    terminal.say(f"{to}: {len(exported.names)} runs, {to.stat().st_size / 1e6:.2f} MB")
+    for why in exported.left_out.values():
+        terminal.say(f"  left out: {why}")
+    if exported.left_out:
+        raise typer.Exit(1)
 
 
 @runs_app.command("import")

@@ -20,7 +20,7 @@ from delving.draw import (
     load_times,
     scoring_seconds,
 )
-from delving.estimate import estimate_detection, probe_seconds
+from delving.estimate import probe_seconds
 from delving.exits import describe
 from delving.groups import choices
 from delving.lock import clear_up, holding_when_free
@@ -31,7 +31,7 @@ from delving.tasks import (
     count_jobs,
     count_threads,
     detect_task,
-    estimate_run,
+    estimate_task,
     make_data_once,
     train_task,
     watching,
@@ -39,7 +39,6 @@ from delving.tasks import (
 from delving.words import duration
 from delving.workers import Outcome, Task, work_through
 
-MEASURING, DETECTING = 20.0, 30.0  # seconds of a measurement, a detection at least
 PURPOSES = ("start", "small", "deep", "scoring", "measuring", "detection", "report")
 
 
@@ -191,7 +190,7 @@ def reproduce_artefacts(
     jobs = count_jobs(config.device, jobs, plan.to_train())
     if math.isfinite(minutes):
         probe_nets(plan, say)
-    weights = {task.name: _estimate(plan, task) for task in tasks}
+    weights = {task.name: estimate_task(plan, task) for task in tasks}
     tasks = [replace(task, seconds=weights[task.name]) for task in tasks]
     tell_plan(plan, tasks, weights, jobs, say)
     if dry:
@@ -239,12 +238,6 @@ def probe_nets(plan: Plan, say: Overview) -> None:
         plan.estimates = probe_seconds(plan, say.say)
 
 
-def _estimate(plan: Plan, task: Task) -> float:
-    if task.message["kind"] == "detect":
-        return max(DETECTING, estimate_detection(plan, Path(task.message["run"]).name))
-    return MEASURING if task.message["kind"] == "measure" else estimate_run(plan, task.name)
-
-
 def tell_plan(
     plan: Plan, tasks: list[Task], weights: dict[str, float], jobs: int, say: Overview
 ) -> None:
@@ -290,7 +283,7 @@ def work_runs(plan: Plan, device: str, say: Overview) -> dict[str, str]:
     """Trains the runs of a plan that are missing; {run: error} of those that failed."""
     tasks = list_tasks(plan, plan.overrides, device)
     jobs = count_jobs(device, None, plan.to_train())
-    weights = {task.name: _estimate(plan, task) for task in tasks}
+    weights = {task.name: estimate_task(plan, task) for task in tasks}
     tell_plan(plan, tasks, weights, jobs, say)
     say.begin(weights)
     try:

@@ -103,6 +103,7 @@ class Request:
     runs: dict[str, Arm] = field(default_factory=dict)
     needs: list[str] = field(default_factory=list)  # artefacts whose measurements it shows
     settings: dict[str, Any] = field(default_factory=dict)  # of its own measurement
+    seconds: float = 20.0  # that its measurement may take, on two slow cores
     alone: bool = False  # measures times: nothing else may run beside it
     detect: bool = False  # its runs are fine-tuned to detect objects
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from delving import config as configs
 from delving.build import free_memory
@@ -10,11 +11,13 @@ from delving.data import load_splits
 from delving.data.loader import count_cores
 from delving.device import pick_device
 from delving.display import Overview
+from delving.estimate import estimate_detection
 from delving.plan import Plan
 from delving.schema import NEUTRAL, Config
 from delving.workers import Outcome, Task
 
 OVERHEAD = 6.0  # seconds of a run beside its training, as they were on two cores
+DETECTING = 30.0  # of a detection at least
 GIGABYTES = 1.4  # of memory, the need of a run or a measurement at least
 
 
@@ -52,6 +55,15 @@ def detect_task(plan: Plan, run: str) -> Task:
 def estimate_run(plan: Plan, run: str) -> float:
     """Seconds of a run on one worker, with what it takes beside its training."""
     return OVERHEAD + plan.estimate(run)
+
+
+def estimate_task(plan: Plan, task: Task) -> float:
+    """Seconds of a task on one worker."""
+    if task.message["kind"] == "detect":
+        return max(DETECTING, estimate_detection(plan, Path(task.message["run"]).name))
+    if task.message["kind"] == "measure":
+        return plan.requests[task.name].seconds
+    return estimate_run(plan, task.name)
 
 
 def make_data_once(tasks: Sequence[Task]) -> None:

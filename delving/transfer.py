@@ -12,6 +12,7 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,14 +45,24 @@ class Moved:
     others: list[str] = field(default_factory=list)
 
 
-def export_runs(root: Path, names: Sequence[str], to: Path) -> list[str]:
-    """Writes the archive `to` of finished runs below `root`, outputs/<scale>, of those named or all
-    of them, with their detections and the measurements made of them; returns their names.
+@dataclass
+class Exported:
+    """The runs in an archive, and {run, detection or artefact: why} of what is damaged and not in
+    it."""
 
-    The same runs give the same bytes.
+    names: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def export_runs(root: Path, names: Sequence[str], to: Path) -> Exported:
+    """Writes the archive `to` of finished runs below `root`, outputs/<scale>, of those named or all
+    of them, with their detections and the measurements made of them.
+
+    The same runs give the same bytes. What is damaged stays behind, unless it was named: on a
+    machine that is about to go it must not keep the rest.
 
     Raises:
-        ValueError: a run that is not there, not finished or damaged, or none at all.
+        ValueError: a named run that is not there, not finished or damaged, or none at all.
     """
     finished = sorted(p.parent.name for p in root.glob("runs/*/result.json"))
     lacking = [name for name in names if name not in finished]
@@ -61,23 +72,34 @@ def export_runs(root: Path, names: Sequence[str], to: Path) -> list[str]:
         raise ValueError(f"{root} has no finished run {told}")
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) / root.name
+        exported = Exported()
         for name in chosen:
-            _check_run(root / "runs" / name, root.name)
-            copy_run(root / "runs" / name, place / "runs" / name)
-        for folder in _detections_of(root, chosen):
-            _check_detection(folder)
-            copy_detection(folder, place / "detections" / folder.name)
+            with _leaving_out(exported, name):
+                _check_run(root / "runs" / name, root.name)
+                copy_run(root / "runs" / name, place / "runs" / name)
+                exported.names.append(name)
+        if exported.left_out and (names or not exported.names):
+            raise ValueError(next(iter(exported.left_out.values())))
+        for folder in sorted(path.parent for path in root.glob("detections/*/result.json")):
+            with _leaving_out(exported, folder.name):
+                if read_detection(folder)["run"] in exported.names:
+                    _check_detection(folder)
+                    copy_detection(folder, place / "detections" / folder.name)
         for artefact in choices("paper"):
-            if parts := parts_within(root / artefact / FILE, chosen):
-                add_parts(place / artefact / FILE, parts)
+            with _leaving_out(exported, artefact):
+                if parts := parts_within(root / artefact / FILE, exported.names):
+                    add_parts(place / artefact / FILE, parts)
         record.write_bytes(to, _pack(Path(scratch)))
-    return chosen
+    return exported
 
 
-def _detections_of(root: Path, runs: Sequence[str]) -> Iterator[Path]:
-    for path in sorted(root.glob("detections/*/result.json")):
-        if read_detection(path.parent)["run"] in runs:
-            yield path.parent
+@contextmanager
+def _leaving_out(exported: Exported, name: str) -> Iterator[None]:
+    """Notes what is damaged in place of stopping at it."""
+    try:
+        yield
+    except ValueError as error:
+        exported.left_out[name] = str(error)
 
 
 def _pack(folder: Path) -> bytes:

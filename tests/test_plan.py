@@ -20,8 +20,9 @@ from delving.measured import measure_missing, save_measured
 from delving.net import describe
 from delving.paper import fisher
 from delving.plan import SMALL, make_plan
-from delving.reproduce import DETECTING, _estimate, list_tasks
+from delving.reproduce import list_tasks
 from delving.request import load_request
+from delving.tasks import DETECTING, estimate_task
 
 ARTEFACTS = choices("paper")
 PAPER_ORDER = [
@@ -588,9 +589,18 @@ def test_a_detection_is_planned_by_its_steps_not_by_what_those_of_scale_cpu_take
     for steps in (20, 20_000, 40_000):
         plan = make_plan(["detection"], ["scale=smoke", f"detect.steps={steps}"])
         [first, *_] = [task for task in list_tasks(plan, []) if task.name.endswith(" detection")]
-        known[steps] = _estimate(plan, first)
+        known[steps] = estimate_task(plan, first)
     assert known[20] == DETECTING
     assert known[40_000] == pytest.approx(2 * known[20_000], rel=0.01)
+
+
+def test_a_measurement_is_planned_by_what_its_artefact_says():
+    """conf/paper: table3 takes minutes, at whose end the work would seem to stand still."""
+    plan = make_plan(["table3", "signal"], ["scale=smoke"])
+    tasks = {task.name: task for task in list_tasks(plan, [])}
+    for name in ("table3", "signal"):
+        assert estimate_task(plan, tasks[name]) == load_request(name).seconds
+    assert load_request("table3").seconds > load_request("signal").seconds
 
 
 def test_a_damaged_result_is_no_reason_to_plan_nothing():

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import zipfile
 from pathlib import Path, PurePosixPath
@@ -20,7 +21,7 @@ from delving.detect.naming import Detection, save_about
 from delving.measured import save_measured
 from delving.plan import make_plan
 from delving.schema import Detect
-from delving.transfer import MANIFEST, VERSION, export_runs, import_runs
+from delving.transfer import MANIFEST, VERSION, export_runs, import_runs, read_archive
 
 WORDS = ["scale=smoke"]
 SLOPES = {"conv1": [0.25], "fc1": [0.1, 0.2]}
@@ -162,7 +163,7 @@ def test_no_weights_and_no_place_leave(whole, tmp_path):
 
 def test_only_the_named_runs_leave_with_what_rests_on_them_alone(there, tmp_path, here):
     first = sorted(p.name for p in (there / "runs").iterdir())[0]
-    assert export_runs(there, [first], tmp_path / "one.zip") == [first]
+    assert export_runs(there, [first], tmp_path / "one.zip").names == [first]
     assert import_runs(tmp_path / "one.zip", here).new == ["smoke/fisher", f"smoke/runs/{first}"]
     assert list(measured_here(here)) == [(first,)]
 
@@ -232,9 +233,9 @@ def test_a_runs_own_detections_leave_with_it(there, tmp_path, here):
 def test_a_detection_whose_result_is_anothers_does_not_leave(there, tmp_path, key):
     first, second, *_ = sorted(p.name for p in (there / "runs").iterdir())
     name = make_detection(there, first, {key: second})
-    with pytest.raises(ValueError, match=f"{name}: its result.json is another's"):
-        export_runs(there, [], tmp_path / "x.zip")
-    assert not (tmp_path / "x.zip").exists()
+    exported = export_runs(there, [], tmp_path / "x.zip")
+    assert exported.left_out == {name: f"{name}: its result.json is another's"}
+    assert not [file for file in read_archive(tmp_path / "x.zip") if "/detections/" in file]
 
 
 # --- refused ---
@@ -247,12 +248,37 @@ def test_a_run_that_is_not_there_or_not_finished_does_not_leave(there, tmp_path)
 
 
 @pytest.mark.parametrize("file", ["result.json", "config.yaml", "slopes.json", "env.json"])
-def test_a_damaged_run_does_not_leave(there, tmp_path, file):
-    broken = sorted(there.glob(f"runs/*/{file}"))[0]
+def test_a_damaged_run_does_not_leave_and_keeps_no_other(there, here, tmp_path, delving, file):
+    broken, *others = sorted(there.glob(f"runs/*/{file}"))
     broken.write_text("{")
     with pytest.raises(ValueError, match=f"{broken.parent.name}.*{file}"):
+        export_runs(there, [broken.parent.name], tmp_path / "x.zip")
+    assert not (tmp_path / "x.zip").exists()
+    code, out, _ = delving("runs", "export", "scale=smoke", "--to", tmp_path / "x.zip",
+                           "--output-root", there.parent)  # fmt: skip
+    assert code == 1
+    assert re.search(f"left out: .*{broken.parent.name}.*{file}", out)
+    arrived = {name.split("/")[2] for name in import_runs(tmp_path / "x.zip", here).new
+               if "/runs/" in name}  # fmt: skip
+    assert arrived == {path.parent.name for path in others}
+
+
+def test_where_every_run_is_damaged_there_is_no_archive(there, tmp_path):
+    for path in there.glob("runs/*/result.json"):
+        path.write_text("{")
+    with pytest.raises(ValueError, match=r"result\.json"):
         export_runs(there, [], tmp_path / "x.zip")
     assert not (tmp_path / "x.zip").exists()
+
+
+def test_a_damaged_measurement_keeps_no_run(there, tmp_path):
+    broken = next(iter(there.glob("*/measured.json")))
+    broken.write_text("{")
+    exported = export_runs(there, [], tmp_path / "x.zip")
+    assert len(exported.names) == len(list(there.glob("runs/*/result.json")))
+    assert list(exported.left_out) == [broken.parent.name]
+    there_now = read_archive(tmp_path / "x.zip")
+    assert f"{there.name}/{broken.parent.name}/measured.json" not in there_now
 
 
 def test_another_run_of_the_same_name_is_kept(archive, here, tmp_path):

@@ -263,10 +263,14 @@ def count_cores() -> int:
 
 @contextmanager
 def decoding_threads() -> Iterator[ThreadPoolExecutor]:
-    """A thread a core, to decode images in. Decoding silences warnings, which threads would leave
-    so."""
+    """A thread a core, to decode images in; after an error or Ctrl-C those that wait are not begun.
+    Decoding silences warnings, which threads would leave so."""
     with warnings.catch_warnings(), ThreadPoolExecutor(count_cores()) as pool:
-        yield pool
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def cached(images: Images, *, gigabytes: float, workers: int, side: int | None = None) -> Cache:

@@ -3,6 +3,7 @@
 import itertools
 import re
 import signal
+import time
 from functools import partial
 
 import numpy as np
@@ -23,6 +24,7 @@ from delving.data.loader import (
     cached,
     count_cores,
     count_workers,
+    decoding_threads,
     iterate,
 )
 from delving.signals import HEEDED
@@ -297,3 +299,22 @@ def test_a_fixed_s_is_cut_from_the_same_pixels_with_and_without_loader_processes
     source = cached(IMAGES, gigabytes=1, workers=workers, side=16)
     [there] = take(batches(source), range(1, 2), workers)
     assert (there.pixels == here.pixels).all()
+
+
+def test_after_ctrl_c_no_thread_begins_another_image():
+    """`delving data verify` hands out a thousand at once."""
+    begun, handed, until = [], [], time.monotonic() + 5
+
+    def decode(number):
+        begun.append(number)
+        while time.monotonic() < until and not (handed and handed[-1].cancelled()):
+            time.sleep(0.001)  # those at hand end after the Ctrl-C
+
+    def interrupted():
+        with decoding_threads() as pool:
+            handed.extend(pool.submit(decode, number) for number in range(1000))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert len(begun) <= count_cores()
