@@ -23,7 +23,7 @@ from delving.initializer import he, initialize, layer_stds
 from delving.net import build_net
 from delving.notation import read_layers
 from delving.paper.fisher import condition as log_condition
-from delving.paper.fisher import log_between
+from delving.paper.fisher import log_between, tabulate
 from delving.rectifier import RECTIFIERS
 from delving.signal import weight_layers
 
@@ -376,6 +376,17 @@ def test_a_layer_without_any_response_has_no_mean_to_tell():
     row = towards_zero([-20.0] * 4)
     assert row["silent"] == 1
     assert math.isnan(row["channel_mean"])
+
+
+def test_the_table_tells_all_three_kinds_of_pairs():
+    """Our source does not say which of them the paper means."""
+    g = normal(100, 18)
+    found = describe_fisher(g, [a_layer(2, 2, "a"), a_layer(3, 3, "b")])
+    net = {"fisher": found, "responses": [{"channel_mean": 0.5, "silent": 0.0, "units": 3}]}
+    cells = tabulate({"relu": [net], "prelu": [net]}).set_index("")["PReLU"]
+    rows = ("within layers", "between layers", "between a unit's bias and weights")
+    for kind, row in zip(KINDS, rows, strict=True):
+        assert cells[f"energy {row}"] == f"{found[kind]['energy']:.4f} (1)"
 
 
 @pytest.mark.parametrize(("energy", "error", "told"), [(0.01, 0.001, -2), (-0.0001, 0.001, -3)])

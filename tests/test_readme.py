@@ -1,5 +1,6 @@
 """The README's generated blocks say what source and results say now."""
 
+import math
 import os
 import re
 import shutil
@@ -178,6 +179,23 @@ def test_what_is_told_of_slopes_after_more_steps_is_in_their_records(folder):
     seen = mean_interval(falls[:-1], 0.95)
     assert (f"(rank correlation {seen.mean:.2f}, 95 % interval {seen.low:.2f} to {seen.high:.2f}; "
             f"the paper's {falls[-1]:.2f})") in told  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [("bias_weight", "it is {} % smaller (95 % interval {} to {})"),
+     ("within", "within layers {} % ({} to {})")],
+)  # fmt: skip
+def test_what_is_told_of_blocks_of_the_fisher_matrix_is_in_its_record(kind, sentence):
+    told = " ".join(README.read_text(encoding="utf-8").split())
+    parts = record.read_json(REFERENCE / "quarter" / "fisher" / "measured.json")["parts"]
+    energy = {run: math.log10(part["found"]["fisher"][kind]["energy"])
+              for part in parts for run in part["asked"]["runs"]}  # fmt: skip
+    less = [energy[run] - energy[run.replace("-relu-", "-prelu-")]
+            for run in energy if "-relu-" in run]  # fmt: skip
+    seen = mean_interval(less)
+    smaller = [f"{100 - 100 * 10**-x:.0f}" for x in (seen.mean, seen.low, seen.high)]
+    assert sentence.format(*smaller) in told
 
 
 def test_what_is_told_of_longer_trainings_is_in_their_records():

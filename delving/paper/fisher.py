@@ -64,6 +64,12 @@ def show(asked: Asked) -> Shown:
         figure=_draw(arms),
         data=_list_responses(found),
         claims=_claims(asked, found),
+        notes=[
+            "Our source does not say which off-diagonal blocks the paper means: those between "
+            "layers are judged, the others stand beside them. Energies are mean squared entries. "
+            "The entry of a unit's bias and one of its weights is the mean input that the weight "
+            "sees, over its root mean square, as far as inputs and gradients are independent."
+        ],
     )
 
 
@@ -111,6 +117,9 @@ def _cells(nets: list[dict]) -> dict[str, str]:
         "mean response / rms": mean_and_spread(map(centre, nets), 3),
         "energy within layers": mean_and_spread(
             (one["fisher"]["within"]["energy"] for one in nets), 4
+        ),
+        "energy between a unit's bias and weights": mean_and_spread(
+            (one["fisher"]["bias_weight"]["energy"] for one in nets), 4
         ),
         "energy between layers": mean_and_spread(map(between, nets), 4),
         "error of the energy between layers": mean_and_spread(errors, 4),
