@@ -2,7 +2,8 @@
 
 assumed: scores are averaged after the softmax, over views, windows and scales alike.
 
-assumed: multi-scale means Table 4's three scales; ten_view is at s = 8/7 of the crop for all nets.
+assumed: multi-scale means Table 4's three scales; ten_view and center are at s = 8/7 of the crop
+for all nets.
 """
 
 from collections.abc import Callable, Iterator, Sequence

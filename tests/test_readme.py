@@ -67,6 +67,18 @@ def test_each_tag_names_its_file():
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "place", "words"),
+    [("assumed", "conf/paper/detection.yaml", "trunk is small14"),
+     ("assumed", "conf/config.yaml", "section 3's batch"),
+     ("ours", "conf/paper/table7.yaml", "are C"),
+     ("ours", "delving/paper/table7.py", "validation images"),
+     ("ours", "delving/detect/train.py", "biases do not decay")],
+)  # fmt: skip
+def test_what_neither_paper_says_is_told(kind, place, words):
+    assert [line for line in collect(kind) if line.endswith(f"({place}))") and words in line]
+
+
 # --- how to extend it, as the README tells ---
 def examples():
     """{where it belongs: its lines} of the code in the README's section."""

@@ -145,7 +145,7 @@ class Batches:
         one, mean_std = self.candidates[number], self.statistics
         chosen = choose_rois(one, self.rois // self.images, self.share, rng)
         boxes, shifts = torch.from_numpy(one.boxes[chosen]), one.shifts[chosen]
-        # ours: an image is flipped by a coin's toss; Fast R-CNN doubles the set by flipped ones.
+        # Half of the time, as Fast R-CNN has it (2.3); its code doubles the set by flipped ones.
         flip, size = rng.random() < 0.5, self.split.sizes[number]
         if flip:
             boxes, shifts = mirror(boxes, size[0]), shifts * [-1, 1, 1, 1]

@@ -1,4 +1,8 @@
-"""Table 7: the ensemble of six models; what it says of each image also feeds Figures 4 to 7."""
+"""Table 7: the ensemble of six models; what it says of each image also feeds Figures 4 to 7.
+
+ours: the ensemble is scored on the validation images, the paper's on the test set, whose labels are
+not public.
+"""
 
 import base64
 import io
