@@ -1,6 +1,6 @@
 """Figure 2: model B (22 layers), ReLU, He against Xavier.
 
-2.2: "both initializations are able to make them converge, but ours starts reducing error earlier".
+Its caption: both "lead to convergence, but ours starts reducing error earlier".
 """
 
 import math

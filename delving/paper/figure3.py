@@ -1,6 +1,6 @@
 """Figure 3: the 30-layer small model, He against Xavier; also `delving compare-init`'s drawing.
 
-2.2: with He the model converges; with Xavier "the learning completely stalls, the gradients are
+2.2: with He the model converges; Xavier "completely stalls the learning, and the gradients are
 diminishing as monitored in the experiments", and more epochs do not help.
 """
 

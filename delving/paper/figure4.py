@@ -94,7 +94,7 @@ def _dogs(pictures: dict) -> list[int]:
 
 
 def _siblings(asked: Asked, dogs: list[int]) -> list[Claim]:
-    """4: the nets "perform well on fine-grained recognition", such as of dog breeds."""
+    """4: the nets do well at fine-grained recognition, such as of dog breeds."""
     if not dogs:
         return []
     less, ensembles = [], ensembles_of(asked)

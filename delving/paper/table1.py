@@ -1,8 +1,9 @@
 """Table 1: small14 layer by layer with its learned slopes, the paper's beside ours.
 
-Claims, 2.1: "the first conv layer has coefficients significantly greater than 0"; channel-wise,
-deeper conv layers have in general smaller slopes. As slopes start at 0.25 the first is easily had:
-whether conv1's is the largest of all conv layers', as in the table, is judged beside it.
+Claims, 2.1: "the first conv layer (conv1) has coefficients (0.681 and 0.596) significantly greater
+than 0"; channel-wise, "the deeper conv layers in general have smaller coefficients". As slopes
+start at 0.25 the first is easily had: whether conv1's is the largest of all conv layers', as in the
+table, is judged beside it.
 """
 
 from collections.abc import Callable, Sequence
