@@ -193,6 +193,16 @@ def test_what_is_told_of_slopes_after_more_steps_is_in_their_records(folder):
             f"the paper's {falls[-1]:.2f})") in told  # fmt: skip
 
 
+def test_that_relu_is_behind_in_every_epoch_is_in_the_record():
+    assert "it errs more at the end of every epoch" in " ".join(
+        README.read_text(encoding="utf-8").split()
+    )
+    [note] = record.read_json(REFERENCE / "quarter" / "convergence" / "verdict.json")["notes"]
+    counts = re.findall(r"(\d+) of (\d+)", note)
+    assert len(counts) == 4
+    assert all(ahead == epochs for ahead, epochs in counts)
+
+
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [("bias_weight", "it is {} % smaller (95 % interval {} to {})"),

@@ -33,6 +33,7 @@ def show(asked: Asked) -> Shown:
         figure=draw_slopes({name: arms[arm] for arm, name in ARMS.items()}),
         data=list_slopes(run for runs in arms.values() for run in runs),
         claims=_claims(asked),
+        notes=_beyond_one(arms),
     )
 
 
@@ -48,6 +49,14 @@ def _tabulate(arms: dict[str, list[Run]]) -> pd.DataFrame:
             row[f"{title}, ours"] = mean_and_spread(values, 3) if name in paper else ""
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _beyond_one(arms: dict[str, list[Run]]) -> list[str]:
+    """How many slopes ended beyond 1: nothing keeps them, and in the paper they rarely do (2.1)."""
+    found = {title: np.concatenate([a for run in arms[arm] for a in run.slopes.values()])
+             for arm, title in ARMS.items() if arms[arm]}  # fmt: skip
+    parts = [f"{(abs(a) > 1).sum():,} of {len(a):,} {title} ones" for title, a in found.items()]
+    return [f"Slopes above 1 or below -1: {', '.join(parts)}; the paper's: rarely."] * bool(parts)
 
 
 def list_slopes(runs: Sequence[Run]) -> pd.DataFrame:

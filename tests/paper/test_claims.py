@@ -384,6 +384,17 @@ def test_prelu_is_lower_all_along_where_training_and_validation_are(
     assert verdicts(found) == [lower, lower, gap, gap]
 
 
+def test_it_is_told_in_how_many_epochs_prelu_errs_less(tmp_path):
+    """Of 10 epochs each, of the pairs that logged: the paper has it lower throughout."""
+
+    def tell(arm, seed):
+        told = curves(36.0, 46.0 if arm.startswith("b_") else 40.0)(arm, seed)
+        return told | ({"steps": 0, "status": "diverged"} if (arm, seed) == ("c_relu", 1) else {})
+
+    [note] = show(make_asked(tmp_path, "convergence", tell)).notes
+    assert note.endswith(": A 30 of 30, B 0 of 30, C 20 of 20, small14 30 of 30.")
+
+
 def test_a_large_net_that_stalled_leaves_the_small_ones_verdict(judge):
     found = judge("convergence", curves(36.0, 40.0, b_relu="stalled"))
     assert verdicts(found) == [REPRODUCED, INCONCLUSIVE, REPRODUCED, INCONCLUSIVE]
@@ -440,6 +451,8 @@ def test_our_slopes_stand_beside_the_papers(tmp_path):
     assert row["channel-wise, paper"] == "0.596"
     assert row["channel-wise, ours"] == "0.702 ± 0.013 (3)"
     assert set(shown.data.layer) == set(LAYERS)
+    [note] = shown.notes  # of the fc layers' two, some beyond
+    assert "6 of 39 channel-shared ones, 18 of 117 channel-wise ones" in note
     data = show(make_asked(tmp_path, "figure1", slopes_of(0.7, (0.3, 0.05)))).data
     assert list(data.layer) == LAYERS
     assert data.slope[0] == pytest.approx(0.7)
