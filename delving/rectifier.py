@@ -83,8 +83,11 @@ def _dense(x: Tensor) -> Tensor:
 
 
 def _serve(kernels, x: Tensor, slope: Tensor, bias: Tensor | None = None) -> bool:
-    """Whether kernels do for these: they read parameters in fp32, one bias a channel."""
+    """Whether kernels do for these: they read parameters in fp32, one bias a channel, and so many
+    slopes or one, without asking whether there are as many."""
     if not kernels or slope.dtype != torch.float32 or not kernels.knows(x):
+        return False
+    if len(slope) not in (1, x.shape[1]):
         return False
     return bias is None or (bias.dtype == torch.float32 and len(bias) == x.shape[1])
 

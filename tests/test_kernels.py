@@ -13,6 +13,7 @@ from calling import run_apart
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from delving import rectifier
 from delving.bench.training import build
 from delving.build import build_model, materialise
 from delving.config import compose
@@ -127,6 +128,19 @@ def test_parameters_of_another_type_are_read_as_what_they_are(dtype):
 def test_as_many_biases_as_channels_are_asked_for():
     with pytest.raises(RuntimeError, match="size"):
         rectify(normal((2, 8, 3, 3)), torch.zeros(3), torch.zeros(1), False)
+    with pytest.raises(RuntimeError, match="size"):
+        rectify(normal((2, 8, 3, 3)), None, torch.zeros(3), False)
+
+
+def test_kernels_are_given_no_fewer_slopes_than_they_read(monkeypatch):
+    """A GPU's would read beyond them; the plain form refuses."""
+
+    def never(*_):
+        raise AssertionError("a kernel was called")
+
+    monkeypatch.setitem(
+        rectifier.KERNELS, "cpu", SimpleNamespace(knows=lambda x: True, rectify=never)
+    )
     with pytest.raises(RuntimeError, match="size"):
         rectify(normal((2, 8, 3, 3)), None, torch.zeros(3), False)
 
