@@ -19,12 +19,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from delving.kernels import gpu, native
+from delving.kernels import KERNELS, native
 
 REACH = 2.0**-60
 INTEGERS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16}
 INTEGERS[torch.float16] = torch.int16
-KERNELS = {"cpu": native, "cuda": gpu}
 
 
 def by_channel(values: Tensor, like: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """Spatial pyramid pooling (2.3): of the training map, and of every window in dense testing."""
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from delving.kernels import native
+from delving.kernels import KERNELS, native
 
 
 def bin_edges(size: int, bins: int) -> list[tuple[int, int]]:
@@ -39,19 +40,19 @@ def pool_levels(x: Tensor, levels: Sequence[int]) -> Tensor:
     return torch.cat([pool_bins(x, bins).flatten(1) for bins in levels], 1)
 
 
-class _Native(torch.autograd.Function):
+class _Fused(torch.autograd.Function):
     """pool_levels by kernels of our own: one pass each way, where slices take a dozen a level."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, levels: Sequence[int]) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.levels = levels
-        return native.spp(x, levels)
+    def forward(ctx, x: Tensor, levels: Sequence[int], kernels: ModuleType) -> Tensor:
+        out, *kept = kernels.spp(x, levels)
+        ctx.save_for_backward(x, *kept)
+        ctx.levels, ctx.kernels = levels, kernels
+        return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        [x] = ctx.saved_tensors
-        return native.spp_backward(grad, x, ctx.levels), None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.kernels.spp_backward(grad, *ctx.saved_tensors, ctx.levels), None, None
 
 
 class SPP(nn.Module):
@@ -62,8 +63,9 @@ class SPP(nn.Module):
         self.levels = tuple(levels)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and native.knows(x):
-            return _Native.apply(x, self.levels)
+        kernels = KERNELS.get(x.device.type)
+        if kernels and kernels.knows(x):
+            return _Fused.apply(x, self.levels, kernels)
         return pool_levels(x, self.levels)
 
     def windows(self, x: Tensor, size: int) -> Tensor:

@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 import signal
+from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -374,8 +375,9 @@ def test_a_runs_losses_with_the_kernels_are_those_without_but_for_rounding(
 
 INTERPRETED = """
 import torch
-from delving.kernels import gpu
+from delving.kernels import gpu, programs
 from delving.rectifier import rectify_backward_plain, rectify_plain
+from delving.spp import pool_levels
 from test_kernels import TYPES, distance, normal, slopes_for
 
 for shape in [(5, 3), (2, 8, 5, 7), (2, 130, 9, 9)]:
@@ -396,6 +398,25 @@ for shape in [(5, 3), (2, 8, 5, 7), (2, 130, 9, 9)]:
                     assert distance(found[0], plain[0]) <= rounding
                     assert distance(found[1], plain[1]) < 1e-5
                     assert not learned or distance(found[2], plain[2]) < 1e-5
+for dtype in TYPES:
+    assert gpu._wrong(dtype, programs, "cpu") == ""
+    for shape, levels in [
+        ((2, 3, 5, 4), (3, 2, 1)), ((1, 600, 1, 2), (1, 2)), ((1, 1, 1, 5), (2,)),
+    ]:
+        for tied in (False, True):
+            x = normal(shape).to(dtype)
+            x = x.relu() if tied else x
+            out, *kept = gpu.spp(x, levels)
+            exact = x.double().requires_grad_()
+            wanted = pool_levels(exact, levels)
+            assert torch.equal(out.double(), wanted.detach())
+            grad = normal(out.shape, 1).to(dtype)
+            wanted.backward(grad.double())
+            found = gpu.spp_backward(grad, x, *kept, levels)
+            assert distance(found, exact.grad) < (1e-6 if dtype == torch.float32 else 1e-2)
+x = normal((1, 2, 6, 6))
+x[0, 1, 2, 3] = torch.nan
+assert torch.equal(gpu.spp(x, (2, 1))[0].isnan(), pool_levels(x, (2, 1)).isnan())
 print("all equal")
 """
 
@@ -407,19 +428,26 @@ from triton.compiler import ASTSource
 from delving.kernels import programs
 
 sizes = dict(SHARED=0, LEARNED=True, ROWS=32, COLUMNS=128)
+types = {"bias": "*fp32", "slope": "*fp32", "sums": "*fp32", "tied": "*i16", "levels": "*i32"}
+types |= dict.fromkeys(["rows", "channels", "height", "width", "features", "bins", "count"], "i32")
 for kind, bits in (("bf16", tl.int16), ("fp32", tl.int32)):
-    for program, fixed in ((programs.rectify, dict(BIASED=True)), (programs.rectify_backward, {})):
-        fixed = {**fixed, **sizes, "BITS": bits}
-        types = {"bias": "*fp32", "slope": "*fp32", "sums": "*fp32", "rows": "i32",
-                 "channels": "i32"}
+    rectifying = {**sizes, "BITS": bits}
+    for program, fixed in (
+        (programs.rectify, {**rectifying, "BIASED": True}),
+        (programs.rectify_backward, rectifying),
+        (programs.pool, dict(COLUMNS=512)),
+        (programs.pool_backward, dict(COLUMNS=512)),
+    ):
         names = program.arg_names
         signature = {n: "constexpr" if n in fixed else types.get(n, "*" + kind) for n in names}
         aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names)
-                   if n not in fixed and n != "rows"}
+                   if n not in fixed and (n == "channels" or "*" in signature[n])}
         source = ASTSource(program, signature, fixed, aligned)
         made = compile(source, target=GPUTarget("cuda", 90, 32))
-        loads = [line for line in made.asm["ptx"].splitlines() if "ld.global.v4" in line]
-        assert loads, "no loads of 16 bytes"
+        # Of SPP's a thread has four channels at a time.
+        wide = f"ld.global.v{4 if 'BITS' in fixed or kind == 'fp32' else 2}"
+        loads = [line for line in made.asm["ptx"].splitlines() if wide in line]
+        assert loads, f"{program}: no loads so wide as {wide}"
         assert made.asm["cubin"]
 print("all compiled")
 """
@@ -456,6 +484,22 @@ def test_on_a_gpu_the_operator_and_its_gradients_are_those_of_the_formula(shape,
     assert distance(slope.grad.cpu(), plain[2]) < 1e-5
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shape", [(3, 5, 18, 18), (2, 256, 9, 9), (2, 600, 14, 9), (1, 1, 1, 5)])
+def test_on_a_gpu_pyramid_pooling_is_the_plain_one(shape, tied, dtype):
+    x = normal(shape).to(dtype)
+    x = x.relu() if tied else x
+    ours, exact = x.cuda().requires_grad_(), x.double().requires_grad_()
+    out, wanted = SPP((6, 3, 2, 1))(ours), pool_levels(exact, (6, 3, 2, 1))
+    assert torch.equal(out.cpu().double(), wanted)
+    grad = normal(out.shape, 1).to(dtype)
+    out.backward(grad.cuda())
+    wanted.backward(grad.double())
+    assert distance(ours.grad.cpu(), exact.grad) < ROUNDING[dtype]
+
+
 def test_a_gpu_named_without_a_number_is_the_current_one(monkeypatch):
     """torch.cuda.set_device refuses a device without an index, which `auto` gives."""
     told = []
@@ -467,27 +511,37 @@ def test_a_gpu_named_without_a_number_is_the_current_one(monkeypatch):
     assert told == [torch.device("cuda", 1)]
 
 
-def test_where_triton_cannot_launch_the_plain_operators_compute(monkeypatch):
+PROGRAMS = ("rectify", "rectify_backward", "pool", "pool_backward")
+
+
+def pretended(**launched):
+    """programs.py, of which those not given do nothing."""
+    programs = {name: launched.get(name, lambda *_, **__: None) for name in PROGRAMS}
+    return SimpleNamespace(
+        tl=SimpleNamespace(int32=None, int16=None),
+        **{name: defaultdict(lambda call=call: call) for name, call in programs.items()},
+    )
+
+
+def test_where_triton_cannot_launch_the_plain_operators_compute():
     def broken(*_, **__):
         raise RuntimeError("no C compiler")
 
-    def never(*_, **__):
-        return None
-
-    monkeypatch.setattr(torch, "zeros", lambda *_, **__: torch.empty(1, 1))
-    types = SimpleNamespace(int32=None, int16=None)
-    for forward, backward in ((broken, never), (never, broken)):
-        programs = SimpleNamespace(
-            rectify={(1, 1): forward}, rectify_backward={(1, 1): backward}, tl=types
-        )
-        assert gpu._launch(programs) == "Triton cannot compile here (RuntimeError: no C compiler)"
+    for name in PROGRAMS:
+        told = gpu._launch(pretended(**{name: broken}), "cpu")
+        assert told == "Triton cannot compile here (RuntimeError: no C compiler)"
 
 
-def test_a_signal_while_triton_compiles_is_no_fault_of_it(monkeypatch):
+def test_where_triton_computes_otherwise_than_known_the_plain_operators_do():
+    def seven(x, slope, bias, out, *_, **__):
+        out.fill_(7)
+
+    assert gpu._launch(pretended(rectify=seven), "cpu") == "Triton's rectify is wrong here"
+
+
+def test_a_signal_while_triton_compiles_is_no_fault_of_it():
     def told(*_, **__):
         raise Interrupted(signal.SIGTERM)
 
-    monkeypatch.setattr(torch, "zeros", lambda *_, **__: torch.empty(1, 1))
-    programs = SimpleNamespace(rectify={(1, 1): told}, tl=SimpleNamespace(int32=None, int16=None))
     with pytest.raises(Interrupted):
-        gpu._launch(programs)
+        gpu._launch(pretended(rectify=told), "cpu")

@@ -1,6 +1,7 @@
 """programs.py on CUDA tensors: sizes of tiles, and the launch."""
 
 import importlib.util
+from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
 
@@ -14,6 +15,7 @@ from delving.words import cut
 TILE = 4096  # numbers a program holds at once: 32 a thread
 COLUMNS = 128  # at most; 256 bytes of bf16 in a row
 WAVES = 2  # programs a multiprocessor, of those that sum: as many as its registers hold at once
+POOLED = 512  # channels of SPP that a program has at most: four a thread
 
 
 def programs() -> ModuleType | None:
@@ -32,23 +34,48 @@ def look_for_programs() -> tuple[ModuleType | None, str]:
     return (None if fault else found), fault
 
 
-def _launch(found: ModuleType) -> str:
-    """Why no program runs here, if none does: Triton's launcher wants a C compiler and Python's
-    headers."""
-    slope = torch.zeros(1, device="cuda")
-    tile = {"SHARED": 1, "LEARNED": False, "ROWS": 16, "COLUMNS": 1}
+def _launch(found: ModuleType, device: str = "cuda") -> str:
+    """Why the programs are of no use here, if so: Triton's launcher wants a C compiler and Python's
+    headers, and what they compute is known."""
     try:
-        for number, bits in ((torch.float32, found.tl.int32), (torch.bfloat16, found.tl.int16)):
-            x = torch.zeros(1, 1, dtype=number, device="cuda")
-            given, sizes = (x, slope, slope, torch.empty_like(x)), (1, 1)
-            found.rectify[1, 1](*given, *sizes, BIASED=False, BITS=bits, **tile)
-            given = (x, x, slope, torch.empty_like(x), slope.new_empty(1, 2, 1))
-            found.rectify_backward[1, 1](*given, *sizes, BITS=bits, **tile)
+        for number in TYPES:
+            if fault := _wrong(number, found, device):
+                return f"Triton's {fault} is wrong here"
     except Interrupted:
         raise
     except Exception as error:  # compilers fail in many ways; the plain operators do not
         told = next((line for line in str(error).splitlines() if line.strip()), "")
         return f"Triton cannot compile here ({type(error).__name__}: {cut(told.strip(), 160)})"
+    return ""
+
+
+def _wrong(number: torch.dtype, found: ModuleType, device: str) -> str:
+    """The program whose result for a few numbers is not the known one, if there is one."""
+    slope, sums = torch.full((1,), 0.5, device=device), torch.empty(1, 2, 1, device=device)
+    bits = found.tl.int32 if number == torch.float32 else found.tl.int16
+    tile = {"SHARED": 1, "LEARNED": True, "BITS": bits, "ROWS": 16, "COLUMNS": 1}
+    x, grad = (torch.tensor(v, dtype=number, device=device)[:, None] for v in ([-2, 4], [1, 3]))
+    out, grad_x = torch.empty_like(x), torch.empty_like(x)
+    found.rectify[1, 1](x, slope, slope, out, 2, 1, BIASED=False, **tile)
+    found.rectify_backward[1, 1](grad, out, slope, grad_x, sums, 2, 1, **tile)
+    cells = torch.tensor([2, 5, 5, 5], dtype=number, device=device)  # of a map of two by two
+    levels = torch.tensor([1], dtype=torch.int32, device=device)
+    most, pooled, tied = (
+        torch.empty(1, dtype=t, device=device) for t in (number, number, torch.int16)
+    )
+    shares = torch.empty_like(cells)
+    found.pool[1, 1](cells, levels, pooled, most, tied, 1, 2, 2, 1, 1, COLUMNS=1)
+    given = (pooled, cells, most, tied, levels, shares)
+    found.pool_backward[4, 1](*given, 1, 2, 2, 1, 1, 1, COLUMNS=1)
+    told = {
+        "rectify": ([out], [-1, 4]),
+        "rectify_backward": ([grad_x, sums], [0.5, 3, 3.5, -2]),
+        "pool": ([pooled, most, tied], [5, 5, 2]),
+        "pool_backward": ([shares], [0, 1.25, 2.5, 1.25]),
+    }
+    for program, (results, known) in told.items():
+        if torch.cat([result.flatten().float() for result in results]).tolist() != known:
+            return program
     return ""
 
 
@@ -85,11 +112,56 @@ def rectify_backward(
     return grad_x, grad_bias, grad_slope
 
 
+def spp(x: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """spp.py's pool_levels; each bin's maximum, bins before channels, and how many of its columns
+    have it."""
+    images, channels, height, width = x.shape
+    bins = sum(side * side for side in levels)
+    out = x.new_empty(images, channels * bins)
+    most = x.new_empty(images, bins, channels)
+    tied = x.new_empty(images, bins, channels, dtype=torch.int16)
+    columns = _columns(channels, POOLED)
+    grid = (images * bins, _shares(channels, columns))
+    sizes = (channels, height, width, out.shape[1], bins)
+    with torch.cuda.device_of(x):
+        programs().pool[grid](x, _list(levels, x), out, most, tied, *sizes, COLUMNS=columns)
+    return out, most, tied
+
+
+def spp_backward(
+    grad: Tensor, x: Tensor, most: Tensor, tied: Tensor, levels: Sequence[int]
+) -> Tensor:
+    """The gradient of what `spp` was given; `grad` is that of its result."""
+    grad_x, grad = torch.empty_like(x), grad.contiguous()
+    images, channels, height, width = x.shape
+    columns = _columns(channels, POOLED)
+    grid = (images * height * width, _shares(channels, columns))
+    sizes = (channels, height, width, grad.shape[1], most.shape[1], len(levels))
+    given = (grad, x, most, tied, _list(levels, x), grad_x)
+    with torch.cuda.device_of(x):
+        programs().pool_backward[grid](*given, *sizes, COLUMNS=columns)
+    return grad_x
+
+
+def _list(levels: Sequence[int], x: Tensor) -> Tensor:
+    return _list_on(tuple(levels), x.device)
+
+
+@cache
+def _list_on(levels: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(levels, dtype=torch.int32, device=device)
+
+
 def _tiles(x: Tensor) -> tuple[int, int, dict[str, int]]:
     """(rows, channels) of the numbers, and the sides of a tile."""
     channels = x.shape[1]
-    columns = min(COLUMNS, 1 << (channels - 1).bit_length())
+    columns = _columns(channels, COLUMNS)
     return x.numel() // channels, channels, {"ROWS": TILE // columns, "COLUMNS": columns}
+
+
+def _columns(channels: int, most: int) -> int:
+    """A power of two, of what a program has at once."""
+    return min(most, 1 << (channels - 1).bit_length())
 
 
 def _shares(count: int, size: int) -> int:

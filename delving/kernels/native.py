@@ -45,11 +45,11 @@ def rectify_backward(
     return grad_x, grad_bias, grad_slope
 
 
-def spp(x: Tensor, levels: Sequence[int]) -> Tensor:
-    """spp.py's pool_levels."""
+def spp(x: Tensor, levels: Sequence[int]) -> tuple[Tensor]:
+    """spp.py's pool_levels; nothing besides is to be kept for the gradient."""
     out = x.new_empty(len(x), _features(x, levels))
     _call("spp", x, *_pointers(x, out), *_shape(x), *_list(levels), out.shape[1])
-    return out
+    return (out,)
 
 
 def spp_windows(x: Tensor, levels: Sequence[int], size: int) -> Tensor:
