@@ -159,8 +159,13 @@ def train(
 
 
 def gradient_squares(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """Each gradient's squared norm; by dot products, twice as fast as foreach norms on a CPU."""
-    return [torch.dot(g, g)[None] for g in (_in_a_row(p.grad) for p in parameters)]
+    """Each gradient's squared norm, in tensors to be put together: by dot products on a CPU, twice
+    as fast there as norms of all at once, which are a few launches elsewhere, in place of one or
+    two for each."""
+    gradients = [p.grad for p in parameters]
+    if gradients[0].device.type == "cpu":
+        return [torch.dot(g, g)[None] for g in map(_in_a_row, gradients)]
+    return [torch.stack(torch._foreach_norm(gradients)).square()]
 
 
 def _in_a_row(x: Tensor) -> Tensor:
