@@ -216,11 +216,19 @@ def accumulate_gradients(
 
 
 def seed_dropout(net: nn.Module, keys: tuple[int, int], *, batch: int, rows: slice) -> None:
-    """Gives each dropout layer its own key for this (seed, step)."""
+    """Gives each dropout layer its own key for this (seed, step); and torch's generators one, that
+    a rectifier which draws from them does so anew in each step, and the same after a restart."""
+    on_cpu = all(p.device.type == "cpu" for p in net.parameters())
+    # That of all devices takes 0.2 ms, the CPU's alone a hundredth of it.
+    reseed = torch.default_generator.manual_seed if on_cpu else torch.manual_seed
+    reseed(_key(keys, f"from row {rows.start or 0}"))
     layers = [m for m in net.modules() if isinstance(m, Dropout)]
     for number, layer in enumerate(layers):
-        digest = hashlib.sha256(f"{keys} {number}".encode()).digest()
-        layer.seed(int.from_bytes(digest[:8], "big") >> 1, batch, rows)
+        layer.seed(_key(keys, number), batch, rows)
+
+
+def _key(keys: tuple[int, int], what: object) -> int:
+    return int.from_bytes(hashlib.sha256(f"{keys} {what}".encode()).digest()[:8], "big") >> 1
 
 
 def advance(progress: Progress, recipe: Recipe, step: Step) -> None:

@@ -354,6 +354,15 @@ def test_the_mask_follows_from_seed_step_layer_and_place_alone():
     assert not torch.equal(first[0], first[1])
 
 
+@pytest.mark.parametrize("micro_batch", [8, 3])
+def test_what_a_rectifier_draws_follows_from_seed_step_and_place(monkeypatch, micro_batch):
+    monkeypatch.setitem(RECTIFIERS, "relu", lambda channels, slope: nn.RReLU())
+    net = build("relu")
+    first, again, later = (gradients(net, micro_batch, step=step)[0][0] for step in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, later)
+
+
 def test_each_step_of_a_training_drops_other_units():
     net = build(dropout=0.5)
     first, again, next_step = (gradients(net, 8, step=step)[0] for step in (3, 3, 4))
