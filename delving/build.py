@@ -181,10 +181,12 @@ def materialise(net: Net, config: Config, device: torch.device) -> Net:
     """Gives a meta net its storage and its initial values, drawn in fp32 whatever it is kept in."""
     _give_storage(net, device, torch.float32)
     stds = plan_stds(config)
-    for parameter in net.parameters():
-        parameter.data.fill_(torch.nan)
+    values = [*net.named_parameters(), *net.named_buffers()]
+    for _, value in values:
+        if value.is_floating_point():
+            value.data.fill_(torch.nan)
     initialize(net, stds, seed=config.seed)
-    unset = [name for name, p in net.named_parameters() if p.isnan().any()]
+    unset = [name for name, value in values if value.isnan().any()]
     if unset:
         raise ValueError(f"{unset[0]} got no initial value: its module needs reset_parameters()")
     return net.to(number_type(config.precision)).to(memory_format=torch.channels_last)

@@ -1,6 +1,7 @@
 """Section 2.2: the stds of Eq. 10, 14 and 15, and what they are for: the signal keeps its size."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -355,6 +356,29 @@ def test_a_module_without_initial_values_is_refused_by_name(monkeypatch):
     net, _ = build_model(config, 4)
     with pytest.raises(ValueError, match=r"conv1_act\.gain got no initial value"):
         materialise(net, config, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("resets", [False, True])
+def test_so_is_one_whose_buffer_nothing_fills(monkeypatch, resets):
+    """What it held when it was made is gone with the storage."""
+
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("slopes", torch.full((1,), 0.1))
+
+        def forward(self, y):
+            return torch.where(y > 0, y, self.slopes * y)
+
+    if resets:
+        Fixed.reset_parameters = lambda self: self.slopes.fill_(0.1)
+    monkeypatch.setitem(RECTIFIERS, "relu", lambda channels, slope: Fixed())
+    config = compose(["scale=smoke", "act=relu"])
+    net, _ = build_model(config, 4)
+    refused = pytest.raises(ValueError, match=r"conv1_act\.slopes got no initial value")
+    with nullcontext() if resets else refused:
+        materialise(net, config, torch.device("cpu"))
+        assert net.features.conv1_act.slopes.item() == pytest.approx(0.1)
 
 
 def test_relu_takes_no_slope():
