@@ -152,7 +152,7 @@ def train_here(
     missing = [plan.runs[name] for _, plan, name in sweep.missing()]
     jobs = min(count_jobs(device, jobs, missing) for device in devices)
     weights = {label: estimate_run(plan, name) for label, plan, name in sweep.missing()}
-    tell_sweep(sweep, say, lambda label, plan, name: f"about {weights[label]:.0f} s")
+    tell_sweep(sweep, say, lambda label, plan, name: f"about {duration(weights[label])}")
     jobs = max(1, min(jobs, len(weights)))
     if weights:
         say.say(f"About {duration(sum(weights.values()) / jobs)}, {jobs} side by side.")

@@ -251,7 +251,7 @@ def tell_plan(
     for name, why in plan.left_out.items():
         say.say(f"  left out: {name}; {why}")
     for task in tasks:
-        say.say(f"  {task.name:44} {task.message['kind']:8} about {weights[task.name]:.0f} s")
+        say.say(f"  {task.name:44} {task.message['kind']:8} about {duration(weights[task.name])}")
     if tasks:
         say.say(f"About {duration(sum(weights.values()) / jobs)}, {jobs} side by side.")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 
@@ -110,6 +111,13 @@ def test_every_combination_is_a_run_named_by_its_meaning(train, no_workers, home
     assert states(lines) == dict.fromkeys(NAMES, "new")
     assert "side by side" in lines[-1]
     assert not (home / "outputs").exists()
+
+
+def test_a_plan_tells_the_hours_of_a_long_run(train, no_workers, home):
+    _, lines, _ = train("-m", *SMOKE, "act=relu", "seed=0,1", "train.epochs=100000", "--plan")
+    told = [line.partition("about ")[2] for line in lines if "-s0" in line or "-s1" in line]
+    assert len(told) == 2
+    assert all(re.fullmatch(r"\d+ h \d\d min", line) for line in told)
 
 
 def test_the_long_option_and_the_short_one_are_the_same(train, no_workers, home):
