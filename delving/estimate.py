@@ -165,8 +165,11 @@ def probe(bench: Bench) -> Rate:
     """STEPS steps on noise, here."""
     images, batch = len(bench.batch.labels), bench.config.train.batch
     first = seconds_each(lambda: bench.ours(1), bench.device, least=0)
-    count = max(1, min(STEPS, int(SECONDS / first)))
-    seconds = seconds_each(lambda: bench.ours(count), bench.device, least=0) / count
+    count = min(STEPS, int(SECONDS / first))
+    # A first step longer than a whole probe is all that is waited for.
+    timed = seconds_each(lambda: bench.ours(count), bench.device, least=0) if count else first
+    count = max(1, count)
+    seconds = timed / count
     weights = sum(p.nbytes for p in bench.net.parameters())
     # Here it may have been fewer images than the batch.
     memory = 3 * weights + (memory_of(bench) - 3 * weights) * batch / images

@@ -180,6 +180,18 @@ def test_a_probe_takes_as_many_steps_as_fit_and_reckons_the_whole_batchs_memory(
     assert estimates.probe(bench) == wanted
 
 
+def test_a_step_longer_than_a_probe_is_taken_once(monkeypatch):
+    seconds = iter([64.0])
+    monkeypatch.setattr(estimates, "seconds_each", lambda *_, **__: next(seconds))
+    monkeypatch.setattr(estimates, "memory_of", lambda bench: 3e9)
+    bench = SimpleNamespace(
+        net=torch.nn.Linear(10, 25, bias=False), device=None,
+        batch=SimpleNamespace(labels=[0] * 16), config=compose(["scale=smoke"]),
+    )  # fmt: skip
+    rate = estimates.probe(bench)
+    assert (rate.images, rate.source) == (0.25, "1 steps of 16 here")
+
+
 def test_a_probe_of_a_plan_gives_each_runs_seconds_with_its_scoring(monkeypatch):
     plan, rate = make_plan(["figure1"], ["scale=smoke"], need_data=False), Rate(50.0, 1.0, "")
     monkeypatch.setattr(estimates, "find_rate", lambda *_: rate)
