@@ -181,7 +181,7 @@ def amend(path: Path, overrides: list[str], *, scoring: bool = True) -> Config:
     Raises:
         ValueError: for a key that would make it another run.
     """
-    of_scoring = (*NEUTRAL, *(key for key in KEYS if key.startswith("eval.")))
+    of_scoring = dict.fromkeys([*NEUTRAL, *(key for key in KEYS if key.startswith("eval."))])
     allowed = ["precision", *(of_scoring if scoring else ("device", "output_root"))]
     config = load(path)
     for text in overrides:

@@ -522,6 +522,14 @@ def test_scoring_may_not_make_it_another_run(saved, word):
     assert word in str(refusal.value)
 
 
+def test_what_scoring_takes_is_told_once_each(saved):
+    with pytest.raises(ValueError, match="protocol and") as refused:
+        amend(saved, ["act=relu"])
+    told = str(refused.value).partition("protocol and ")[2].split(", ")
+    assert len(told) == len(set(told))
+    assert "eval.batch" in told
+
+
 @pytest.mark.parametrize("word", ["protocol=tenview", "eval.batch=0", "protocol=", "eval.batch=x"])
 def test_scoring_refuses_impossible_values(saved, word):
     with pytest.raises(ValueError, match=r"eval\."):
