@@ -186,8 +186,8 @@ def plot_curves(
     disk.check_writable(to.parent)
     curves = pd.concat([load_curves(folder).assign(run=name) for name, folder in names.items()])
     labels = shortest_labels(list(names))
-    # A long one would leave its line no room.
-    labels = {name: terminal.plain(label, longest=24) for name, label in labels.items()}
+    if len(labels) > 1:  # a long one would leave its line no room
+        labels = {name: terminal.plain(label, longest=24) for name, label in labels.items()}
     classes = {count_classes(folder) for folder in names.values()}
     figure = draw_curves(curves, labels=labels, classes=sorted(classes))
     terminal.say(save_figure(figure, to))

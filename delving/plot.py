@@ -148,7 +148,7 @@ def draw_curves(curves: pd.DataFrame, *, labels: dict[str, str], classes: Sequen
 
     Args:
         curves: as curves.load_curves gives them, of one or more runs.
-        labels: what to call each run.
+        labels: what to call each run; a single one's is the title.
         classes: numbers of them; ln of each, the loss of a blind guess, is drawn dotted.
     """
     figure, ((left, right),) = new_figure(1, 2, size=(7.2, 2.9))
@@ -172,10 +172,13 @@ def draw_curves(curves: pd.DataFrame, *, labels: dict[str, str], classes: Sequen
     right.set_title("solid: validation; dashed: training", fontsize=8, color="#555555")
     left.set(xlabel="epoch", ylabel="training loss")
     right.set(xlabel="epoch", ylabel="top-1 error (%)")
+    alone = len(labels) == 1
+    if alone:
+        figure.suptitle(plain(*labels.values()), fontsize=10, parse_math=False)
     for axes, own in ends.items():
-        end_at_last(axes, room=0.18)
+        end_at_last(axes, room=0.02 if alone else 0.18)
         axes.set_ylim(*axes.get_ylim())
-        label_lines(axes, own)
+        label_lines(axes, [] if alone else own)
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from fabricate import make_run
 
@@ -53,11 +54,21 @@ def test_a_log_that_tells_no_classes_is_refused_by_its_name(run, tmp_path):
 
 
 def test_the_figure_labels_each_run_at_its_line(run):
-    figure = draw_curves(load_curves(run), labels={run.name: "ReLU"}, classes=[10])
+    curves = load_curves(run)
+    curves = pd.concat([curves, curves.assign(run="other")])
+    figure = draw_curves(curves, labels={run.name: "ReLU", "other": "PReLU"}, classes=[10])
     left, right = figure.axes
-    assert [t.get_text() for t in left.texts] == ["ReLU"]
-    assert [t.get_text() for t in right.texts] == ["ReLU"]
+    assert [t.get_text() for t in left.texts] == ["ReLU", "PReLU"]
+    assert [t.get_text() for t in right.texts] == ["ReLU", "PReLU"]
     assert left.lines[0].get_ydata().tolist() == [2.5, 2.0, 1.5, 1.0]
+
+
+def test_a_single_runs_name_is_the_title_and_leaves_its_lines_the_room(run):
+    name = "small14-prelu-he-epochs300-width0.25-s30"
+    figure = draw_curves(load_curves(run), labels={run.name: name}, classes=[10])
+    assert figure.get_suptitle() == name
+    assert not any(axes.texts for axes in figure.axes)
+    assert all(axes.get_xlim()[1] < 1.05 * 2.0 for axes in figure.axes)
 
 
 def test_smoothing_keeps_a_short_run_as_it_is_and_the_mean_of_a_constant(run):
