@@ -178,7 +178,12 @@ def _give_storage(net: Net, device: torch.device, number: torch.dtype) -> None:
 
 
 def materialise(net: Net, config: Config, device: torch.device) -> Net:
-    """Gives a meta net its storage and its initial values, drawn in fp32 whatever it is kept in."""
+    """Gives a meta net its storage and its initial values, drawn in fp32 whatever it is kept in.
+
+    Raises:
+        ValueError: a module of the net leaves a parameter or buffer of its own without a value, or
+            has one that no checkpoint would keep.
+    """
     _give_storage(net, device, torch.float32)
     stds = plan_stds(config)
     values = [*net.named_parameters(), *net.named_buffers()]
@@ -186,6 +191,9 @@ def materialise(net: Net, config: Config, device: torch.device) -> Net:
         if value.is_floating_point():
             value.data.fill_(torch.nan)
     initialize(net, stds, seed=config.seed)
+    lost = [name for name, _ in net.named_buffers() if name not in net.state_dict()]
+    if lost:
+        raise ValueError(f"{lost[0]} is a buffer that is not persistent: no checkpoint keeps it")
     unset = [name for name, value in values if value.isnan().any()]
     if unset:
         raise ValueError(f"{unset[0]} got no initial value: its module needs reset_parameters()")

@@ -25,6 +25,7 @@ def export(
     """Finished runs, with what was measured of them, as one archive without weights."""
     from delving import record
     from delving.transfer import export_runs
+    from delving.words import count
 
     root_of_all, scale, names = split_places(words or [], output_root)
     if names and scale == "*":
@@ -38,7 +39,7 @@ def export(
     to = to or Path(f"runs-{root.name}.zip")
     disk.check_writable(to.parent)
     exported = export_runs(root, names, to)
-    terminal.say(f"{to}: {len(exported.names)} runs, {to.stat().st_size / 1e6:.2f} MB")
+    terminal.say(f"{to}: {count(len(exported.names), 'run')}, {to.stat().st_size / 1e6:.2f} MB")
     for why in exported.left_out.values():
         terminal.say(f"  left out: {why}")
     if exported.left_out:

@@ -123,6 +123,8 @@ def _rates_of(
     for run, config in plan.runs.items():
         key = repr((config.model, config.data.crop, config.data.classes))
         if key not in rates:
+            if config.model.name not in stated and not tflops:
+                say(f"{config.model.name}: timing its steps here, which --rate and --tflops spare")
             rates[key] = find_rate(config, stated, tflops)
             say(f"{config.model.name}: {rates[key].images:,.1f} images/s, {rates[key].source}")
         found[run] = rates[key]

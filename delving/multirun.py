@@ -18,7 +18,7 @@ from delving.naming import name_run
 from delving.plan import Plan, add_run
 from delving.schema import Config, check_families, differences
 from delving.tasks import count_jobs, estimate_run, make_data_once, train_task, watching
-from delving.words import duration
+from delving.words import count, duration
 from delving.workers import work_through
 
 CAP = 100  # runs, unless asked for otherwise
@@ -224,8 +224,3 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows]  # fmt: skip
-
-
-def count(number: int, what: str) -> str:
-    """1 run, 2 runs."""
-    return f"{number} {what}{'' if number == 1 else 's'}"

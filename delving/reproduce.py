@@ -36,7 +36,7 @@ from delving.tasks import (
     train_task,
     watching,
 )
-from delving.words import duration
+from delving.words import count, duration
 from delving.workers import Outcome, Task, work_through
 
 PURPOSES = ("start", "small", "deep", "scoring", "measuring", "detection", "report")
@@ -244,8 +244,9 @@ def tell_plan(
     """What there is, what is missing, how long it may take."""
     there = sum(plan.finished(run) for run in plan.runs)
     say.say(f"{headline(plan)} Scale {plan.scale}; the paper's own: scale=paper data.root=...")
-    say.say(f"{len(plan.requests)} artefacts of {len(plan.runs)} runs: {there} there, "
-            f"{len(plan.missing())} to train, {len(plan.refused)} refused.")  # fmt: skip
+    artefacts = f"{count(len(plan.requests), 'artefact')} of " if plan.requests else ""
+    say.say(f"{artefacts}{count(len(plan.runs), 'run')}: {there} there, {len(plan.missing())} "
+            f"to train, {len(plan.refused)} refused.")  # fmt: skip
     for why in plan.refused.values():
         say.say(f"  refused: {why}")
     for name, why in plan.left_out.items():

@@ -19,10 +19,11 @@ from delving import config as configs
 from delving.display import Overview
 from delving.launcher import Slurm
 from delving.lock import clear_up
-from delving.multirun import Sweep, count, tell_results, tell_sweep
+from delving.multirun import Sweep, tell_results, tell_sweep
 from delving.plan import Plan
 from delving.slurm_job import TrainingJob
 from delving.slurm_queue import folder_of, jobs_of, open_submitit, remember, wait_for
+from delving.words import count
 from delving.workers import Outcome, Task
 
 REQUEUES = 1000  # times that a job may reach its time limit

@@ -58,6 +58,11 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def count(number: int, what: str) -> str:
+    """1 run, 2 runs."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def nearest(word: str, known: Sequence[str]) -> str:
     """'; did you mean x?' with the likeliest of `known`, or what there is."""
     known = list(dict.fromkeys(known))

@@ -79,6 +79,8 @@ class Worker:
         killed = -code == signal.SIGKILL
         if killed:
             error = f"the worker was killed (exit {code}), as where memory runs out"
+        elif -code in HEEDED:  # what works heeds them
+            error = f"the worker was ended by {signal.Signals(-code).name} as it started"
         return Outcome(task, error, 0.0, interrupted=-code in HEEDED, killed=killed)
 
     def _start(self) -> subprocess.Popen:

@@ -381,6 +381,24 @@ def test_so_is_one_whose_buffer_nothing_fills(monkeypatch, resets):
         assert net.features.conv1_act.slopes.item() == pytest.approx(0.1)
 
 
+def test_a_buffer_that_no_checkpoint_keeps_is_refused_by_name(monkeypatch):
+    """Scored after its training, the net would have whatever lies in memory."""
+
+    class Fixed(nn.Identity):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("slopes", torch.empty(1), persistent=False)
+
+        def reset_parameters(self):
+            self.slopes.fill_(0.1)
+
+    monkeypatch.setitem(RECTIFIERS, "relu", lambda channels, slope: Fixed())
+    config = compose(["scale=smoke", "act=relu"])
+    net, _ = build_model(config, 4)
+    with pytest.raises(ValueError, match=r"conv1_act\.slopes is a buffer that is not persistent"):
+        materialise(net, config, torch.device("cpu"))
+
+
 def test_relu_takes_no_slope():
     with pytest.raises(ValueError, match=r"act\.slope=0\.3"):
         build_model(compose(["scale=smoke", "act=relu", "act.slope=0.3"]), 4)

@@ -456,7 +456,7 @@ def test_the_commands_say_what_they_did(delving, there, here, tmp_path):
 def test_runs_that_are_named_need_no_scale(delving, there, tmp_path):
     name, to = next((there / "runs").iterdir()).name, tmp_path / "one.zip"
     code, out, _ = delving("runs", "export", name, name, "--to", to, "--output-root", there.parent)
-    assert (code, out.startswith(f"{to}: 1 runs")) == (0, True)
+    assert (code, out.startswith(f"{to}: 1 run,")) == (0, True)
     shutil.copytree(there, there.parent / "cpu")
     other = there.parent / "cpu" / "runs" / name
     other.rename(other.with_name("other"))

@@ -41,6 +41,9 @@ for line in iter(sys.stdin.readline, ""):
         os._exit(3)
     elif do == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif do == "starting":
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     elif do == "unlucky":
         if not os.path.exists(task["mark"]):
             open(task["mark"], "w").close()
@@ -203,6 +206,12 @@ def test_a_worker_killed_from_outside_is_told_by_the_signal_alone():
     errors, _ = work(died, task("b", "killed"), task("c"))
     assert errors["b"] == "the worker was killed (exit -9), as where memory runs out"
     assert errors["c"] is None
+
+
+def test_one_that_a_signal_ends_before_it_heeds_them_is_told_by_the_signal():
+    """Its last word, KeyboardInterrupt, would look like a fault of ours."""
+    errors, _ = work(task("a", "starting"))
+    assert errors == {"a": "the worker was ended by SIGINT as it started"}
 
 
 def test_every_task_may_kill_its_worker():

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from delving import record
 from delving.beside import folder_beside
 from delving.data.images import read_file
 from delving.words import first_line, shown
@@ -18,6 +19,7 @@ def write_once(root: Path, marker: str, asked: dict, write: Callable[[Path], Non
 
     Raises:
         ValueError: the folder holds anything else.
+        DiskFullError: there is no room for it.
     """
     root = Path(root)
     if _holds(root, marker, asked):
@@ -27,9 +29,13 @@ def write_once(root: Path, marker: str, asked: dict, write: Callable[[Path], Non
             write(scratch)
             (scratch / marker).write_text(json.dumps(asked) + "\n", encoding="utf-8")
             scratch.rename(root)
-    except OSError:
-        if not _holds(root, marker, asked):  # else another process has finished it meanwhile
-            raise
+    except OSError as error:
+        if _holds(root, marker, asked):  # another process has finished it meanwhile
+            return root
+        if error.errno in record.FULL:
+            told = f"the disk of {root.parent} is full: there was no room for {root.name}"
+            raise record.DiskFullError(told) from error
+        raise
     return root
 
 

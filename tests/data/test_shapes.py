@@ -1,5 +1,7 @@
 """The generated data set: deterministic, balanced, textured; never half-written."""
 
+import errno
+import os
 import re
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from PIL import Image
 
 from delving.data import shapes
 from delving.data.shapes import TEXTURES, draw_image, write_shapes
+from delving.record import DiskFullError
 
 SMALL = {"classes": 3, "train_images": 8, "val_images": 4}
 
@@ -145,6 +148,16 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_shapes(tmp_path / "set", **SMALL)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shapes, "draw_image", full)
+    with pytest.raises(DiskFullError, match=re.escape(f"the disk of {tmp_path} is full")):
+        write_shapes(tmp_path / "set", **SMALL)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_finished_set_is_not_drawn_again(small, monkeypatch):
