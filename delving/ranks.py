@@ -25,8 +25,8 @@ from delving.signals import ABOVE, Interrupted, counted, rank_of
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MEETING = 300.0  # seconds for all ranks to come
 SIGNS = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "gloo/")
-# A rank that was killed is noticed at once by its closed connections; one whose machine vanished
-# after this long. Rank 0 may take some of it to save.
+# A rank that was killed is noticed at once by gloo's closed connections; one whose machine
+# vanished, and either by NCCL's watchdog, after this long. Rank 0 may take some of it to save.
 PATIENCE = timedelta(minutes=10)
 
 
