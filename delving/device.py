@@ -4,7 +4,8 @@ import ctypes
 import os
 import platform
 import re
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -117,6 +118,20 @@ def release_memory() -> None:
         libc.malloc_trim(0)
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def advising(hint: str) -> Iterator[None]:
+    """Where a GPU's memory does not suffice, the error tells by `hint` what takes less of it.
+
+    Raises:
+        RuntimeError: it does not.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        told = str(error).partition(". ")[0]  # much on the allocator follows
+        raise RuntimeError(f"{told}: {hint}") from error
 
 
 def without_search() -> AbstractContextManager:

@@ -115,7 +115,8 @@ class Tester:
         device = self.input.mean.device
         views = Views(source, view, groups)
         pin = device.type == "cuda"
-        with self.autocast():  # the weights are rounded once, not for every group of images
+        # The weights are rounded once, not for every group of images.
+        with self.autocast(), devices.advising("eval.batch=... scores fewer images at once"):
             for item in self._items(views, pin):
                 if isinstance(item, UndecodableImageError):
                     raise item

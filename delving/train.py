@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from delving.data.augment import rows_of
 from delving.data.input import Input
 from delving.data.loader import Batch
-from delving.device import wide
+from delving.device import advising, wide
 from delving.momentum import Momentum
 from delving.net import Dropout, Net
 from delving.ranks import ALONE, Ranks
@@ -140,9 +140,16 @@ def train(
             # DDP puts its sums in order after the first backward of a sitting, and a run that was
             # taken up is to sum every step's gradients in the order of one that was not.
             optimizer.zero_grad()
-            shown = accumulate_gradients(
-                net, input, batch, recipe=recipe, step=progress.step, autocast=autocast, ranks=ranks
-            )
+            with advising("train.micro_batch=... takes fewer images at once, to the same end"):
+                shown = accumulate_gradients(
+                    net,
+                    input,
+                    batch,
+                    recipe=recipe,
+                    step=progress.step,
+                    autocast=autocast,
+                    ranks=ranks,
+                )
         rehearsed = True
         ranks.sum(shown)
         squares = torch.cat([shown, *gradient_squares(parameters)]).cpu()  # one wait

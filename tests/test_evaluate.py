@@ -281,6 +281,17 @@ def test_an_undecodable_image_ends_the_evaluation_and_is_named(arrays):
             getattr(build_tester(), protocol)(Cache(broken, 1e9), 32)
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_gpu_whose_memory_is_full_is_told_with_what_takes_less_of_it(arrays, protocol):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has ...")
+
+    tester = build_tester()
+    tester.net.features.register_forward_hook(full)
+    with pytest.raises(RuntimeError, match=r"^CUDA out of memory: eval\.batch=\.\.\. scores"):
+        getattr(tester, protocol)(to_images(arrays[:3])[0], 32)
+
+
 def faulty(change):
     """The loader's items, [indices, pixels] each, after `change` of their list."""
 

@@ -404,6 +404,16 @@ def test_a_non_finite_value_is_caught_before_the_optimiser_sees_it(where, value)
         torch.testing.assert_close(new.detach(), old, rtol=0, atol=0, equal_nan=True)
 
 
+def test_a_gpu_whose_memory_is_full_is_told_with_what_takes_less_of_it():
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has ...")
+
+    net = build()
+    net.register_forward_hook(full)
+    with pytest.raises(RuntimeError, match=r"^CUDA out of memory: train\.micro_batch=\.\.\. takes"):
+        run(net, [draw_batch()])
+
+
 def test_an_infinite_loss_ends_a_training_though_its_gradient_is_finite():
     """Of logits too far apart for their difference: the shares are 0 and 1, which are numbers."""
     net = build()
