@@ -106,7 +106,8 @@ class Display:
         self.say(event["line"])
 
     def _on_finished(self, event: dict) -> None:
-        self.say("Finished earlier; nothing to train.")
+        self.say("Finished earlier; nothing to train, and no image was looked at. To train it "
+                 "anew, move its folder away.")  # fmt: skip
 
     def _on_start(self, event: dict) -> None:
         self._open_bar(event, 0)

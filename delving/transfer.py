@@ -67,6 +67,8 @@ def export_runs(root: Path, names: Sequence[str], to: Path) -> Exported:
     finished = sorted(p.parent.name for p in root.glob("runs/*/result.json"))
     lacking = [name for name in names if name not in finished]
     chosen = sorted(set(names)) or finished
+    if lacking and (root / "runs" / lacking[0]).is_dir():
+        raise ValueError(f"{root / 'runs' / lacking[0]} is not finished")
     if lacking or not chosen:
         told = f"{lacking[0]}{nearest(lacking[0], finished)}" if lacking and finished else "at all"
         raise ValueError(f"{root} has no finished run {told}")

@@ -244,6 +244,9 @@ def test_a_run_that_is_not_there_or_not_finished_does_not_leave(there, tmp_path)
         export_runs(there, ["nosuch"], tmp_path / "x.zip")
     with pytest.raises(ValueError, match="no finished run at all"):
         export_runs(tmp_path, [], tmp_path / "x.zip")
+    (there / "runs" / "begun").mkdir()
+    with pytest.raises(ValueError, match=r"runs/begun is not finished"):
+        export_runs(there, ["begun"], tmp_path / "x.zip")
     assert not (tmp_path / "x.zip").exists()
 
 
