@@ -66,7 +66,9 @@ def compare_inits(words: Sequence[str], say: Overview) -> list[Path]:
     to = plan.root / f"compare-init-{depth}"
     signal = _write_signal(nets, [f"model={model}", *usual, *rest], to)
     data = tabulate_runs(run for runs in found.values() for run in runs)
-    return [_write(draw_inits(found), data, to), signal]
+    figure = draw_inits(found)
+    figure.axes[0].set_title("validation images, center crop", fontsize=8)  # no caption tells it
+    return [_write(figure, data, to), signal]
 
 
 def _write_signal(inits: Iterable[str], words: Sequence[str], to: Path) -> Path:

@@ -23,6 +23,7 @@ from delving.initializer import gaussian, he_backward, initialize, layer_stds
 from delving.judge import all_of, judge_alike, of_log_normal, settled
 from delving.net import build_net
 from delving.notation import read_layers
+from delving.paper.figure3 import title_of
 from delving.plot import COLORS, label_lines, new_figure
 from delving.probe import open_fresh, some_images
 from delving.rectifier import build_relu
@@ -177,7 +178,7 @@ def draw_signal(nets: dict[str, dict[str, dict]]) -> Figure:
             panel.set(xlabel="layer", ylabel="log2 of second moment")
             limits = _limits(by_init, key)
             ends = [
-                (*_draw_init(panel, net["layers"], key, color, limits), init, color)
+                (*_draw_init(panel, net["layers"], key, color, limits), title_of(init), color)
                 for (init, net), color in zip(by_init.items(), COLORS, strict=False)
             ]
             depth = max(len(net["layers"]) for net in by_init.values())
