@@ -6,6 +6,7 @@ keeps jobs pending, `lose` has them end in the state that it names without havin
 `no_accounts` sacct fails.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -34,7 +35,9 @@ def job_of(number):
 
 
 def read(path):
-    return path.read_text() if path.exists() else ""
+    with contextlib.suppress(FileNotFoundError):  # another may remove it between two looks
+        return path.read_text()
+    return ""
 
 
 def write(path, text):
