@@ -4,6 +4,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 
 class Meter:
     """Seconds of training, over all sittings; and between two log lines images and waiting."""
@@ -17,12 +19,17 @@ class Meter:
     def seconds(self) -> float:
         return self.offset + time.perf_counter() - self.start - self.pauses
 
-    def timed(self, supply: Iterator) -> Iterator:
-        """Passes batches on, measuring how long each let training wait."""
+    def timed(self, supply: Iterator, device: torch.device) -> Iterator:
+        """Passes batches on, measuring how long each let training wait: a GPU that was still at
+        work when one came did not."""
         while True:
             before = time.perf_counter()
+            given = torch.cuda.Event() if device.type == "cuda" else None
+            if given:
+                given.record()
             batch = next(supply, None)
-            self.waited += time.perf_counter() - before
+            if given is None or given.query():
+                self.waited += time.perf_counter() - before
             if batch is None:
                 return
             yield batch

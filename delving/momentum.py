@@ -14,12 +14,12 @@ class Momentum:
     a hundred steps of a small net.
 
     Attributes:
-        param_groups: {params, lr, weight_decay} each; the rate may be changed between steps.
+        param_groups: {params, weight_decay} each.
         velocity: {parameter: v}, where a step was made.
     """
 
-    def __init__(self, groups: Sequence[dict], *, lr: float, momentum: float):
-        self.param_groups = [{"lr": lr} | group for group in groups]
+    def __init__(self, groups: Sequence[dict], *, momentum: float):
+        self.param_groups = list(groups)
         self.momentum = momentum
         self.velocity: dict[nn.Parameter, torch.Tensor] = {}
 
@@ -29,12 +29,21 @@ class Momentum:
                 parameter.grad = None
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Moves the parameters that have a gradient."""
+    def step(self, lr: float | torch.Tensor, unless: torch.Tensor | None = None) -> None:
+        """Moves the parameters that have a gradient.
+
+        Args:
+            lr: a number, or one on the parameters' GPU.
+            unless: () or (1,) fp32 there: where it is not 0 nothing is moved.
+        """
         for group in self.param_groups:
             moved = [p for p in group["params"] if p.grad is not None]
             if not moved:
                 continue
+            if unless is not None and self.momentum:  # they would not be filled
+                for p in moved:
+                    if p not in self.velocity:
+                        self.velocity[p] = torch.zeros_like(p)
             velocities = [self.velocity.get(p) for p in moved]
             sgd(
                 moved,
@@ -43,7 +52,8 @@ class Momentum:
                 fused=moved[0].device.type in ("cpu", "cuda"),
                 weight_decay=group["weight_decay"],
                 momentum=self.momentum,
-                lr=group["lr"],
+                lr=lr,
+                found_inf=unless,
                 dampening=0.0,
                 nesterov=False,
                 maximize=False,

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delving.notation import Layer
 from delving.rectifier import PReLU, Rectifier
 from delving.spp import SPP
+from delving.stem import convolve
 
 
 class Dropout(nn.Module):
@@ -23,6 +23,7 @@ class Dropout(nn.Module):
     def __init__(self, p: float):
         super().__init__()
         self.p, self.key, self.batch, self.rows = p, 0, 0, slice(0)
+        self.recorded: torch.Generator | None = None  # replay.py's, which seeds it
 
     def seed(self, key: int, batch: int, rows: slice) -> None:
         self.key, self.batch, self.rows = key, batch, rows
@@ -30,30 +31,43 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.p:
             return x
-        draws = torch.Generator(x.device).manual_seed(self.key)
+        draws = self.recorded or torch.Generator(x.device).manual_seed(self.key)
         uniform = torch.rand(self.batch, x.shape[1], generator=draws, device=x.device)
         return x * ((uniform[self.rows] >= self.p) / (1 - self.p)).to(x.dtype)
 
 
 class Features(nn.Sequential):
-    """The conv layers: a layer's bias goes to the rectifier after it, which adds it in one pass.
-    Where a hook looks at one of the two, each does its own work."""
+    """The conv layers: a layer's bias goes to the rectifier after it, which adds it in one pass,
+    and does the max pooling that follows it. Where a hook looks at one of them, each does its own
+    work."""
 
     def forward(self, x: Tensor) -> Tensor:
-        layers, bias = list(self), None
-        for layer, after in zip(layers, [*layers[1:], None], strict=True):
-            if bias is not None:
-                x, bias = layer(x, bias), None
-            elif _leaves_its_bias(layer, after):
-                x, bias = F.conv2d(x, layer.weight, None, layer.stride, layer.padding), layer.bias
-            else:
-                x = layer(x)
+        layers = list(self)
+        while layers:
+            layer, after, beyond = (*layers, None, None)[:3]
+            if not _leaves_its_bias(layer, after):
+                x, layers = layer(x), layers[1:]
+                continue
+            x = convolve(layer, x)
+            side = _side_of_pooling(after, beyond)
+            x = after.pooled(x, layer.bias, side) if side else after(x, layer.bias)
+            layers = layers[3 if side else 2 :]
         return x
 
 
 def _leaves_its_bias(layer: nn.Module, after: nn.Module | None) -> bool:
     both = isinstance(layer, nn.Conv2d) and isinstance(after, Rectifier)
     return both and not (layer._forward_hooks or after._forward_hooks)
+
+
+def _side_of_pooling(rectifier: Rectifier, layer: nn.Module | None) -> int | None:
+    """Of the windows, if they lie side by side, nothing looks at the layer, and the rectifier is
+    one of the paper's."""
+    if type(layer) is not nn.MaxPool2d or layer._forward_hooks:
+        return None
+    side, plain = layer.kernel_size, (layer.padding, layer.dilation, layer.ceil_mode)
+    known = type(rectifier).forward is Rectifier.forward
+    return side if known and plain == (0, 1, False) and side == layer.stride else None
 
 
 class Net(nn.Module):

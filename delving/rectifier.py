@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delving.kernels import KERNELS, native
@@ -184,6 +185,39 @@ def rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Ten
     return _Eager.apply(x, bias, slope, learned)
 
 
+class _Pooled(torch.autograd.Function):
+    """The operator with the max pooling after it: what is rectified is never written, and of each
+    window one number is kept."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool, side: int):
+        ctx.shape, ctx.side, ctx.kernels = x.shape, side, KERNELS[x.device.type]
+        out, chosen = ctx.kernels.rectify_pool(x, bias, slope, learned, side)
+        ctx.learned, ctx.shared, ctx.biased = learned, slope.numel() == 1, bias is not None
+        ctx.save_for_backward(out, slope, chosen)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple:
+        out, slope, chosen = ctx.saved_tensors
+        if grad.stride() != out.stride():
+            grad = torch.empty_like(out).copy_(grad)
+        given = ctx.kernels.rectify_pool_backward(
+            grad, out, chosen, slope, ctx.learned, ctx.shape, ctx.side
+        )
+        return *_given(ctx, *given), None
+
+
+def rectify_pool(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool, side: int) -> Tensor:
+    """Max pooling of `rectify`'s result by windows of side x side that do not overlap; what they
+    leave of the map is dropped: (N, C, H, W) to (N, C, H // side, W // side)."""
+    kernels = KERNELS.get(x.device.type)
+    fused = hasattr(kernels, "rectify_pool") and not torch.compiler.is_compiling()
+    if fused and min(x.shape[2:]) >= side and _serve(kernels, x, slope, bias):
+        return _Pooled.apply(x, bias, slope, learned, side)
+    return F.max_pool2d(rectify(x, bias, slope, learned), side)
+
+
 class Rectifier(nn.Module):
     """f(y) = max(0, y) + a min(0, y) with a fixed slope a: ReLU where it is 0, else LReLU.
 
@@ -195,9 +229,17 @@ class Rectifier(nn.Module):
         self.initial = slope
 
     def forward(self, y: Tensor, bias: Tensor | None = None) -> Tensor:
+        return rectify(y, bias, *self._slope(y))
+
+    def pooled(self, y: Tensor, bias: Tensor | None, side: int) -> Tensor:
+        """With the max pooling after it, by windows of side x side."""
+        return rectify_pool(y, bias, *self._slope(y), side)
+
+    def _slope(self, y: Tensor) -> tuple[Tensor, bool]:
+        """And whether it is learned."""
         # No buffer, since those have to be filled again wherever a net gets its storage.
         kind = torch.promote_types(y.dtype, torch.float32)
-        return rectify(y, bias, y.new_full((1,), self.initial, dtype=kind), learned=False)
+        return y.new_full((1,), self.initial, dtype=kind), False
 
     def extra_repr(self) -> str:
         return f"slope={self.initial}"
@@ -220,8 +262,8 @@ class PReLU(Rectifier):
     def reset_parameters(self) -> None:
         nn.init.constant_(self.slope, self.initial)
 
-    def forward(self, y: Tensor, bias: Tensor | None = None) -> Tensor:
-        return rectify(y, bias, self.slope, learned=True)
+    def _slope(self, y: Tensor) -> tuple[Tensor, bool]:
+        return self.slope, True
 
     def extra_repr(self) -> str:
         return f"{self.slope.numel()}, initial={self.initial}"

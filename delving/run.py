@@ -23,7 +23,8 @@ from delving.score import drop_others, score_trained
 from delving.session import Session, Watch, open_session, supply_batches
 from delving.signals import heeding_signals, leaving_at_once
 from delving.state import resume_or_start, save
-from delving.train import Step, compile_net, decay_norm, final_status, passed, train
+from delving.step import decay_norm
+from delving.train import Step, compile_net, final_status, passed, train
 
 BAD_SHARE = 1e-4  # undecodable training images borne, of all; at least one
 SUBSET = 20_15  # keys the fixed random validation images looked at in training
@@ -150,7 +151,7 @@ def planned_steps(session: Session, meter: Meter) -> Iterator[Step]:
         session.ranks.share(net, session.device),
         session.input,
         session.optimizer,
-        batches=meter.timed(supply),
+        batches=meter.timed(supply, session.device),
         recipe=recipe,
         progress=progress,
         autocast=session.autocast,

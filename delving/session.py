@@ -29,7 +29,8 @@ from delving.net import Net
 from delving.notation import Layer
 from delving.ranks import ALONE, Ranks
 from delving.schema import Config
-from delving.train import Progress, Recipe
+from delving.step import Recipe
+from delving.train import Progress
 from delving.words import shown
 
 SMALL = 2e9  # bytes of a split's images: all of Tiny ImageNet's

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from delving.kernels import KERNELS, native
+from delving.kernels import KERNELS
 
 
 def bin_edges(size: int, bins: int) -> list[tuple[int, int]]:
@@ -71,11 +71,12 @@ class SPP(nn.Module):
     def windows(self, x: Tensor, size: int) -> Tensor:
         """SPP of every size x size window of (N, C, H, W): (N, rows, columns, C times bins).
 
-        A bin's maximum over all windows at once is a max pooling with stride 1, shifted; on CPUs a
-        kernel of our own, without gradients, writes the windows one after the other.
+        A bin's maximum over all windows at once is a max pooling with stride 1, shifted; kernels of
+        our own, without gradients, write the windows one after the other.
         """
-        if x.device.type == "cpu" and native.knows(x) and not x.requires_grad:
-            return native.spp_windows(x, self.levels, size)
+        kernels = KERNELS.get(x.device.type)
+        if kernels and kernels.knows(x) and not x.requires_grad:
+            return kernels.spp_windows(x, self.levels, size)
         rows, columns = x.shape[2] - size + 1, x.shape[3] - size + 1
         pooled: dict[tuple[int, int], Tensor] = {}
         levels = []

@@ -1,46 +1,29 @@
 """Section 3's training: parameter groups, the schedule, one step, the loop."""
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from delving.data.augment import rows_of
 from delving.data.input import Input
 from delving.data.loader import Batch
-from delving.device import advising, wide
+from delving.device import advising
 from delving.momentum import Momentum
 from delving.net import Dropout, Net
 from delving.ranks import ALONE, Ranks
+from delving.replay import Ahead, Replay, can_be_replayed
 from delving.spp import SPP
+from delving.step import Recipe, accumulate_gradients, backward, is_finite, seed_step, show
 
 # assumed: the plateau that switches the learning rate is 3 epochs without 0.1 points less of the
 # running training error; never of the validation error, which is the test set here.
 PATIENCE, GAIN = 3, 0.1
 DROPS = 2  # paper: 1e-2, 1e-3, 1e-4
 STALLED = 0.02  # of ln(classes)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Numbers of one training; `epoch` is in steps, `warmup` and `switch` are shares of `steps`."""
-
-    steps: int
-    epoch: float
-    batch: int
-    micro_batch: int
-    lr: float
-    warmup: float
-    switch: tuple[float, ...]
-    momentum: float
-    weight_decay: float
-    color: float
-    seed: int
+LESS = "train.micro_batch=... takes fewer images at once, to the same end"
 
 
 @dataclass
@@ -101,7 +84,7 @@ def group_parameters(net: nn.Module, weight_decay: float) -> list[dict]:
 def build_optimizer(net: nn.Module, recipe: Recipe) -> Momentum:
     """assumed: momentum is PyTorch's, the learning rate outside of the velocity (Caffe: inside)."""
     groups = group_parameters(net, recipe.weight_decay)
-    return Momentum(groups, lr=recipe.lr, momentum=recipe.momentum)
+    return Momentum(groups, momentum=recipe.momentum)
 
 
 def learning_rate(recipe: Recipe, step: int, drops: int) -> float:
@@ -122,127 +105,100 @@ def train(
     progress: Progress,
     autocast: Callable[[], AbstractContextManager],
     ranks: Ranks = ALONE,
+    replay: bool = True,
 ) -> Iterator[Step]:
     """Runs the steps that are left and yields what each showed; `progress` is up to date then.
 
     A loss or gradient that is not finite ends the training before the optimiser sees it. Of several
     ranks each has its rows of every batch, and all of them see the same.
+
+    Args:
+        replay: whether a GPU may be given a step as a whole; the batch after it is made meanwhile.
     """
-    parameters = list(net.parameters())
-    is_conv = torch.tensor([p.dim() == 4 for p in parameters])
-    rehearsed = ranks.size == 1
-    for batch in batches:
-        lr = learning_rate(recipe, progress.step, progress.drops)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        net.train()
-        for _ in range(1 if rehearsed else 2):
-            # DDP puts its sums in order after the first backward of a sitting, and a run that was
-            # taken up is to sum every step's gradients in the order of one that was not.
-            optimizer.zero_grad()
-            with advising("train.micro_batch=... takes fewer images at once, to the same end"):
-                shown = accumulate_gradients(
-                    net,
-                    input,
-                    batch,
-                    recipe=recipe,
-                    step=progress.step,
-                    autocast=autocast,
-                    ranks=ranks,
-                )
-        rehearsed = True
-        ranks.sum(shown)
-        squares = torch.cat([shown, *gradient_squares(parameters)]).cpu()  # one wait
-        loss, wrong, squares = squares[0].item(), squares[1].item(), squares[2:]
-        norm, conv_norm = (part.sum().sqrt().item() for part in (squares, squares[is_conv]))
-        if not math.isfinite(loss + norm):
+    about = {"recipe": recipe, "autocast": autocast}
+    alone = ranks.size == 1 and recipe.micro_batch == recipe.batch
+    if replay and alone and can_be_replayed(net, input.mean.device):
+        steps = _replayed(net, input, optimizer, batches, progress, **about)
+    else:
+        steps = _eager(net, input, optimizer, batches, progress, ranks=ranks, **about)
+    for batch, lr, found, finite in steps:
+        loss, wrong = found[:2].tolist()
+        norm, conv_norm = found[2:].sqrt().tolist()
+        if not finite:
             progress.status = "diverged"
             yield Step(loss, 100.0, norm, conv_norm, lr, batch.bad)
             return
-        optimizer.step()
         step = Step(loss, 100 * wrong / recipe.batch, norm, conv_norm, lr, batch.bad)
         advance(progress, recipe, step)
         yield step
 
 
-def gradient_squares(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """Each gradient's squared norm, in tensors to be put together: by dot products on a CPU, twice
-    as fast there as norms of all at once, which are a few launches elsewhere, in place of one or
-    two for each."""
-    gradients = [p.grad for p in parameters]
-    if gradients[0].device.type == "cpu":
-        return [torch.dot(g, g)[None] for g in map(_in_a_row, gradients)]
-    return [torch.stack(torch._foreach_norm(gradients)).square()]
+# Each yields of a step (batch, rate, found, finite): step.py's `show`, on the CPU, and whether it
+# is finite; the weights are moved then, unless it is not.
 
 
-def _in_a_row(x: Tensor) -> Tensor:
-    """All numbers, in the order that they lie in: flatten() would copy where channels are last."""
-    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    return (x.movedim(1, -1) if last else x).reshape(-1)
-
-
-@torch.no_grad()
-def decay_norm(net: nn.Module, weight_decay: float) -> float:
-    """The norm of the weight-decay term of the conv layers' weights, which the optimiser adds to
-    the loss's gradient: what is left of the update where the gradient has vanished (Figure 3)."""
-    weights = [_in_a_row(p) for p in net.parameters() if p.dim() == 4]
-    return weight_decay * torch.stack([torch.dot(w, w) for w in weights]).sum().sqrt().item()
-
-
-def accumulate_gradients(
+def _eager(
     net: Net,
     input: Input,
-    batch: Batch,
+    optimizer: Momentum,
+    batches: Iterable[Batch],
+    progress: Progress,
     *,
     recipe: Recipe,
-    step: int,
+    ranks: Ranks,
+    **about,
+) -> Iterator[tuple[Batch, float, Tensor, bool]]:
+    parameters, rehearsed = list(net.parameters()), ranks.size == 1
+    for batch in batches:
+        lr = learning_rate(recipe, progress.step, progress.drops)
+        net.train()
+        for _ in range(1 if rehearsed else 2):
+            # DDP puts its sums in order after the first backward of a sitting, and a run that was
+            # taken up is to sum every step's gradients in the order of one that was not.
+            optimizer.zero_grad()
+            with advising(LESS):
+                shown = accumulate_gradients(
+                    net, input, batch, recipe=recipe, step=progress.step, ranks=ranks, **about
+                )
+        rehearsed = True
+        ranks.sum(shown)
+        found = show(shown, parameters).cpu()  # one wait
+        finite = bool(is_finite(found))
+        if finite:
+            optimizer.step(lr)
+        yield batch, lr, found, finite
+
+
+def _replayed(
+    net: Net,
+    input: Input,
+    optimizer: Momentum,
+    batches: Iterable[Batch],
+    progress: Progress,
+    *,
+    recipe: Recipe,
     autocast: Callable[[], AbstractContextManager],
-    ranks: Ranks = ALONE,
-) -> Tensor:
-    """Forward and backward by micro-batches of this rank's rows: (2,), their share of the batch's
-    mean loss and how many of them are wrong."""
-    device, own = input.mean.device, rows_of(recipe.batch, ranks.rank, ranks.size)
-    shown = torch.zeros(2, device=device, dtype=input.mean.dtype)
-    starts = range(own.start, own.stop, recipe.micro_batch)
-    for start in starts:
-        rows = slice(start, min(start + recipe.micro_batch, own.stop))
-        here = slice(rows.start - own.start, rows.stop - own.start)
-        pixels, labels, color = (x[here].to(device, non_blocking=True) for x in batch[:3])
-        shift = input.color_shift(color, recipe.color) if recipe.color else None
-        seed_dropout(net, (recipe.seed, step), batch=recipe.batch, rows=rows)
-        seed_generators(device, (recipe.seed, step), start)
-        # The ranks' gradients are summed once, with the last micro-batch.
-        summed = ranks.size == 1 or start == starts[-1]
-        with nullcontext() if summed else net.no_sync():
-            with autocast():
-                logits = net(input(pixels, shift))
-            part = F.cross_entropy(wide(logits), labels, reduction="sum") / recipe.batch
-            (part * ranks.size).backward()
-        shown[0] += part.detach()
-        shown[1] += (logits.detach().argmax(1) != labels).sum()
-    return shown
+) -> Iterator[tuple[Batch, float, Tensor, bool]]:
+    parameters = list(net.parameters())
 
+    def gradients(batch: Batch) -> Tensor:
+        shown = backward(net, input, *batch[:3], recipe=recipe, autocast=autocast)
+        return show(shown, parameters)
 
-def seed_dropout(net: nn.Module, keys: tuple[int, int], *, batch: int, rows: slice) -> None:
-    """Gives each dropout layer its own key for this (seed, step)."""
-    layers = [m for m in net.modules() if isinstance(m, Dropout)]
-    for number, layer in enumerate(layers):
-        layer.seed(_key(keys, number), batch, rows)
+    def seed(step: int) -> None:
+        seed_step(net, input.mean.device, recipe, step, slice(0, recipe.batch))
 
-
-def seed_generators(device: torch.device, keys: tuple[int, int], first: int) -> None:
-    """Gives torch's own generators a key for this (seed, step) and first row: a rectifier that
-    draws from them does so anew in each step, and the same after a restart."""
-    generators = [torch.default_generator]
-    if device.type == "cuda":  # torch.manual_seed, which sets those of all devices, takes 0.2 ms
-        number = torch.cuda.current_device() if device.index is None else device.index
-        generators.append(torch.cuda.default_generators[number])
-    for generator in generators:
-        generator.manual_seed(_key(keys, f"from row {first}"))
-
-
-def _key(keys: tuple[int, int], what: object) -> int:
-    return int.from_bytes(hashlib.sha256(f"{keys} {what}".encode()).digest()[:8], "big") >> 1
+    replay, batches = Replay(net, optimizer, gradients=gradients, seed=seed), Ahead(batches)
+    for batch in batches:
+        lr = learning_rate(recipe, progress.step, progress.drops)
+        if not net.training:
+            net.train()
+        with advising(LESS):
+            replay.start(batch, progress.step, lr)
+        following = batches.fetch()
+        if following is not None:
+            replay.hold(following)
+        yield batch, lr, *replay.wait()
 
 
 def advance(progress: Progress, recipe: Recipe, step: Step) -> None:

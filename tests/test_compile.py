@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from delving.build import build_model, materialise
 from delving.config import compose
-from delving.train import compile_net, seed_dropout
+from delving.step import seed_dropout
+from delving.train import compile_net
 
 
 def gradients(net, forward):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from calling import run_apart
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +21,13 @@ from delving.build import build_model, materialise
 from delving.config import compose
 from delving.device import prepare_backend
 from delving.kernels import gpu, native
-from delving.rectifier import PReLU, rectify, rectify_backward_plain, rectify_plain
+from delving.rectifier import (
+    PReLU,
+    rectify,
+    rectify_backward_plain,
+    rectify_plain,
+    rectify_pool,
+)
 from delving.signals import Interrupted
 from delving.spp import SPP, pool_levels
 from delving.train import Progress, build_optimizer, train
@@ -375,9 +382,12 @@ def test_a_runs_losses_with_the_kernels_are_those_without_but_for_rounding(
 
 INTERPRETED = """
 import torch
-from delving.kernels import gpu, programs
+import torch.nn.functional as F
+from delving.data.input import Input
+from delving.kernels import gpu
 from delving.rectifier import rectify_backward_plain, rectify_plain
-from delving.spp import pool_levels
+from delving.spp import SPP, pool_levels
+from delving.stem import fold_plain
 from test_kernels import TYPES, distance, normal, slopes_for
 
 for shape in [(5, 3), (2, 8, 5, 7), (2, 130, 9, 9)]:
@@ -398,8 +408,31 @@ for shape in [(5, 3), (2, 8, 5, 7), (2, 130, 9, 9)]:
                     assert distance(found[0], plain[0]) <= rounding
                     assert distance(found[1], plain[1]) < 1e-5
                     assert not learned or distance(found[2], plain[2]) < 1e-5
+for shape, side in [((2, 3, 6, 4), 2), ((1, 130, 7, 5), 3), ((3, 8, 5, 5), 2)]:
+    for dtype in TYPES:
+        for shared in (False, True):
+            for learned in (False, True):
+                x, bias = normal(shape).to(dtype), normal(shape[1:2], 2)
+                slope = slopes_for(shape[1], shared)
+                x[0, 0, 1, 0] = torch.nan
+                for b in (bias, None):
+                    out, chosen = gpu.rectify_pool(x, b, slope, learned, side)
+                    whole = gpu.rectify(x, b, slope, learned)
+                    wanted, at = F.max_pool2d(whole, side, return_indices=True)
+                    assert torch.equal(out.nan_to_num(9), wanted.nan_to_num(9)), (shape, dtype)
+                    rows, columns = at // shape[3] % side, at % shape[3] % side
+                    assert torch.equal(chosen.long(), rows * side + columns)
+                    grad = normal(out.shape, 1).to(dtype)
+                    about = (slope, learned, shape, side)
+                    found = gpu.rectify_pool_backward(grad, out, chosen, *about)
+                    spread = F.max_unpool2d(grad.float(), at, side, output_size=shape[2:]).to(dtype)
+                    spread = spread.contiguous(memory_format=torch.channels_last)
+                    plain = gpu.rectify_backward(spread, whole, slope, learned)
+                    assert torch.equal(found[0], plain[0])
+                    for ours, exact in zip(found[1:], plain[1:], strict=True):
+                        assert distance(ours[1:], exact[1:]) < 1e-5
 for dtype in TYPES:
-    assert gpu._wrong(dtype, programs, "cpu") == ""
+    assert gpu._wrong(dtype, gpu.programs(), "cpu") == ""
     for shape, levels in [
         ((2, 3, 5, 4), (3, 2, 1)), ((1, 600, 1, 2), (1, 2)), ((1, 1, 1, 5), (2,)),
     ]:
@@ -414,6 +447,20 @@ for dtype in TYPES:
             wanted.backward(grad.double())
             found = gpu.spp_backward(grad, x, *kept, levels)
             assert distance(found, exact.grad) < (1e-6 if dtype == torch.float32 else 1e-2)
+for dtype in TYPES:
+    for shape, size, levels in [((2, 3, 7, 6), 5, (3, 2, 1)), ((1, 20, 4, 9), 4, (4, 1))]:
+        x = normal(shape).to(dtype)
+        plain = SPP(levels).windows(x.requires_grad_(), size)
+        assert torch.equal(gpu.spp_windows(x.detach(), levels, size), plain)
+for shape in [(2, 3, 10, 8), (1, 3, 9, 13), (3, 3, 40, 41)]:
+    x = normal(shape)
+    assert torch.equal(gpu.fold(x, torch.float32), fold_plain(x))
+for shape in [(2, 5, 7, 3), (3, 40, 30, 3)]:
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
+    plain = Input(normal((3, *shape[1:3])).contiguous(), torch.zeros(3, 3), 57.3)
+    for shift in (None, normal((shape[0], 3), 1)):
+        found = gpu.prepare(pixels, plain.mean, shift, plain.std)
+        assert torch.equal(found, plain(pixels, shift))
 x = normal((1, 2, 6, 6))
 x[0, 1, 2, 3] = torch.nan
 assert torch.equal(gpu.spp(x, (2, 1))[0].isnan(), pool_levels(x, (2, 1)).isnan())
@@ -425,18 +472,25 @@ import triton.language as tl
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from delving.kernels import programs
+from delving.kernels import pooling, programs
 
 sizes = dict(SHARED=0, LEARNED=True, ROWS=32, COLUMNS=128)
 types = {"bias": "*fp32", "slope": "*fp32", "sums": "*fp32", "tied": "*i16", "levels": "*i32"}
-types |= dict.fromkeys(["rows", "channels", "height", "width", "features", "bins", "count"], "i32")
+types |= {"chosen": "*u8", "pixels": "*u8"} | dict.fromkeys(["shift", "mean", "std"], "*fp32")
+numbers = "cells rows columns channels height width features bins count before size"
+types |= dict.fromkeys(numbers.split(), "i32")
 for kind, bits in (("bf16", tl.int16), ("fp32", tl.int32)):
     rectifying = {**sizes, "BITS": bits}
     for program, fixed in (
         (programs.rectify, {**rectifying, "BIASED": True}),
         (programs.rectify_backward, rectifying),
-        (programs.pool, dict(COLUMNS=512)),
-        (programs.pool_backward, dict(COLUMNS=512)),
+        (programs.rectify_pool, {**rectifying, "BIASED": True, "SIDE": 3}),
+        (programs.rectify_pool_backward, {**rectifying, "SIDE": 3, "BELOW": 1, "BESIDE": 2}),
+        (pooling.pool, dict(COLUMNS=512)),
+        (pooling.pool_backward, dict(COLUMNS=512)),
+        (pooling.prepare, dict(SHIFTED=True, NUMBERS=1024)),
+        (pooling.fold, dict(ROWS=256)),
+        (pooling.pool_windows, dict(SIDE=3, EXTENT=6, BINS=16, COLUMNS=256)),
     ):
         names = program.arg_names
         signature = {n: "constexpr" if n in fixed else types.get(n, "*" + kind) for n in names}
@@ -444,10 +498,12 @@ for kind, bits in (("bf16", tl.int16), ("fp32", tl.int32)):
                    if n not in fixed and (n == "channels" or "*" in signature[n])}
         source = ASTSource(program, signature, fixed, aligned)
         made = compile(source, target=GPUTarget("cuda", 90, 32))
-        # Of SPP's a thread has four channels at a time.
-        wide = f"ld.global.v{4 if 'BITS' in fixed or kind == 'fp32' else 2}"
+        # Of SPP's bins a thread has four channels at a time.
+        few = kind == "bf16" and program in (pooling.pool, pooling.pool_backward)
+        wide = f"ld.global.v{2 if few else 4}"
         loads = [line for line in made.asm["ptx"].splitlines() if wide in line]
-        assert loads, f"{program}: no loads so wide as {wide}"
+        narrow = program in (pooling.prepare, pooling.fold)  # three channels
+        assert loads or narrow, f"{program}: no loads so wide as {wide}"
         assert made.asm["cubin"]
 print("all compiled")
 """
@@ -486,6 +542,26 @@ def test_on_a_gpu_the_operator_and_its_gradients_are_those_of_the_formula(shape,
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(
+    ("shape", "side"), [((3, 5, 18, 18), 2), ((2, 96, 14, 13), 3), ((1, 200, 2, 3), 2)]
+)
+def test_on_a_gpu_the_pooled_operator_is_pooling_of_the_operator(shape, side, dtype):
+    x, bias, slope = normal(shape).to(dtype), normal(shape[1:2], 1), slopes_for(shape[1])
+    results = []
+    for way in (rectify_pool, lambda *a: F.max_pool2d(rectify(*a[:4]), side)):
+        leaves = [t.cuda().requires_grad_() for t in (x, bias, slope)]
+        out = way(*leaves, True, side)
+        out.backward(normal(out.shape, 2).to("cuda", dtype))
+        results.append((out, *(t.grad for t in leaves)))
+    ours, plain = results
+    assert torch.equal(ours[0], plain[0])
+    assert torch.equal(ours[1], plain[1])
+    for found, wanted in zip(ours[2:], plain[2:], strict=True):
+        assert distance(found, wanted) < 1e-5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("shape", [(3, 5, 18, 18), (2, 256, 9, 9), (2, 600, 14, 9), (1, 1, 1, 5)])
 def test_on_a_gpu_pyramid_pooling_is_the_plain_one(shape, tied, dtype):
@@ -511,7 +587,8 @@ def test_a_gpu_named_without_a_number_is_the_current_one(monkeypatch):
     assert told == [torch.device("cuda", 1)]
 
 
-PROGRAMS = ("rectify", "rectify_backward", "pool", "pool_backward")
+PROGRAMS = ("rectify", "rectify_backward", "rectify_pool", "rectify_pool_backward", "pool",
+            "pool_backward", "pool_windows", "fold", "prepare")  # fmt: skip
 
 
 def pretended(**launched):

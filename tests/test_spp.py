@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from delving.spp import SPP, bin_edges, pool_bins
+from delving.spp import SPP, bin_edges, pool_bins, pool_levels
 
 # Cells a side and bins a side: small14 at 224 and 56 (18/6, 9/6), A to C (14/3, 7/7, 7/3), crowded.
 CASES = [(18, 6), (14, 3), (9, 6), (7, 7), (7, 3), (4, 7)]
@@ -122,3 +122,16 @@ def test_every_window_agrees_with_what_training_would_pool_there(size, rows, col
     for y in range(rows + 1):
         for z in range(columns + 1):
             assert torch.equal(found[:, y, z], spp(x[:, :, y : y + size, z : z + size]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("levels", [(7, 3, 2, 1), (6, 3, 2, 1), (5,)])
+def test_on_a_gpu_windows_are_pooled_as_one_by_one(levels):
+    x = torch.randn(2, 40, 19, 17, generator=torch.Generator().manual_seed(0)).bfloat16()
+    x = x.contiguous(memory_format=torch.channels_last).cuda()
+    found = SPP(levels).windows(x, 14)
+    assert found.shape[1:3] == (6, 4)
+    for top in range(6):
+        for left in range(4):
+            window = x[:, :, top : top + 14, left : left + 14]
+            assert torch.equal(found[:, top, left], pool_levels(window, levels))

@@ -25,21 +25,18 @@ from delving.initializer import he, initialize, layer_stds
 from delving.net import Dropout, build_net
 from delving.notation import read_layers
 from delving.rectifier import RECTIFIERS
+from delving.step import Recipe, accumulate_gradients, decay_norm, seed_dropout
 from delving.train import (
     Progress,
-    Recipe,
     Step,
-    accumulate_gradients,
     advance,
     build_optimizer,
-    decay_norm,
     drop_on_plateau,
     final_status,
     group_parameters,
     learning_rate,
-    seed_dropout,
     train,
-)  # fmt: skip
+)
 
 CROP, CLASSES = 7, 4
 NOTATION = [{"conv1": "3x3, 5"}, {"spp": "{2,1}"}, {"fc1": "9"}, {"fc2": "9"}, {"fc3": "classes"}]
@@ -112,7 +109,7 @@ def test_without_a_gradient_weights_shrink_and_slopes_stay():
     optimizer = build_optimizer(net, RECIPE)
     for p in net.parameters():
         p.grad = torch.zeros_like(p)
-    optimizer.step()
+    optimizer.step(0.1)
     for (name, old), new in zip(before.named_parameters(), net.parameters(), strict=True):
         factor = 1 - 0.1 * 5e-4 if name.endswith("weight") else 1.0
         torch.testing.assert_close(new, old * factor, rtol=1e-12, atol=0)

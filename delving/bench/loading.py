@@ -66,7 +66,7 @@ def _waiting(words: Sequence[str], images: Images, rounds: int) -> Row:
     supply = iterate(batches, range(1_000_000), workers=workers, pin=device.type == "cuda")
     with closing(supply):
         steps = train(
-            bench.net, bench.input, bench.optimizer, batches=meter.timed(supply),
+            bench.net, bench.input, bench.optimizer, batches=meter.timed(supply, bench.device),
             recipe=bench.recipe, progress=Progress(), autocast=bench.autocast,
         )  # fmt: skip
         found = in_turns({"wait": lambda: _waited(steps, meter)}, rounds)["wait"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from delving.data.loader import Batch
 from delving.net import Dropout, Net
 from delving.rectifier import PReLU, Rectifier
-from delving.train import Recipe
+from delving.step import Recipe
 
 
 class PlainSPP(nn.Module):

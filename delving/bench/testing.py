@@ -11,9 +11,9 @@ from delving.bench.training import Bench, build
 from delving.evaluate import score_windows
 
 S = 15  # sevenths of the crop: 480 pixels at the paper's 224
-CROPS = 8  # windows of which a forward pass is timed, in place of hundreds
+CROPS = 8  # windows of which a forward pass is timed, in place of hundreds; of each image
 IMAGES, SCALES = 50_000, (8, 12, 15)  # ImageNet's for validation; the paper's multi-scale testing
-ON_A_GPU = 16  # images at a time
+ON_A_GPU = 16  # images at a time, as `delving train` tests them
 
 
 def bench_dense(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
@@ -21,24 +21,25 @@ def bench_dense(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
     of ImageNet's validation images takes."""
     bench = build(words)
     net, side = bench.net.eval(), S * bench.config.data.crop // 7
+    images = _images_at_a_time(bench)
     draws = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (1, side, side, 3), generator=draws, dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (images, side, side, 3), generator=draws, dtype=torch.uint8)
     x = bench.input(pixels.to(bench.device))
     windows = count_windows(bench, x)
-    crops = x[:, :, : bench.config.data.crop, : bench.config.data.crop].expand(
-        min(CROPS, windows), -1, -1, -1
+    crops = x[:, :, : bench.config.data.crop, : bench.config.data.crop].repeat(
+        min(CROPS, windows), 1, 1, 1
     )
     ways = {
         "ours": lambda: score_windows(net, x),
         "crops": lambda: net(crops.contiguous(memory_format=torch.channels_last)),
         "loop": lambda: loop_over_windows(bench, x),
     }
-    shares = {"crops": len(crops) / windows}
+    done = {"crops": len(crops) / windows}
 
     @torch.no_grad()
     def rate(name: str) -> float:
         with bench.autocast():
-            return shares.get(name, 1) / seconds_each(ways[name], bench.device)
+            return done.get(name, images) / seconds_each(ways[name], bench.device)
 
     found = in_turns({name: lambda name=name: rate(name) for name in ways}, rounds)
     name = f"dense {bench.name.split(',')[0]}, {windows} windows at {side}"
@@ -54,7 +55,7 @@ def bench_dense(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
 
 def _all_images(bench: Bench, rounds: int, device: str) -> Row:
     """Seconds for 50,000 images of 4:3 and their flips at three scales, decoding left out."""
-    images = ON_A_GPU if bench.device.type == "cuda" else 1
+    images = _images_at_a_time(bench)
     sides = [s * bench.config.data.crop // 7 for s in SCALES]
     views = {
         s: bench.input(torch.zeros(2 * images, s, 4 * s // 3, 3, dtype=torch.uint8,
@@ -73,6 +74,10 @@ def _all_images(bench: Bench, rounds: int, device: str) -> Row:
     row = (f"dense {bench.name.split(',')[0]}, {bench.precision}, {IMAGES:,} images and their "
            f"flips at {scales}, without decoding")  # fmt: skip
     return compare(row, found, unit="s", device=device)
+
+
+def _images_at_a_time(bench: Bench) -> int:
+    return ON_A_GPU if bench.device.type == "cuda" else 1
 
 
 @torch.no_grad()

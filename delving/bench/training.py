@@ -1,9 +1,10 @@
 """Training steps and forward passes on a batch in memory: ours against plain PyTorch."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import islice, repeat
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,8 @@ from delving.net import Net, describe
 from delving.ranks import ALONE, Ranks
 from delving.schema import Config
 from delving.session import plan_recipe
-from delving.train import Progress, Recipe, build_optimizer, train
+from delving.step import Recipe
+from delving.train import Progress, Step, build_optimizer, train
 
 # Of a large net a CPU takes fewer images than a batch: so many mult-adds of a forward pass, yet as
 # many images as keep the weights from being most of the work.
@@ -42,6 +44,12 @@ class Bench:
     recipe: Recipe
     precision: str
     multiply_adds: int
+
+    @cached_property
+    def steps(self) -> Iterator[Step]:
+        """Those of `delving train`, without end, but for the loading."""
+        return train(self.net, self.input, self.optimizer, batches=repeat(self.batch),
+                     recipe=self.recipe, progress=Progress(), autocast=self.autocast)  # fmt: skip
 
     @property
     def device(self) -> torch.device:
@@ -73,10 +81,8 @@ class Bench:
         return Batch(*(x[rows] for x in self.batch[:3]), [])
 
     def ours(self, count: int) -> None:
-        """So many steps of `delving train`, but for the loading."""
-        batches = (self.batch for _ in range(count))
-        for _ in train(self.net, self.input, self.optimizer, batches=batches, recipe=self.recipe,
-                       progress=Progress(), autocast=self.autocast):  # fmt: skip
+        """So many steps more."""
+        for _ in islice(self.steps, count):
             pass
 
     def plain(self) -> Callable[[int], None]:
@@ -175,9 +181,15 @@ def memory_of(bench: Bench) -> int:
     """Bytes: on a GPU the peak of a step; elsewhere what a forward pass keeps, each tensor once,
     and the weights with their gradients and momentum."""
     if bench.device.type == "cuda":
-        bench.ours(2)  # cuDNN's search for algorithms takes memory of its own
+        # Replayed steps would allocate nothing: their memory was, when they were recorded.
+        steps = train(bench.net, bench.input, bench.optimizer, batches=repeat(bench.batch),
+                      recipe=bench.recipe, progress=Progress(), autocast=bench.autocast,
+                      replay=False)  # fmt: skip
+        for _ in islice(steps, 2):  # cuDNN's search for algorithms takes memory of its own
+            pass
         torch.cuda.reset_peak_memory_stats(bench.device)
-        bench.ours(2)
+        for _ in islice(steps, 2):
+            pass
         return torch.cuda.max_memory_allocated(bench.device)
     kept: dict[int, int] = {}
 

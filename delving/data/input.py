@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from delving.data.augment import crop_at
 from delving.data.images import UndecodableImageError
 from delving.data.loader import Cache
+from delving.kernels import KERNELS
 
 # ours: mean image and colour eigenvectors come from at most 10,000 training images, evenly spaced,
 # center crops at s = 8/7 of the crop, whatever s a net is trained with.
@@ -40,12 +41,21 @@ class Input(nn.Module):
         crop's size it is the crop's own; it is subtracted after the flip.
         """
         mean = self.mean
+        if mean.shape[1:] != pixels.shape[1:3]:
+            side = pixels.shape[1:3]
+            mean = F.interpolate(mean[None], side, mode="bilinear", align_corners=False)[0]
+        kernels = KERNELS.get(pixels.device.type)
+        if hasattr(kernels, "prepare") and self._is_usual(pixels) and kernels.programs():
+            return kernels.prepare(pixels, mean, shift, self.std)
         x = pixels.permute(0, 3, 1, 2).to(mean.dtype, copy=True)  # (N, 3, H, W), altered in place
-        if mean.shape[1:] != x.shape[2:]:
-            mean = F.interpolate(mean[None], x.shape[2:], mode="bilinear", align_corners=False)[0]
         if shift is not None:
             x += shift[:, :, None, None]
         return x.sub_(mean).div_(self.std)
+
+    def _is_usual(self, pixels: Tensor) -> bool:
+        """Whether a kernel of our own computes it: the same in one pass, in place of four."""
+        kinds = pixels.dtype == torch.uint8 and self.mean.dtype == torch.float32
+        return kinds and pixels.is_contiguous() and pixels.numel() < 2**31
 
     def color_shift(self, draws: Tensor, std: float) -> Tensor:
         """AlexNet's colour altering: standard normal (N, 3) to shifts in grey levels (N, 3).

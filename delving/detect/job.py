@@ -53,7 +53,7 @@ class Job:
         self.statistics = shift_statistics(self.candidates)
         self.sizing = sizing_of(self.config, settings)
         groups = group_parameters(self.net, settings.weight_decay)
-        self.optimizer = Momentum(groups, lr=settings.lr, momentum=settings.momentum)
+        self.optimizer = Momentum(groups, momentum=settings.momentum)
 
     @property
     def data(self) -> str:

@@ -155,7 +155,7 @@ def train_until_done(job: Job) -> None:
         return
     meter = Meter(job.seconds)
     with closing(ahead(job.batches(), progress.step, settings.steps)) as supply:
-        for told in job.trainer().steps(meter.timed(supply), progress):
+        for told in job.trainer().steps(meter.timed(supply, job.input.mean.device), progress):
             meter.images += settings.images
             job.seconds = meter.seconds
             _report(job, told, meter)

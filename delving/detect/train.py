@@ -18,7 +18,7 @@ from delving.detect.sample import Batches, Sample
 from delving.device import wide
 from delving.momentum import Momentum
 from delving.schema import Detect
-from delving.train import seed_dropout
+from delving.step import seed_dropout
 
 AHEAD = 4  # batches made while others are trained on
 
@@ -72,9 +72,6 @@ class Trainer:
     def _step(self, batch: list[Sample], progress: Progress) -> tuple[float, ...]:
         self.net.train()
         device = self.input.mean.device
-        rate = learning_rate(self.settings, progress.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         labels = torch.cat([sample.labels for sample in batch]).to(device)
         targets = torch.cat([sample.shifts for sample in batch]).to(device)
         keys = (self.seed, progress.step)
@@ -90,7 +87,7 @@ class Trainer:
         of_classes, of_boxes, error = told.tolist()
         loss = of_classes + of_boxes
         if math.isfinite(loss):
-            self.optimizer.step()
+            self.optimizer.step(learning_rate(self.settings, progress.step))
             advance(progress, [loss, of_classes, of_boxes, error])
         else:
             progress.status = "diverged"

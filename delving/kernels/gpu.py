@@ -1,9 +1,9 @@
-"""programs.py on CUDA tensors: sizes of tiles, and the launch."""
+"""programs.py and pooling.py on CUDA tensors: sizes of tiles, and the launch."""
 
 import importlib.util
 from collections.abc import Sequence
 from functools import cache
-from types import ModuleType
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -13,28 +13,34 @@ from delving.signals import Interrupted
 from delving.words import cut
 
 TILE = 4096  # numbers a program holds at once: 32 a thread
+POOL_TILE = 1024  # of maxima, of several numbers each
 COLUMNS = 128  # at most; 256 bytes of bf16 in a row
 WAVES = 2  # programs a multiprocessor, of those that sum: as many as its registers hold at once
-POOLED = 512  # channels of SPP that a program has at most: four a thread
+WARPS = 16  # of those
+POOLED = 256  # channels of SPP that a program has at most: four a thread
+WINDOWED = 4096  # numbers of a window of SPP
+FOLDED = 256  # blocks
+PREPARED = 1024  # numbers of pixels
 
 
-def programs() -> ModuleType | None:
+def programs() -> SimpleNamespace | None:
     """Triton takes a second to load, and is not there, or cannot compile, on every machine."""
     return look_for_programs()[0]
 
 
 @cache
-def look_for_programs() -> tuple[ModuleType | None, str]:
+def look_for_programs() -> tuple[SimpleNamespace | None, str]:
     """The programs, or None and why there are none."""
     if importlib.util.find_spec("triton") is None:
         return None, "`pip install triton` makes training faster"
-    from delving.kernels import programs as found
+    from delving.kernels import pooling, programs
 
+    found = SimpleNamespace(**(vars(pooling) | vars(programs)))
     fault = _launch(found) if torch.cuda.is_available() else ""
     return (None if fault else found), fault
 
 
-def _launch(found: ModuleType, device: str = "cuda") -> str:
+def _launch(found: SimpleNamespace, device: str = "cuda") -> str:
     """Why the programs are of no use here, if so: Triton's launcher wants a C compiler and Python's
     headers, and what they compute is known."""
     try:
@@ -49,7 +55,7 @@ def _launch(found: ModuleType, device: str = "cuda") -> str:
     return ""
 
 
-def _wrong(number: torch.dtype, found: ModuleType, device: str) -> str:
+def _wrong(number: torch.dtype, found: SimpleNamespace, device: str) -> str:
     """The program whose result for a few numbers is not the known one, if there is one."""
     slope, sums = torch.full((1,), 0.5, device=device), torch.empty(1, 2, 1, device=device)
     bits = found.tl.int32 if number == torch.float32 else found.tl.int16
@@ -67,11 +73,31 @@ def _wrong(number: torch.dtype, found: ModuleType, device: str) -> str:
     found.pool[1, 1](cells, levels, pooled, most, tied, 1, 2, 2, 1, 1, COLUMNS=1)
     given = (pooled, cells, most, tied, levels, shares)
     found.pool_backward[4, 1](*given, 1, 2, 2, 1, 1, 1, COLUMNS=1)
+    windows, folded = (torch.empty(n, dtype=number, device=device) for n in (4, 256))
+    found.pool_windows[4, 1](cells, windows, 1, 2, 2, 2, 2, 1, 0, 1,
+                             SIDE=1, EXTENT=1, BINS=1, COLUMNS=1)  # fmt: skip
+    found.fold[(1,)](cells.repeat_interleave(3).float(), folded, 16, 2, 2, 4, 4, ROWS=16)
+    one, pixel = most.new_tensor([4], dtype=torch.float32), cells[:3].to(torch.uint8)
+    ready = torch.empty(3, device=device)
+    found.prepare[(1,)](pixel, 2 * cells.float(), cells.float(), one, ready, 1, 1,
+                        SHIFTED=True, NUMBERS=4)  # fmt: skip
+    best, which = most.new_empty(1), torch.empty(1, dtype=torch.uint8, device=device)
+    beside = {**tile, "SIDE": 2}
+    sizes = (1, 1, 2, 2)
+    found.rectify_pool[1, 1](-cells, slope, slope, best, which, *sizes, BIASED=False, **beside)
+    routed, parts = torch.empty_like(cells), torch.empty_like(sums)
+    given = (pooled, best, which, slope, routed, parts)
+    found.rectify_pool_backward[1, 1](*given, *sizes, BELOW=0, BESIDE=0, **beside)
     told = {
         "rectify": ([out], [-1, 4]),
         "rectify_backward": ([grad_x, sums], [0.5, 3, 3.5, -2]),
         "pool": ([pooled, most, tied], [5, 5, 2]),
         "pool_backward": ([shares], [0, 1.25, 2.5, 1.25]),
+        "pool_windows": ([windows], [2, 5, 5, 5]),
+        "fold": ([folded.view(16, 16)[10]], [2] * 3 + [5] * 9 + [0] * 4),
+        "prepare": ([ready], [1, 2.5, 2.5]),
+        "rectify_pool": ([best, which], [-1, 0]),
+        "rectify_pool_backward": ([routed, parts], [2.5, 0, 0, 0, 2.5, -10]),
     }
     for program, (results, known) in told.items():
         if torch.cat([result.flatten().float() for result in results]).tolist() != known:
@@ -102,12 +128,44 @@ def rectify_backward(
     """rectifier.py's. Sums are made in an order that depends on sizes and device alone."""
     grad_x = torch.empty_like(out)
     rows, channels, tile = _tiles(out)
-    across = _shares(channels, tile["COLUMNS"])
-    down = min(_shares(rows, tile["ROWS"]), max(1, WAVES * _multiprocessors(out) // across))
-    sums = slope.new_empty(down, 2, channels)
+    down, across, sums = _sums(out, slope, rows, channels, tile)
     given = (grad, out, slope, grad_x, sums, rows, channels)
     with torch.cuda.device_of(out):
-        programs().rectify_backward[(down, across)](*given, **_fixed(out, slope, learned), **tile)
+        fixed = _fixed(out, slope, learned) | tile
+        programs().rectify_backward[(down, across)](*given, **fixed, num_warps=WARPS)
+    grad_bias, grad_slope = sums.sum(0)
+    return grad_x, grad_bias, grad_slope
+
+
+def rectify_pool(
+    x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool, side: int
+) -> tuple[Tensor, Tensor]:
+    """rectifier.py's; and which cell of its window each is."""
+    images, channels, height, width = x.shape
+    out = _channels_last((images, channels, height // side, width // side), x)
+    chosen = torch.empty_like(out, dtype=torch.uint8)
+    rows, channels, tile = _tiles(out, POOL_TILE)
+    grid = (_shares(rows, tile["ROWS"]), _shares(channels, tile["COLUMNS"]))
+    given = (x, slope if bias is None else bias, slope, out, chosen, rows, channels, height, width)
+    fixed = _fixed(x, slope, learned) | tile
+    with torch.cuda.device_of(x):
+        programs().rectify_pool[grid](*given, BIASED=bias is not None, SIDE=side, **fixed)
+    return out, chosen
+
+
+def rectify_pool_backward(
+    grad: Tensor, out: Tensor, chosen: Tensor, slope: Tensor, learned: bool,
+    shape: Sequence[int], side: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradients of what `rectify_pool` was given, of this shape, as rectify_backward's."""
+    grad_x = _channels_last(shape, out)
+    (height, width), (rows, channels, tile) = shape[2:], _tiles(out)
+    down, across, sums = _sums(out, slope, rows, channels, tile)
+    given = (grad, out, chosen, slope, grad_x, sums, rows, channels, height, width)
+    rest = {"SIDE": side, "BELOW": height % side, "BESIDE": width % side}
+    fixed = _fixed(out, slope, learned) | tile | rest
+    with torch.cuda.device_of(out):
+        programs().rectify_pool_backward[(down, across)](*given, **fixed, num_warps=WARPS)
     grad_bias, grad_slope = sums.sum(0)
     return grad_x, grad_bias, grad_slope
 
@@ -124,7 +182,8 @@ def spp(x: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     grid = (images * bins, _shares(channels, columns))
     sizes = (channels, height, width, out.shape[1], bins)
     with torch.cuda.device_of(x):
-        programs().pool[grid](x, _list(levels, x), out, most, tied, *sizes, COLUMNS=columns)
+        given = (x, _list(levels, x), out, most, tied)
+        programs().pool[grid](*given, *sizes, COLUMNS=columns, num_warps=2)
     return out, most, tied
 
 
@@ -139,8 +198,55 @@ def spp_backward(
     sizes = (channels, height, width, grad.shape[1], most.shape[1], len(levels))
     given = (grad, x, most, tied, _list(levels, x), grad_x)
     with torch.cuda.device_of(x):
-        programs().pool_backward[grid](*given, *sizes, COLUMNS=columns)
+        programs().pool_backward[grid](*given, *sizes, COLUMNS=columns, num_warps=2)
     return grad_x
+
+
+def spp_windows(x: Tensor, levels: Sequence[int], size: int) -> Tensor:
+    """The same of every size x size window: (N, rows, columns, features)."""
+    images, channels, height, width = x.shape
+    rows, columns = height - size + 1, width - size + 1
+    features = channels * sum(side * side for side in levels)
+    out, before = x.new_empty(images, rows, columns, features), 0
+    for side in levels:
+        bins = 1 << (side * side - 1).bit_length()
+        extent = max(-(-(i + 1) * size // side) - i * size // side for i in range(side))
+        wide = _columns(channels, min(512, max(16, WINDOWED // bins)))
+        grid = (images * rows * columns, _shares(channels, wide))
+        sizes = (channels, height, width, rows, columns, features, before, size)
+        fixed = {"SIDE": side, "EXTENT": extent, "BINS": bins, "COLUMNS": wide}
+        with torch.cuda.device_of(x):
+            programs().pool_windows[grid](x, out, *sizes, **fixed)
+        before += side * side
+    return out
+
+
+def fold(x: Tensor, number: torch.dtype) -> Tensor:
+    """stem.py's, of (N, 3, H, W) channels last."""
+    images, _, height, width = x.shape
+    rows, columns = (height + 1) // 2 + 3, (width + 1) // 2 + 3
+    out = _channels_last((images, 16, rows, columns), x, number)
+    count = images * rows * columns
+    with torch.cuda.device_of(x):
+        given = (x, out, count, height, width, rows, columns)
+        programs().fold[(_shares(count, FOLDED),)](*given, ROWS=FOLDED)
+    return out
+
+
+def prepare(pixels: Tensor, mean: Tensor, shift: Tensor | None, std: Tensor) -> Tensor:
+    """data/input.py's, of uint8 (N, H, W, 3) without gaps and fp32 (3, H, W), (N, 3), ()."""
+    images, height, width, _ = pixels.shape
+    out = _channels_last((images, 3, height, width), mean)
+    count, about = images * height * width, {"SHIFTED": shift is not None, "NUMBERS": PREPARED}
+    given = (pixels, mean if shift is None else shift.contiguous(), mean.contiguous(), std, out)
+    with torch.cuda.device_of(pixels):
+        programs().prepare[(_shares(3 * count, PREPARED),)](*given, count, height * width, **about)
+    return out
+
+
+def _channels_last(shape: Sequence[int], like: Tensor, number: torch.dtype | None = None) -> Tensor:
+    layout = {"memory_format": torch.channels_last, "device": like.device}
+    return torch.empty(shape, dtype=number or like.dtype, **layout)
 
 
 def _list(levels: Sequence[int], x: Tensor) -> Tensor:
@@ -152,11 +258,20 @@ def _list_on(levels: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(levels, dtype=torch.int32, device=device)
 
 
-def _tiles(x: Tensor) -> tuple[int, int, dict[str, int]]:
-    """(rows, channels) of the numbers, and the sides of a tile."""
+def _tiles(x: Tensor, size: int = TILE) -> tuple[int, int, dict[str, int]]:
+    """(rows, channels) of the numbers, and the sides of a tile of `size` of them."""
     channels = x.shape[1]
     columns = _columns(channels, COLUMNS)
-    return x.numel() // channels, channels, {"ROWS": TILE // columns, "COLUMNS": columns}
+    return x.numel() // channels, channels, {"ROWS": size // columns, "COLUMNS": columns}
+
+
+def _sums(
+    out: Tensor, slope: Tensor, rows: int, channels: int, tile: dict[str, int]
+) -> tuple[int, int, Tensor]:
+    """How many programs go over rows and over channels, and a place for what they sum."""
+    across = _shares(channels, tile["COLUMNS"])
+    down = min(_shares(rows, tile["ROWS"]), max(1, WAVES * _multiprocessors(out) // across))
+    return down, across, slope.new_empty(down, 2, channels)
 
 
 def _columns(channels: int, most: int) -> int:

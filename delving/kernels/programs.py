@@ -1,8 +1,7 @@
-"""The fused rectifier (rectifier.py) and SPP (spp.py) as Triton programs.
+"""The fused rectifier (rectifier.py) as Triton programs, alone and with max pooling after it.
 
-The rectifier's are over (rows, channels) numbers in memory: a program has a tile of ROWS x COLUMNS
-numbers at a time, COLUMNS of the channels. SPP's are over (images, height, width, channels): a
-program has COLUMNS channels of a bin, or, backward, of a cell, so that no two write to one place.
+Over (rows, channels) numbers in memory: a program has a tile of ROWS x COLUMNS numbers at a time,
+COLUMNS of the channels.
 """
 
 import triton
@@ -32,6 +31,24 @@ def _nearest(f, z, bits):
 
 
 @triton.jit
+def _rectified(z, a, number: tl.constexpr, BITS: tl.constexpr, MARKED: tl.constexpr):
+    """f(z) as `number`, its last bit telling z's side where a slope is negative, if any is."""
+    f = tl.where(z > 0, z, a * z)
+    if not MARKED:
+        return f.to(number)
+    bits = f.to(number).to(BITS, bitcast=True)
+    marked = (_nearest(f, z, bits) & -2) | (z > 0).to(BITS)
+    return tl.where(a < 0, marked, bits).to(number, bitcast=True)
+
+
+@triton.jit
+def _is_positive(y, a, BITS: tl.constexpr):
+    """The side of what was rectified to y."""
+    mark = (y.to(BITS, bitcast=True) & 1) != 0
+    return tl.where(a < 0, mark, y.to(tl.float32) > 0)
+
+
+@triton.jit
 def rectify(
     x, bias, slope, out, rows, channels,
     BIASED: tl.constexpr, SHARED: tl.constexpr, LEARNED: tl.constexpr, BITS: tl.constexpr,
@@ -46,11 +63,11 @@ def rectify(
     z = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     if BIASED:
         z += tl.load(bias + column, mask=valid, other=0.0)[None, :]
-    f = tl.where(z > 0, z, a * z)
-    bits = f.to(out.dtype.element_ty).to(BITS, bitcast=True)
-    marked = (_nearest(f, z, bits) & -2) | (z > 0).to(BITS)
-    y = tl.where(a < 0, marked, bits).to(out.dtype.element_ty, bitcast=True)
-    tl.store(out + at, y, mask=inside)
+    # To mark takes twice as long as all the rest, and is for few tiles.
+    if tl.min(a) < 0:
+        tl.store(out + at, _rectified(z, a, out.dtype.element_ty, BITS, True), mask=inside)
+    else:
+        tl.store(out + at, _rectified(z, a, out.dtype.element_ty, BITS, False), mask=inside)
 
 
 @triton.jit
@@ -73,15 +90,18 @@ def rectify_backward(
         inside = (row < rows)[:, None] & valid[None, :]
         g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
         y = tl.load(out + at, mask=inside, other=0.0)
-        mark = (y.to(BITS, bitcast=True) & 1) != 0
-        y = y.to(tl.float32)
-        positive = tl.where(a < 0, mark, y > 0)
+        positive = _is_positive(y, a, BITS)
         gx = tl.where(positive, g, a * g)
         tl.store(grad_x + at, gx.to(grad_x.dtype.element_ty), mask=inside)
         # Summed over rows after the loop: inside it each tile would wait for all threads.
         of_bias += gx
-        of_slope += tl.where(positive, 0.0, g * y)
+        of_slope += tl.where(positive, 0.0, g * y.to(tl.float32))
         start += tl.num_programs(0) * ROWS
+    _store_sums(sums, of_bias, of_slope, slopes, column, valid, channels)
+
+
+@triton.jit
+def _store_sums(sums, of_bias, of_slope, slopes, column, valid, channels):
     place = sums + tl.program_id(0) * 2 * channels + column
     tl.store(place, tl.sum(of_bias, 0), mask=valid)
     # A slope of 0 is fixed, and nobody asks for its gradient.
@@ -89,91 +109,106 @@ def rectify_backward(
 
 
 @triton.jit
-def _edges(i, size, side):
-    """A bin's, of `side` of them: spp.py's bin_edges."""
-    return i * size // side, ((i + 1) * size + side - 1) // side
+def _corner(row, height, width, SIDE: tl.constexpr):
+    """Of window `row` of all images': whether it is the last of its side, down and across, and the
+    number of its first cell, of all images' cells."""
+    down, across = height // SIDE, width // SIDE
+    i, j = row // across % down, row % across
+    cell = (row // across // down * height + i * SIDE).to(tl.int64) * width + j * SIDE
+    return i == down - 1, j == across - 1, cell
 
 
 @triton.jit
-def pool(
-    x, levels, out, most, tied, channels, height, width, features, bins, COLUMNS: tl.constexpr
+def rectify_pool(
+    x, bias, slope, out, chosen, rows, channels, height, width,
+    BIASED: tl.constexpr, SHARED: tl.constexpr, LEARNED: tl.constexpr, BITS: tl.constexpr,
+    SIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """A bin's maximum, to `out` in SPP's order and to `most` (images, bins, channels); `tied`: so
-    many of the bin's columns have it."""
-    image = (tl.program_id(0) // bins).to(tl.int64)
+    """The maximum of what is rectified in each SIDE x SIDE window, a row of `out`; `chosen`: which
+    cell has it, the first of those that do."""
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     valid = column < channels
-    number = tl.program_id(0) % bins  # of all levels' bins; then of its own level's
-    side, level, before = tl.load(levels), 0, 0
-    while number >= side * side:
-        number -= side * side
-        before += side * side
-        level += 1
-        side = tl.load(levels + level)
-    top, bottom = _edges(number // side, height, side)
-    left, right = _edges(number % side, width, side)
-    maximum = tl.full([COLUMNS], float("-inf"), tl.float32)
-    columns = tl.zeros([COLUMNS], tl.int32)
-    w = left
-    while w < right:
-        best = tl.full([COLUMNS], float("-inf"), tl.float32)
-        h = top
-        while h < bottom:
-            at = ((image * height + h) * width + w) * channels + column
-            value = tl.load(x + at, mask=valid, other=0.0).to(tl.float32)
-            best = tl.where((value > best) | (value != value), value, best)  # NaN wins, and stays
-            h += 1
-        better = (best > maximum) | (best != best)
-        columns = tl.where(better, 1, columns + (best == maximum).to(tl.int32))
-        maximum = tl.where(better, best, maximum)
-        w += 1
-    to = image * features + before * channels + column * side * side + number
-    tl.store(out + to, maximum.to(out.dtype.element_ty), mask=valid)
-    place = tl.program_id(0).to(tl.int64) * channels + column
-    tl.store(most + place, maximum.to(most.dtype.element_ty), mask=valid)
-    tl.store(tied + place, columns.to(tied.dtype.element_ty), mask=valid)
+    a = _slopes(slope, column, valid, SHARED, LEARNED)[None, :]
+    b = tl.zeros([1, COLUMNS], tl.float32)
+    if BIASED:
+        b = tl.load(bias + column, mask=valid, other=0.0)[None, :]
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = (row < rows)[:, None] & valid[None, :]
+    cell = _corner(row, height, width, SIDE)[2]
+    at = cell[:, None] * channels + column[None, :]
+    to = row.to(tl.int64)[:, None] * channels + column[None, :]
+    number: tl.constexpr = out.dtype.element_ty
+    if tl.min(a) < 0:  # as in rectify
+        best, which = _best(
+            x + at, b, a, inside, channels, width, number, BITS, True, SIDE, ROWS, COLUMNS
+        )
+        tl.store(out + to, best, mask=inside)
+        tl.store(chosen + to, which, mask=inside)
+    else:
+        best, which = _best(
+            x + at, b, a, inside, channels, width, number, BITS, False, SIDE, ROWS, COLUMNS
+        )
+        tl.store(out + to, best, mask=inside)
+        tl.store(chosen + to, which, mask=inside)
 
 
 @triton.jit
-def pool_backward(
-    grad, x, most, tied, levels, grad_x, channels, height, width, features, bins, count,
-    COLUMNS: tl.constexpr,
+def _best(
+    x, b, a, inside, channels, width, number: tl.constexpr, BITS: tl.constexpr,
+    MARKED: tl.constexpr, SIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """What a cell gets of the bins that it lies in: the columns that tie for a bin's maximum share
-    its gradient, and a column's cells that do share the column's part."""
-    cells = height * width
-    image = (tl.program_id(0) // cells).to(tl.int64)
-    h, w = tl.program_id(0) % cells // width, tl.program_id(0) % width
+    """Of windows whose first cells x points to: (the maxima, which cells have them)."""
+    best = tl.full([ROWS, COLUMNS], float("-inf"), tl.float32)
+    which = tl.zeros([ROWS, COLUMNS], tl.int32)
+    for i in tl.static_range(SIDE):
+        for j in tl.static_range(SIDE):
+            at = x + (i * width + j) * channels
+            z = tl.load(at, mask=inside, other=0.0).to(tl.float32) + b
+            y = _rectified(z, a, number, BITS, MARKED).to(tl.float32)
+            better = (y > best) | (y != y)  # NaN wins, and stays
+            best = tl.where(better, y, best)
+            which = tl.where(better, i * SIDE + j, which)
+    return best.to(number), which.to(tl.uint8)
+
+
+@triton.jit
+def rectify_pool_backward(
+    grad, out, chosen, slope, grad_x, sums, rows, channels, height, width,
+    SHARED: tl.constexpr, LEARNED: tl.constexpr, BITS: tl.constexpr, SIDE: tl.constexpr,
+    BELOW: tl.constexpr, BESIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Of the cells of all windows, and of the BELOW and BESIDE that follow the last ones of a
+    side; `sums` as rectify_backward's."""
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     valid = column < channels
-    at = tl.program_id(0).to(tl.int64) * channels + column
-    value = tl.load(x + at, mask=valid, other=0.0).to(tl.float32)
-    total = tl.zeros([COLUMNS], tl.float32)
-    level, before = 0, 0
-    while level < count:
-        side = tl.load(levels + level)
-        i = h * side // height
-        while i * height < (h + 1) * side:  # the first row of bin i is not below h
-            top, bottom = _edges(i, height, side)
-            j = w * side // width
-            while j * width < (w + 1) * side:
-                number = i * side + j
-                place = (image * bins + before + number) * channels + column
-                maximum = tl.load(most + place, mask=valid, other=0.0).to(tl.float32)
-                share = tl.load(tied + place, mask=valid, other=1).to(tl.float32)
-                of = image * features + before * channels + column * side * side + number
-                given = tl.load(grad + of, mask=valid, other=0.0).to(tl.float32)
-                equal = tl.zeros([COLUMNS], tl.float32)
-                row = top
-                while row < bottom:
-                    other = ((image * height + row) * width + w) * channels + column
-                    beside = tl.load(x + other, mask=valid, other=0.0).to(tl.float32)
-                    equal += (beside == maximum).to(tl.float32)
-                    row += 1
-                of_cell = given / share / tl.maximum(equal, 1.0)
-                total += tl.where(value == maximum, of_cell, 0.0)
-                j += 1
-            i += 1
-        before += side * side
-        level += 1
-    tl.store(grad_x + at, total.to(grad_x.dtype.element_ty), mask=valid)
+    slopes = _slopes(slope, column, valid, SHARED, LEARNED)
+    a = slopes[None, :]
+    of_bias = tl.zeros([ROWS, COLUMNS], tl.float32)
+    of_slope = tl.zeros([ROWS, COLUMNS], tl.float32)
+    start = tl.program_id(0) * ROWS
+    while start < rows:
+        row = start + tl.arange(0, ROWS)
+        inside = (row < rows)[:, None] & valid[None, :]
+        lowest, rightmost, cell = _corner(row, height, width, SIDE)
+        at = row.to(tl.int64)[:, None] * channels + column[None, :]
+        g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+        y = tl.load(out + at, mask=inside, other=0.0)
+        which = tl.load(chosen + at, mask=inside, other=0).to(tl.int32)
+        positive = _is_positive(y, a, BITS)
+        gx = tl.where(positive, g, a * g)
+        of_bias += gx
+        of_slope += tl.where(positive, 0.0, g * y.to(tl.float32))
+        for i in tl.static_range(SIDE + BELOW):
+            for j in tl.static_range(SIDE + BESIDE):
+                own = inside
+                if i >= SIDE:
+                    own = own & lowest[:, None]
+                if j >= SIDE:
+                    own = own & rightmost[:, None]
+                given = tl.zeros([ROWS, COLUMNS], tl.float32)
+                if i < SIDE and j < SIDE:
+                    given = tl.where(which == i * SIDE + j, gx, 0.0)
+                to = (cell + i * width + j)[:, None] * channels + column[None, :]
+                tl.store(grad_x + to, given.to(grad_x.dtype.element_ty), mask=own)
+        start += tl.num_programs(0) * ROWS
+    _store_sums(sums, of_bias, of_slope, slopes, column, valid, channels)

@@ -1,0 +1,142 @@
+"""A training step's launches, recorded once as a CUDA graph and then replayed: on a GPU those of a
+small net, one by one, take several times as long as what they launch."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from delving.data.loader import Batch
+from delving.momentum import Momentum
+from delving.net import Dropout, Features, Net
+from delving.rectifier import PReLU, Rectifier
+from delving.spp import SPP
+from delving.step import is_finite
+
+EAGER = 3  # steps before the recording: kernels are compiled and algorithms chosen in them
+# Modules known to launch the same in each step, and to wait for nothing.
+KNOWN = {Net, Features, nn.Sequential, nn.Conv2d, nn.Linear, nn.MaxPool2d, SPP, Dropout, Rectifier,
+         PReLU}  # fmt: skip
+
+
+def can_be_replayed(net: nn.Module, device: torch.device) -> bool:
+    """Whether all that a step of this net does can be recorded."""
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    known = {type(m) for m in net.modules()} <= KNOWN
+    whole = all(p.dtype == torch.float32 for p in net.parameters())  # as the rate is
+    return device.type == "cuda" and known and whole and not hooked
+
+
+class Ahead:
+    """An iterator whose next item can be fetched before it is asked for. What is raised then is
+    raised where the item would have come."""
+
+    def __init__(self, items: Iterable):
+        self.items, self.fetched = iter(items), []
+
+    def fetch(self) -> object:
+        """The next item, which is still to come; None where there is none, or it is an error."""
+        if not self.fetched:
+            try:
+                self.fetched.append((next(self.items), None))
+            except Exception as error:  # StopIteration too
+                self.fetched.append((None, error))
+        return self.fetched[0][0]
+
+    def __iter__(self) -> Iterator:
+        return self
+
+    def __next__(self):
+        self.fetch()
+        item, error = self.fetched.pop()
+        if error:
+            raise error
+        return item
+
+
+class Replay:
+    """Steps of one training, on batches of one size.
+
+    Args:
+        gradients: forward and backward of a batch, and step.py's `show`.
+        seed: of a step, before it.
+    """
+
+    def __init__(
+        self,
+        net: Net,
+        optimizer: Momentum,
+        *,
+        gradients: Callable[[Batch], Tensor],
+        seed: Callable[[int], None],
+    ):
+        self.optimizer, self.gradients, self.seed = optimizer, gradients, seed
+        self.layers = [m for m in net.modules() if isinstance(m, Dropout)]
+        self.device = next(net.parameters()).device
+        self.rate = torch.zeros((), device=self.device)
+        self.batch: Batch | None = None
+        self.held: Batch | None = None  # whose copy `batch` is, for the next step
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.generators: list[torch.Generator] = []
+        self.count, self.set_rate, self.found = 0, None, None
+        self.host: Tensor | None = None
+        self.done = torch.cuda.Event()
+
+    def start(self, batch: Batch, step: int, lr: float) -> None:
+        """Launches a step, which moves the weights unless what it found is not finite."""
+        if self.held is not batch:
+            self.hold(batch)
+        self.held = None
+        if lr != self.set_rate:
+            self.rate.fill_(lr)
+            self.set_rate = lr
+        self.seed(step)
+        if self.graph is None and self.count >= EAGER:
+            self._record()
+        self.count += 1
+        if self.graph is None:
+            self.found = self._launch()
+        else:
+            for layer, generator in zip(self.layers, self.generators, strict=True):
+                generator.manual_seed(layer.key)
+            self.graph.replay()
+        if self.host is None:
+            self.host = torch.empty(self.found.shape, dtype=self.found.dtype, pin_memory=True)
+        self.host.copy_(self.found, non_blocking=True)
+        self.done.record()
+
+    def wait(self) -> tuple[Tensor, bool]:
+        """What `gradients` returned for the step, on the CPU, and whether it was finite."""
+        self.done.synchronize()
+        return self.host[:-1], not self.host[-1]
+
+    def hold(self, batch: Batch) -> None:
+        """Copies it to where the recorded step looks for it, after the step that was started."""
+        self.held = batch
+        if self.batch is None:
+            held = (torch.empty_like(x, device=self.device) for x in batch[:3])
+            self.batch = Batch(*held, [])
+        for held, x in zip(self.batch[:3], batch[:3], strict=True):
+            held.copy_(x, non_blocking=True)
+
+    def _launch(self) -> Tensor:
+        self.optimizer.zero_grad()
+        found = self.gradients(self.batch)
+        fault = (~is_finite(found)).float()
+        self.optimizer.step(self.rate, unless=fault)
+        return torch.cat([found, fault[None]])
+
+    def _record(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        self.generators = [torch.Generator(self.device) for _ in self.layers]
+        for layer, generator in zip(self.layers, self.generators, strict=True):
+            graph.register_generator_state(generator.manual_seed(layer.key))
+            layer.recorded = generator
+        try:
+            # Other threads load images meanwhile, and may do what a recording must not.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.found = self._launch()
+        finally:
+            for layer in self.layers:
+                layer.recorded = None
+        self.graph = graph

@@ -1,0 +1,55 @@
+"""The first conv layer on a GPU: 7x7 with stride 2 of three channels, computed as 4x4 with stride 1
+of sixteen. The same products, in a shape that the GPU's matrix units are made for."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from delving.kernels import KERNELS
+
+CHANNELS = 16  # twelve, and four of zeros
+
+
+def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """The layer's convolution, without its bias."""
+    if _foldable(layer, x):
+        blocks = KERNELS[x.device.type].fold(_last(x), torch.get_autocast_dtype(x.device.type))
+        return F.conv2d(blocks, fold_weight(layer.weight))
+    return F.conv2d(x, layer.weight, None, layer.stride, layer.padding)
+
+
+def _foldable(layer: nn.Conv2d, x: Tensor) -> bool:
+    """Whether the layer is such a one, in bf16, of images: nobody asks for their gradient."""
+    kind, kernels = x.device.type, KERNELS.get(x.device.type)
+    geometry = (layer.in_channels, layer.kernel_size, layer.stride, layer.padding)
+    if geometry != (3, (7, 7), (2, 2), (3, 3)) or x.requires_grad or x.dtype != torch.float32:
+        return False
+    if not hasattr(kernels, "fold") or torch.compiler.is_compiling():
+        return False
+    low = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
+    return low and kernels.knows(_last(x))
+
+
+def _last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def fold_plain(x: Tensor) -> Tensor:
+    """(N, 3, H, W) to blocks of 2 x 2 cells, (N, 16, ceil(H / 2) + 3, ceil(W / 2) + 3), channels
+    (row, column, channel), then zeros; of zeros, too, are four rows and columns before the image,
+    and two or three after it."""
+    height, width = x.shape[2:]
+    x = F.pad(x, (4, 2 + width % 2, 4, 2 + height % 2))
+    return _widen(F.pixel_unshuffle(x, 2).unflatten(1, (3, 4)).transpose(1, 2).flatten(1, 2))
+
+
+def fold_weight(weight: Tensor) -> Tensor:
+    """(filters, 3, 7, 7) to (filters, 16, 4, 4), for blocks: zeros before its rows and columns."""
+    w = F.pad(weight, (1, 0, 1, 0))
+    return _widen(F.pixel_unshuffle(w, 2).unflatten(1, (3, 4)).transpose(1, 2).flatten(1, 2))
+
+
+def _widen(x: Tensor) -> Tensor:
+    return F.pad(x, (0, 0, 0, 0, 0, CHANNELS - x.shape[1])).contiguous(
+        memory_format=torch.channels_last
+    )
