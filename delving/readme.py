@@ -129,10 +129,10 @@ def robustness() -> list[str]:
 SPEED = ("ours", "baseline", "ratio", "low", "high", "limit")
 
 
-def speed() -> list[str]:
-    """The rows of `delving bench all --json`, as committed."""
+def speed(machine: str) -> list[str]:
+    """The rows of `delving bench all --json` there, as committed."""
     lines = ["| what | " + " | ".join(SPEED) + " | |", "|---" * (len(SPEED) + 2) + "|"]
-    for row in read_json(REFERENCE / "bench" / "cpu.json"):
+    for row in read_json(REFERENCE / "bench" / f"{machine}.json"):
         numbers = ["" if row[key] is None else f"{row[key]:,.4g}" for key in SPEED]
         lines.append(f"| {row['row']} | " + " | ".join(numbers) + f" | {row['unit']} |")
     return lines
@@ -147,7 +147,8 @@ BLOCKS: dict[str, Callable[[], list[str]]] = {
     "table4_quarter": partial(table, "quarter", "table4"),
     "ledger": partial(ledger, "cpu"),
     "robustness": robustness,
-    "speed": speed,
+    "speed": partial(speed, "cpu"),
+    "speed_gpu": partial(speed, "h100"),
     "table2": partial(table, "cpu", "table2"),
     "table1": partial(table, "cpu", "table1"),
     "detection": partial(table, "cpu", "detection"),

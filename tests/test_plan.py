@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import math
+from types import SimpleNamespace
 
 import pytest
 from fabricate import make_planned, make_run, rewrite_json, seeded_plan, snapshot
@@ -414,6 +415,16 @@ def test_before_any_run_seconds_follow_from_multiplications_and_from_layers_and_
     multiplying = 1e9 * 6400 / cost.RATE
     layers = cost.LAYER * 14 * 200 / 2
     assert cost.estimate_seconds(config, (10**9, 14)) == pytest.approx(3 * (multiplying + layers))
+
+
+def test_a_gpu_is_not_reckoned_to_take_a_cores_time(monkeypatch):
+    words = ["scale=quarter", "model=a", "data.train_images=12800", "train.epochs=2"]
+    config = configs.compose(words)
+    core = cost.estimate_seconds(config, (10**10, 22))
+    monkeypatch.setattr(cost, "pick_device", lambda name: SimpleNamespace(type="cuda"))
+    gpu = cost.estimate_seconds(config, (10**10, 22))
+    assert gpu == pytest.approx(3 * 1e10 * 25600 / cost.GPU_RATE + 200 * cost.GPU_STEP)
+    assert core > 1000 * gpu
 
 
 def test_the_work_of_a_net_is_that_of_all_its_layers_for_the_classes_there_are():
