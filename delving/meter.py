@@ -14,21 +14,21 @@ class Meter:
         self.start, self.offset, self.pauses = time.perf_counter(), seconds, 0.0
         self.checkpointed = self.start
         self.images, self.waited, self.since = 0, 0.0, seconds
+        self.gaps: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []  # of a GPU's work
 
     @property
     def seconds(self) -> float:
         return self.offset + time.perf_counter() - self.start - self.pauses
 
     def timed(self, supply: Iterator, device: torch.device) -> Iterator:
-        """Passes batches on, measuring how long each let training wait: a GPU that was still at
-        work when one came did not."""
+        """Passes batches on, measuring how long each let training wait: a GPU from the end of what
+        it was given before to the batch's being there."""
         while True:
-            before = time.perf_counter()
-            given = torch.cuda.Event() if device.type == "cuda" else None
-            if given:
-                given.record()
+            before, given = time.perf_counter(), _mark(device)
             batch = next(supply, None)
-            if given is None or given.query():
+            if given:
+                self.gaps.append((given, _mark(device)))
+            else:
                 self.waited += time.perf_counter() - before
             if batch is None:
                 return
@@ -48,6 +48,10 @@ class Meter:
 
     def rates(self) -> dict[str, float]:
         """images_per_second and the share of time waited for data, since the last call."""
+        for given, came in self.gaps:
+            came.synchronize()
+            self.waited += given.elapsed_time(came) / 1000
+        self.gaps.clear()
         now = self.seconds
         took = max(now - self.since, 1e-9)
         rates = {
@@ -56,3 +60,12 @@ class Meter:
         }
         self.images, self.waited, self.since = 0, 0.0, now
         return rates
+
+
+def _mark(device: torch.device) -> torch.cuda.Event | None:
+    """A GPU's moment after what it was given so far."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event

@@ -34,7 +34,7 @@ class Momentum:
 
         Args:
             lr: a number, or one on the parameters' GPU.
-            unless: () or (1,) fp32 there: where it is not 0 nothing is moved.
+            unless: () in fp32 there, 0 or 1: where it is 1 nothing is moved.
         """
         for group in self.param_groups:
             moved = [p for p in group["params"] if p.grad is not None]

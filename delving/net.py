@@ -12,6 +12,8 @@ from delving.rectifier import PReLU, Rectifier
 from delving.spp import SPP
 from delving.stem import convolve
 
+LARGEST = 8  # side of a window that is pooled with the rectifier
+
 
 class Dropout(nn.Module):
     """Dropout whose mask for an image follows from the key and its place in the batch alone.
@@ -38,7 +40,7 @@ class Dropout(nn.Module):
 
 class Features(nn.Sequential):
     """The conv layers: a layer's bias goes to the rectifier after it, which adds it in one pass,
-    and does the max pooling that follows it. Where a hook looks at one of them, each does its own
+    and does the max pooling that follows it. Where one of them is looked at, each does its own
     work."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,17 +59,25 @@ class Features(nn.Sequential):
 
 def _leaves_its_bias(layer: nn.Module, after: nn.Module | None) -> bool:
     both = isinstance(layer, nn.Conv2d) and isinstance(after, Rectifier)
-    return both and not (layer._forward_hooks or after._forward_hooks)
+    return both and not (is_looked_at(layer) or is_looked_at(after))
+
+
+def is_looked_at(module: nn.Module) -> bool:
+    """Whether something hangs on the module's being called: a hook, or a `forward` of its own."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks,
+             module._backward_hooks, module._backward_pre_hooks)  # fmt: skip
+    return any(hooks) or "forward" in vars(module)
 
 
 def _side_of_pooling(rectifier: Rectifier, layer: nn.Module | None) -> int | None:
-    """Of the windows, if they lie side by side, nothing looks at the layer, and the rectifier is
-    one of the paper's."""
-    if type(layer) is not nn.MaxPool2d or layer._forward_hooks:
+    """Of the windows, if they are small and lie side by side, and the rectifier is one of the
+    paper's."""
+    if type(layer) is not nn.MaxPool2d or is_looked_at(layer):
         return None
     side, plain = layer.kernel_size, (layer.padding, layer.dilation, layer.ceil_mode)
-    known = type(rectifier).forward is Rectifier.forward
-    return side if known and plain == (0, 1, False) and side == layer.stride else None
+    known = type(rectifier).forward is Rectifier.forward and plain == (0, 1, False)
+    fits = isinstance(side, int) and side == layer.stride and side <= LARGEST
+    return side if known and fits else None
 
 
 class Net(nn.Module):

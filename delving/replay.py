@@ -1,14 +1,16 @@
 """A training step's launches, recorded once as a CUDA graph and then replayed: on a GPU those of a
 small net, one by one, take several times as long as what they launch."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook as has_global_hook
 
 from delving.data.loader import Batch
 from delving.momentum import Momentum
-from delving.net import Dropout, Features, Net
+from delving.net import Dropout, Features, Net, is_looked_at
 from delving.rectifier import PReLU, Rectifier
 from delving.spp import SPP
 from delving.step import is_finite
@@ -20,11 +22,17 @@ KNOWN = {Net, Features, nn.Sequential, nn.Conv2d, nn.Linear, nn.MaxPool2d, SPP, 
 
 
 def can_be_replayed(net: nn.Module, device: torch.device) -> bool:
-    """Whether all that a step of this net does can be recorded."""
-    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
-    known = {type(m) for m in net.modules()} <= KNOWN
+    """Whether all that a step of this net does can be recorded. What looks at a step from Python,
+    as hooks do, would see none of those that are replayed."""
+    if device.type != "cuda" or {type(m) for m in net.modules()} - KNOWN:
+        return False
+    looked_at = (
+        has_global_hook()
+        or torch.is_anomaly_enabled()
+        or any(p._backward_hooks or p._post_accumulate_grad_hooks for p in net.parameters())
+    )
     whole = all(p.dtype == torch.float32 for p in net.parameters())  # as the rate is
-    return device.type == "cuda" and known and whole and not hooked
+    return whole and not looked_at and not any(map(is_looked_at, net.modules()))
 
 
 class Ahead:
@@ -84,6 +92,10 @@ class Replay:
 
     def start(self, batch: Batch, step: int, lr: float) -> None:
         """Launches a step, which moves the weights unless what it found is not finite."""
+        with torch.cuda.device(self.device):
+            self._start(batch, step, lr)
+
+    def _start(self, batch: Batch, step: int, lr: float) -> None:
         if self.held is not batch:
             self.hold(batch)
         self.held = None
@@ -91,7 +103,7 @@ class Replay:
             self.rate.fill_(lr)
             self.set_rate = lr
         self.seed(step)
-        if self.graph is None and self.count >= EAGER:
+        if self.count == EAGER:
             self._record()
         self.count += 1
         if self.graph is None:
@@ -101,22 +113,30 @@ class Replay:
                 generator.manual_seed(layer.key)
             self.graph.replay()
         if self.host is None:
-            self.host = torch.empty(self.found.shape, dtype=self.found.dtype, pin_memory=True)
+            pinned = self.device.type == "cuda"
+            self.host = torch.empty(self.found.shape, dtype=self.found.dtype, pin_memory=pinned)
         self.host.copy_(self.found, non_blocking=True)
         self.done.record()
 
     def wait(self) -> tuple[Tensor, bool]:
         """What `gradients` returned for the step, on the CPU, and whether it was finite."""
         self.done.synchronize()
-        return self.host[:-1], not self.host[-1]
+        found = self.host.clone()
+        return found[:-1], not found[-1]
 
     def hold(self, batch: Batch) -> None:
-        """Copies it to where the recorded step looks for it, after the step that was started."""
+        """Copies it to where the recorded step looks for it, after the step that was started.
+
+        Raises:
+            ValueError: it is not of the size of those before it.
+        """
         self.held = batch
         if self.batch is None:
             held = (torch.empty_like(x, device=self.device) for x in batch[:3])
             self.batch = Batch(*held, [])
         for held, x in zip(self.batch[:3], batch[:3], strict=True):
+            if held.shape != x.shape:
+                raise ValueError(f"a batch of {tuple(x.shape)} after those of {tuple(held.shape)}")
             held.copy_(x, non_blocking=True)
 
     def _launch(self) -> Tensor:
@@ -127,16 +147,31 @@ class Replay:
         return torch.cat([found, fault[None]])
 
     def _record(self) -> None:
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self.device)
         self.generators = [torch.Generator(self.device) for _ in self.layers]
         for layer, generator in zip(self.layers, self.generators, strict=True):
-            graph.register_generator_state(generator.manual_seed(layer.key))
+            _register(graph, generator.manual_seed(layer.key))
             layer.recorded = generator
+        self.optimizer.zero_grad()  # while memory can still be handed back
         try:
             # Other threads load images meanwhile, and may do what a recording must not.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 self.found = self._launch()
+        except RuntimeError as error:  # no memory for two sets of responses, above all
+            told = str(error).partition("\n")[0]
+            warnings.warn(f"steps are launched one by one: {told}", stacklevel=2)
+            self.optimizer.zero_grad()
+        else:
+            self.graph = graph
         finally:
             for layer in self.layers:
                 layer.recorded = None
-        self.graph = graph
+
+
+def _register(graph: torch.cuda.CUDAGraph, generator: torch.Generator) -> None:
+    """So that what it draws in the recording is drawn anew in each replay, by its seed of then.
+    Since torch 2.15 a generator sees to that itself, and the call only warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if hasattr(graph, "register_generator_state"):
+            graph.register_generator_state(generator)

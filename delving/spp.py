@@ -72,7 +72,7 @@ class SPP(nn.Module):
         """SPP of every size x size window of (N, C, H, W): (N, rows, columns, C times bins).
 
         A bin's maximum over all windows at once is a max pooling with stride 1, shifted; kernels of
-        our own, without gradients, write the windows one after the other.
+        our own, without gradients, read each window's bins from the map.
         """
         kernels = KERNELS.get(x.device.type)
         if kernels and kernels.knows(x) and not x.requires_grad:

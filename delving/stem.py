@@ -12,13 +12,15 @@ CHANNELS = 16  # twelve, and four of zeros
 
 def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """The layer's convolution, without its bias."""
-    if _foldable(layer, x):
-        blocks = KERNELS[x.device.type].fold(_last(x), torch.get_autocast_dtype(x.device.type))
-        return F.conv2d(blocks, fold_weight(layer.weight))
+    if _is_foldable(layer, x):
+        kernels, last = KERNELS[x.device.type], x.contiguous(memory_format=torch.channels_last)
+        if kernels.knows(last):
+            blocks = kernels.fold(last, torch.get_autocast_dtype(x.device.type))
+            return F.conv2d(blocks, fold_weight(layer.weight))
     return F.conv2d(x, layer.weight, None, layer.stride, layer.padding)
 
 
-def _foldable(layer: nn.Conv2d, x: Tensor) -> bool:
+def _is_foldable(layer: nn.Conv2d, x: Tensor) -> bool:
     """Whether the layer is such a one, in bf16, of images: nobody asks for their gradient."""
     kind, kernels = x.device.type, KERNELS.get(x.device.type)
     geometry = (layer.in_channels, layer.kernel_size, layer.stride, layer.padding)
@@ -26,12 +28,7 @@ def _foldable(layer: nn.Conv2d, x: Tensor) -> bool:
         return False
     if not hasattr(kernels, "fold") or torch.compiler.is_compiling():
         return False
-    low = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
-    return low and kernels.knows(_last(x))
-
-
-def _last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
+    return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
 
 
 def fold_plain(x: Tensor) -> Tensor:

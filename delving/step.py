@@ -57,7 +57,7 @@ def show(shown: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
 
 @cache
 def _numbers(numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(numbers, device=device)
+    return torch.tensor(numbers, dtype=torch.int64, device=device)
 
 
 def is_finite(found: Tensor) -> Tensor:

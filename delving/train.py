@@ -109,8 +109,8 @@ def train(
 ) -> Iterator[Step]:
     """Runs the steps that are left and yields what each showed; `progress` is up to date then.
 
-    A loss or gradient that is not finite ends the training before the optimiser sees it. Of several
-    ranks each has its rows of every batch, and all of them see the same.
+    A loss or gradient that is not finite ends the training, and moves no weight. Of several ranks
+    each has its rows of every batch, and all of them see the same.
 
     Args:
         replay: whether a GPU may be given a step as a whole; the batch after it is made meanwhile.

@@ -11,12 +11,20 @@ from composed import mix
 from torch import nn
 
 import delving
+from delving.bench.training import build as ready
 from delving.build import build_model, free_memory, materialise, memory
 from delving.config import compose
 from delving.groups import choices
-from delving.net import Features, build_net, crowded_levels, describe, map_side
+from delving.net import (
+    Features,
+    _side_of_pooling,
+    build_net,
+    crowded_levels,
+    describe,
+    map_side,
+)
 from delving.notation import Layer, count_depth, read_layers
-from delving.rectifier import RECTIFIERS
+from delving.rectifier import RECTIFIERS, Rectifier
 
 PUBLISHED = Path(delving.__file__).parent / "paper" / "published.yaml"
 DEPTHS = {"small14": 14, "small22": 22, "small30": 30, "vgg19": 19, "a": 19, "b": 22, "c": 22}
@@ -373,3 +381,43 @@ def test_free_memory_is_what_the_system_tells_and_never_more_than_there_is(tmp_p
     told.write_text(f"MemAvailable: {2**60} kB\n")
     assert free_memory(told) == memory()
     assert 0 < free_memory() <= memory()
+
+
+HOOKS = ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook",
+         "register_full_backward_pre_hook")  # fmt: skip
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_layer_that_is_hooked_is_called(hook):
+    """The conv layers hand their biases on, and rectifiers pool, only where nobody looks."""
+    net = ready(["scale=smoke", "model=small14", "device=cpu"]).net.eval()
+    seen = []
+    for name, layer in net.features.named_children():
+        getattr(layer, hook)(lambda *_, name=name: seen.append(name))
+    net(torch.randn(2, 3, 28, 28, requires_grad=True)).sum().backward()
+    assert set(seen) == {name for name, _ in net.features.named_children()}
+
+
+@pytest.mark.parametrize("name", ["conv1", "conv1_act", "pool1"])
+def test_a_layer_with_a_forward_of_its_own_is_called_by_it(name):
+    net = ready(["scale=smoke", "model=small14", "device=cpu"]).net.eval()
+    layer, seen = getattr(net.features, name), []
+    usual = layer.forward
+    layer.forward = lambda *x: seen.append(name) or usual(*x)
+    net(torch.randn(2, 3, 28, 28))
+    assert seen == [name]
+
+
+def test_only_small_square_windows_side_by_side_are_pooled_with_the_rectifier():
+    rectifier = Rectifier(0.25)
+    assert _side_of_pooling(rectifier, nn.MaxPool2d(3)) == 3
+    others = (nn.MaxPool2d((2, 2), (2, 2)), nn.MaxPool2d(3, 2), nn.MaxPool2d(2, 2, 1),
+              nn.MaxPool2d(2, dilation=2), nn.MaxPool2d(2, ceil_mode=True), nn.MaxPool2d(17),
+              nn.AvgPool2d(2), None)  # fmt: skip
+    assert {_side_of_pooling(rectifier, other) for other in others} == {None}
+
+    class Own(Rectifier):
+        def forward(self, y, bias=None):
+            return y
+
+    assert _side_of_pooling(Own(0.25), nn.MaxPool2d(3)) is None

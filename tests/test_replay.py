@@ -1,16 +1,19 @@
 """A GPU replays a step that was recorded, and it is the step that launches one by one make."""
 
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import islice, repeat
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from torch import nn
 
 from delving.bench.training import build
+from delving.data.loader import Batch
 from delving.net import Dropout, Net
 from delving.rectifier import RECTIFIERS
-from delving.replay import EAGER, Ahead, can_be_replayed
+from delving.replay import EAGER, Ahead, Replay, can_be_replayed
 from delving.train import Progress, train
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -54,11 +57,35 @@ def test_what_is_not_known_to_do_the_same_in_each_step_is_not_replayed():
     net, cuda = small(), torch.device("cuda")
     net.classifier.fc1_act = nn.RReLU()
     assert not can_be_replayed(net, cuda)
-    hooked = small()
-    hooked.features[0].register_forward_hook(print)
-    assert not can_be_replayed(hooked, cuda)
     assert not can_be_replayed(small().double(), cuda)
     assert not can_be_replayed(nn.DataParallel(small()), cuda)
+
+
+LOOKS = {
+    "forward": lambda net: net.features[0].register_forward_hook(print),
+    "forward, before": lambda net: net.features[1].register_forward_pre_hook(print),
+    "backward": lambda net: net.spp.register_full_backward_hook(print),
+    "backward, before": lambda net: net.spp.register_full_backward_pre_hook(print),
+    "of a parameter": lambda net: next(net.parameters()).register_hook(print),
+    "of a gradient": lambda net: next(net.parameters()).register_post_accumulate_grad_hook(print),
+    "its own forward": lambda net: setattr(net.spp, "forward", print),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_what_looks_at_steps_from_python_sees_all_of_them(look):
+    net = small()
+    LOOKS[look](net)
+    assert not can_be_replayed(net, torch.device("cuda"))
+
+
+def test_what_looks_at_all_modules_sees_all_steps_too(monkeypatch):
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert not can_be_replayed(small(), torch.device("cuda"))
+    handle.remove()
+    assert can_be_replayed(small(), torch.device("cuda"))
+    monkeypatch.setattr("torch.is_anomaly_enabled", lambda: True)
+    assert not can_be_replayed(small(), torch.device("cuda"))
 
 
 def trained(words, *, replay, steps=EAGER + 4, lr=1e-3):
@@ -107,3 +134,111 @@ def test_a_step_that_is_not_finite_moves_nothing(broken):
     for p, old in zip(bench.net.parameters(), before, strict=True):
         assert torch.equal(p, old)
     assert all(v.isfinite().all() for v in bench.optimizer.velocity.values())
+
+
+class Recorded:
+    """In place of a CUDA graph, on a CPU: what is recorded is undone, and done when it is replayed.
+
+    A true graph's launches go to where they went when they were recorded: so does `found` here.
+    """
+
+    def __init__(self, error=None):
+        self.error, self.replays = error, 0
+
+    def register_generator_state(self, generator):
+        pass
+
+    @contextmanager
+    def recording(self, replay):
+        weights = [p.detach() for group in replay.optimizer.param_groups for p in group["params"]]
+        kept = [*weights, *replay.optimizer.velocity.values()]
+        before = [x.clone() for x in kept]
+        yield
+        for x, old in zip(kept, before, strict=True):
+            x.copy_(old)
+        if self.error:
+            raise self.error
+
+    def replay(self):
+        self.replays += 1
+        self.replayed.found.copy_(self.replayed._launch())
+
+
+def on_a_cpu(monkeypatch, error=None):
+    """Replay as it is on a GPU, with Recorded for its graph: that graph."""
+    graph = Recorded(error)
+
+    def recording(self):
+        graph.replayed = self
+        monkeypatch.setattr("torch.cuda.graph", lambda *_, **__: graph.recording(self))
+        original(self)
+
+    original = Replay._record
+    monkeypatch.setattr(Replay, "_record", recording)
+    monkeypatch.setattr("torch.cuda.CUDAGraph", lambda: graph)
+    monkeypatch.setattr("torch.cuda.Event", MagicMock)
+    monkeypatch.setattr("torch.cuda.Stream", MagicMock)
+    monkeypatch.setattr("torch.cuda.device", lambda _: nullcontext())
+    monkeypatch.setattr("delving.train.can_be_replayed", lambda *_: True)
+    return graph
+
+
+def many(words, steps, *, replay, batches=None):
+    bench = build(["scale=smoke", "model=small14", "device=cpu", *words])
+    bench.recipe = replace(bench.recipe, lr=1e-3, warmup=0.5, steps=steps)
+    shown = list(islice(
+        train(bench.net, bench.input, bench.optimizer, batches=batches or repeat(bench.batch),
+              recipe=bench.recipe, progress=Progress(), autocast=bench.autocast, replay=replay),
+        steps,
+    ))  # fmt: skip
+    return shown, bench.net
+
+
+@pytest.mark.parametrize("act", ["relu", "prelu"])
+def test_recording_and_replaying_keeps_to_the_order_of_steps(act, monkeypatch):
+    graph = on_a_cpu(monkeypatch)
+    ours, net = many([f"act={act}"], 8, replay=True)
+    assert graph.replays == 8 - EAGER
+    theirs, other = many([f"act={act}"], 8, replay=False)
+    # The rate is an fp32 number on a GPU, and so here.
+    assert [s.loss for s in ours] == pytest.approx([s.loss for s in theirs], rel=1e-5)
+    assert [s.lr for s in ours] == [s.lr for s in theirs]
+    for a, b in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_where_nothing_can_be_recorded_steps_are_launched(monkeypatch):
+    graph = on_a_cpu(monkeypatch, torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.warns(UserWarning, match="launched one by one: CUDA out of memory"):
+        ours, _ = many([], 8, replay=True)
+    assert graph.replays == 0
+    theirs, _ = many([], 8, replay=False)
+    assert [s.loss for s in ours] == pytest.approx([s.loss for s in theirs], rel=1e-5)
+
+
+def test_a_batch_that_cannot_be_made_ends_the_training_after_the_step_before_it(monkeypatch):
+    on_a_cpu(monkeypatch)
+    batch = build(["scale=smoke", "model=small14", "device=cpu"]).batch
+
+    def batches():
+        yield from repeat(batch, EAGER + 2)
+        raise OSError("gone")
+
+    bench = build(["scale=smoke", "model=small14", "device=cpu"])
+    progress = Progress()
+    steps = train(bench.net, bench.input, bench.optimizer, batches=batches(), recipe=bench.recipe,
+                  progress=progress, autocast=bench.autocast)  # fmt: skip
+    with pytest.raises(OSError, match="gone"):
+        list(steps)
+    assert progress.step == EAGER + 2
+
+
+def test_a_batch_of_another_size_is_refused(monkeypatch):
+    """Copied to where the first one lay, one image would be taken for all."""
+    on_a_cpu(monkeypatch)
+    bench = build(["scale=smoke", "model=small14", "device=cpu"])
+    short = Batch(*(x[:1] for x in bench.batch[:3]), [])
+    steps = train(bench.net, bench.input, bench.optimizer, batches=[bench.batch, short],
+                  recipe=bench.recipe, progress=Progress(), autocast=bench.autocast)  # fmt: skip
+    with pytest.raises(ValueError, match=r"a batch of \(1, 28, 28, 3\) after those of \(32, "):
+        list(steps)

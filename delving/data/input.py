@@ -45,17 +45,18 @@ class Input(nn.Module):
             side = pixels.shape[1:3]
             mean = F.interpolate(mean[None], side, mode="bilinear", align_corners=False)[0]
         kernels = KERNELS.get(pixels.device.type)
-        if hasattr(kernels, "prepare") and self._is_usual(pixels) and kernels.programs():
+        if hasattr(kernels, "prepare") and self._is_usual(pixels, shift) and kernels.programs():
             return kernels.prepare(pixels, mean, shift, self.std)
         x = pixels.permute(0, 3, 1, 2).to(mean.dtype, copy=True)  # (N, 3, H, W), altered in place
         if shift is not None:
             x += shift[:, :, None, None]
         return x.sub_(mean).div_(self.std)
 
-    def _is_usual(self, pixels: Tensor) -> bool:
+    def _is_usual(self, pixels: Tensor, shift: Tensor | None) -> bool:
         """Whether a kernel of our own computes it: the same in one pass, in place of four."""
         kinds = pixels.dtype == torch.uint8 and self.mean.dtype == torch.float32
-        return kinds and pixels.is_contiguous() and pixels.numel() < 2**31
+        each = shift is None or (shift.shape == (len(pixels), 3) and shift.dtype == torch.float32)
+        return kinds and each and pixels.is_contiguous() and 0 < pixels.numel() < 2**31
 
     def color_shift(self, draws: Tensor, std: float) -> Tensor:
         """AlexNet's colour altering: standard normal (N, 3) to shifts in grey levels (N, 3).

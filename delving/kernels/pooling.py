@@ -99,7 +99,7 @@ def pool_backward(
     tl.store(grad_x + at, total.to(grad_x.dtype.element_ty), mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width", "rows", "columns"])
 def pool_windows(
     x, out, channels, height, width, rows, columns, features, before, size,
     SIDE: tl.constexpr, EXTENT: tl.constexpr, BINS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -127,7 +127,7 @@ def pool_windows(
     tl.store(out + place, maximum.to(out.dtype.element_ty), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "height", "width", "rows", "columns"])
 def fold(x, out, count, height, width, rows, columns, ROWS: tl.constexpr):
     """stem.py's blocks of 2 x 2 cells of three channels, (rows, columns) of an image, of which the
     first two each way lie before it."""
@@ -145,7 +145,7 @@ def fold(x, out, count, height, width, rows, columns, ROWS: tl.constexpr):
     tl.store(out + to, value.to(out.dtype.element_ty), mask=(block < count)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "cells"])
 def prepare(
     pixels, shift, mean, std, out, count, cells, SHIFTED: tl.constexpr, NUMBERS: tl.constexpr
 ):  # fmt: skip

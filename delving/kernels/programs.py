@@ -118,7 +118,7 @@ def _corner(row, height, width, SIDE: tl.constexpr):
     return i == down - 1, j == across - 1, cell
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "height", "width"])
 def rectify_pool(
     x, bias, slope, out, chosen, rows, channels, height, width,
     BIASED: tl.constexpr, SHARED: tl.constexpr, LEARNED: tl.constexpr, BITS: tl.constexpr,
@@ -171,7 +171,7 @@ def _best(
     return best.to(number), which.to(tl.uint8)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "height", "width"])
 def rectify_pool_backward(
     grad, out, chosen, slope, grad_x, sums, rows, channels, height, width,
     SHARED: tl.constexpr, LEARNED: tl.constexpr, BITS: tl.constexpr, SIDE: tl.constexpr,
