@@ -154,8 +154,12 @@ class Replay:
             layer.recorded = generator
         self.optimizer.zero_grad()  # while memory can still be handed back
         try:
-            # Other threads load images meanwhile, and may do what a recording must not.
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            # Other threads load images meanwhile, and may do what a recording must not. One that
+            # fails leaves its stream the current one.
+            with (
+                torch.cuda.stream(torch.cuda.current_stream()),
+                torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+            ):
                 self.found = self._launch()
         except RuntimeError as error:  # no memory for two sets of responses, above all
             told = str(error).partition("\n")[0]

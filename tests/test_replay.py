@@ -178,7 +178,9 @@ def on_a_cpu(monkeypatch, error=None):
     monkeypatch.setattr("torch.cuda.CUDAGraph", lambda: graph)
     monkeypatch.setattr("torch.cuda.Event", MagicMock)
     monkeypatch.setattr("torch.cuda.Stream", MagicMock)
-    monkeypatch.setattr("torch.cuda.device", lambda _: nullcontext())
+    for name in ("device", "stream"):
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda _: nullcontext())
+    monkeypatch.setattr("torch.cuda.current_stream", lambda: None)
     monkeypatch.setattr("delving.train.can_be_replayed", lambda *_: True)
     return graph
 

@@ -81,9 +81,9 @@ class Bench:
         return Batch(*(x[rows] for x in self.batch[:3]), [])
 
     def ours(self, count: int) -> None:
-        """So many steps more."""
-        for _ in islice(self.steps, count):
-            pass
+        """So many steps more. RuntimeError: there are none, as one was not finite."""
+        if sum(1 for _ in islice(self.steps, count)) < count:
+            raise RuntimeError(f"{self.name}: the loss of noise is not finite")
 
     def plain(self) -> Callable[[int], None]:
         """The same of plain PyTorch, with a net of its own."""
