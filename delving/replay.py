@@ -1,6 +1,7 @@
 """A training step's launches, recorded once as a CUDA graph and then replayed: on a GPU those of a
 small net, one by one, take several times as long as what they launch."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 
@@ -16,6 +17,8 @@ from delving.spp import SPP
 from delving.step import is_finite
 
 EAGER = 3  # steps before the recording: kernels are compiled and algorithms chosen in them
+ALIKE = 1e-3  # of a loss, which algorithms that sum in any order may change
+ONE_BY_ONE = "steps are launched one by one"
 # Modules known to launch the same in each step, and to wait for nothing.
 KNOWN = {Net, Features, nn.Sequential, nn.Conv2d, nn.Linear, nn.MaxPool2d, SPP, Dropout, Rectifier,
          PReLU}  # fmt: skip
@@ -82,6 +85,7 @@ class Replay:
         self.layers = [m for m in net.modules() if isinstance(m, Dropout)]
         self.device = next(net.parameters()).device
         self.rate = torch.zeros((), device=self.device)
+        self.still = torch.zeros((), device=self.device)  # 1: no weight is to be moved
         self.batch: Batch | None = None
         self.held: Batch | None = None  # whose copy `batch` is, for the next step
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -109,9 +113,7 @@ class Replay:
         if self.graph is None:
             self.found = self._launch()
         else:
-            for layer, generator in zip(self.layers, self.generators, strict=True):
-                generator.manual_seed(layer.key)
-            self.graph.replay()
+            self._replay()
         if self.host is None:
             pinned = self.device.type == "cuda"
             self.host = torch.empty(self.found.shape, dtype=self.found.dtype, pin_memory=pinned)
@@ -143,10 +145,29 @@ class Replay:
         self.optimizer.zero_grad()
         found = self.gradients(self.batch)
         fault = (~is_finite(found)).float()
-        self.optimizer.step(self.rate, unless=fault)
+        self.optimizer.step(self.rate, unless=torch.maximum(fault, self.still))
         return torch.cat([found, fault[None]])
 
+    def _replay(self) -> None:
+        for layer, generator in zip(self.layers, self.generators, strict=True):
+            generator.manual_seed(layer.key)
+        self.graph.replay()
+
     def _record(self) -> None:
+        """Records the step, and asks the recording for what the launched step finds; one that finds
+        another loss is not used."""
+        self.still.fill_(1)
+        wanted = self._launch()[0].item()
+        self._try_to_record()
+        if self.graph is not None:
+            self._replay()
+            found = self.found[0].item()
+            if not math.isclose(found, wanted, rel_tol=ALIKE) and math.isfinite(wanted):
+                warnings.warn(f"{ONE_BY_ONE}: a loss of {found}, not {wanted}", stacklevel=2)
+                self.graph = None
+        self.still.fill_(0)
+
+    def _try_to_record(self) -> None:
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self.device)
         self.generators = [torch.Generator(self.device) for _ in self.layers]
         for layer, generator in zip(self.layers, self.generators, strict=True):
@@ -163,7 +184,7 @@ class Replay:
                 self.found = self._launch()
         except RuntimeError as error:  # no memory for two sets of responses, above all
             told = str(error).partition("\n")[0]
-            warnings.warn(f"steps are launched one by one: {told}", stacklevel=2)
+            warnings.warn(f"{ONE_BY_ONE}: {told}", stacklevel=2)
             self.optimizer.zero_grad()
         else:
             self.graph = graph

@@ -200,11 +200,22 @@ def many(words, steps, *, replay, batches=None):
 def test_recording_and_replaying_keeps_to_the_order_of_steps(act, monkeypatch):
     graph = on_a_cpu(monkeypatch)
     ours, net = many([f"act={act}"], 8, replay=True)
-    assert graph.replays == 8 - EAGER
+    assert graph.replays == 8 - EAGER + 1  # the first to see what it finds
     theirs, other = many([f"act={act}"], 8, replay=False)
     # The rate is an fp32 number on a GPU, and so here.
     assert [s.loss for s in ours] == pytest.approx([s.loss for s in theirs], rel=1e-5)
     assert [s.lr for s in ours] == [s.lr for s in theirs]
+    for a, b in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_a_recording_that_finds_another_loss_is_not_used(monkeypatch):
+    graph = on_a_cpu(monkeypatch)
+    monkeypatch.setattr(graph, "replay", lambda: graph.replayed.found.mul_(1.01))
+    with pytest.warns(UserWarning, match=r"launched one by one: a loss of \d"):
+        ours, net = many([], 8, replay=True)
+    theirs, other = many([], 8, replay=False)
+    assert [s.loss for s in ours] == pytest.approx([s.loss for s in theirs], rel=1e-5)
     for a, b in zip(net.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
