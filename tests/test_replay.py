@@ -209,14 +209,15 @@ def test_recording_and_replaying_keeps_to_the_order_of_steps(act, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
-def test_a_recording_that_finds_another_loss_is_not_used(monkeypatch):
+@pytest.mark.parametrize("other", [0, 2])
+def test_a_recording_that_finds_another_loss_or_gradient_is_not_used(other, monkeypatch):
     graph = on_a_cpu(monkeypatch)
-    monkeypatch.setattr(graph, "replay", lambda: graph.replayed.found.mul_(1.01))
-    with pytest.warns(UserWarning, match=r"launched one by one: a loss of \d"):
+    monkeypatch.setattr(graph, "replay", lambda: graph.replayed.found[other].mul_(1.02))
+    with pytest.warns(UserWarning, match=r"launched one by one: loss and squared norm of \["):
         ours, net = many([], 8, replay=True)
-    theirs, other = many([], 8, replay=False)
+    theirs, same = many([], 8, replay=False)
     assert [s.loss for s in ours] == pytest.approx([s.loss for s in theirs], rel=1e-5)
-    for a, b in zip(net.parameters(), other.parameters(), strict=True):
+    for a, b in zip(net.parameters(), same.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
