@@ -3,6 +3,7 @@ SCALE ?= cpu
 ARGS ?=
 DELVING = .venv/bin/delving
 READY = .venv/.ready
+ON_A_GPU = $(patsubst %,tests/test_%.py,kernels spp replay stem)
 
 .PHONY: help setup test test-long lint reproduce-all reference readme clean
 
@@ -19,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 test: $(READY) lint  ## lint, then the fast tests
 	.venv/bin/python -m pytest -q -n 2
 	@if command -v nvidia-smi > /dev/null; then \
-	  DELVING_GPU_TESTS=1 .venv/bin/python -m pytest -q tests/test_kernels.py tests/test_spp.py tests/test_replay.py tests/test_stem.py; fi
+	  DELVING_GPU_TESTS=1 .venv/bin/python -m pytest -q $(ON_A_GPU); fi
 
 test-long: $(READY)  ## the tests that take minutes; tries and failures go to outputs/tally.md
 	@mkdir -p outputs

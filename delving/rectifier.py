@@ -105,9 +105,11 @@ def _rectify_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not _serve(kernels, out, slope):
         return rectify_backward_plain(grad, out, slope, learned)
-    if grad.stride() != out.stride():
-        grad = torch.empty_like(out).copy_(grad)
-    return kernels.rectify_backward(grad, out, slope, learned)
+    return kernels.rectify_backward(_lying_as(out, grad), out, slope, learned)
+
+
+def _lying_as(out: Tensor, grad: Tensor) -> Tensor:
+    return grad if grad.stride() == out.stride() else torch.empty_like(out).copy_(grad)
 
 
 def _fake(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
@@ -137,10 +139,10 @@ class _Eager(torch.autograd.Function):
         return _given(ctx, *_rectify_backward(grad, out, slope, ctx.learned, kernels))
 
 
-def _keep(ctx, inputs: tuple, output: Tensor) -> None:
+def _keep(ctx, inputs: tuple, output: Tensor, *more: Tensor) -> None:
     _, bias, slope, ctx.learned = inputs
     ctx.shared, ctx.biased = slope.numel() == 1, bias is not None
-    ctx.save_for_backward(output, slope)
+    ctx.save_for_backward(output, slope, *more)
 
 
 def _given(ctx, grad_x: Tensor, grad_bias: Tensor, grad_slope: Tensor) -> tuple:
@@ -193,15 +195,13 @@ class _Pooled(torch.autograd.Function):
     def forward(ctx, x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool, side: int):
         ctx.shape, ctx.side, ctx.kernels = x.shape, side, KERNELS[x.device.type]
         out, chosen = ctx.kernels.rectify_pool(x, bias, slope, learned, side)
-        ctx.learned, ctx.shared, ctx.biased = learned, slope.numel() == 1, bias is not None
-        ctx.save_for_backward(out, slope, chosen)
+        _keep(ctx, (x, bias, slope, learned), out, chosen)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple:
         out, slope, chosen = ctx.saved_tensors
-        if grad.stride() != out.stride():
-            grad = torch.empty_like(out).copy_(grad)
+        grad = _lying_as(out, grad)
         given = ctx.kernels.rectify_pool_backward(
             grad, out, chosen, slope, ctx.learned, ctx.shape, ctx.side
         )

@@ -37,16 +37,16 @@ def fold_plain(x: Tensor) -> Tensor:
     and two or three after it."""
     height, width = x.shape[2:]
     x = F.pad(x, (4, 2 + width % 2, 4, 2 + height % 2))
-    return _widen(F.pixel_unshuffle(x, 2).unflatten(1, (3, 4)).transpose(1, 2).flatten(1, 2))
+    return _blocks(x)
 
 
 def fold_weight(weight: Tensor) -> Tensor:
     """(filters, 3, 7, 7) to (filters, 16, 4, 4), for blocks: zeros before its rows and columns."""
-    w = F.pad(weight, (1, 0, 1, 0))
-    return _widen(F.pixel_unshuffle(w, 2).unflatten(1, (3, 4)).transpose(1, 2).flatten(1, 2))
+    return _blocks(F.pad(weight, (1, 0, 1, 0)))
 
 
-def _widen(x: Tensor) -> Tensor:
+def _blocks(x: Tensor) -> Tensor:
+    x = F.pixel_unshuffle(x, 2).unflatten(1, (3, 4)).transpose(1, 2).flatten(1, 2)
     return F.pad(x, (0, 0, 0, 0, 0, CHANNELS - x.shape[1])).contiguous(
         memory_format=torch.channels_last
     )

@@ -23,7 +23,6 @@ from delving.step import Recipe, accumulate_gradients, backward, is_finite, seed
 PATIENCE, GAIN = 3, 0.1
 DROPS = 2  # paper: 1e-2, 1e-3, 1e-4
 STALLED = 0.02  # of ln(classes)
-LESS = "train.micro_batch=... takes fewer images at once, to the same end"
 
 
 @dataclass
@@ -115,13 +114,15 @@ def train(
     Args:
         replay: whether a GPU may be given a step as a whole; the batch after it is made meanwhile.
     """
-    about = {"recipe": recipe, "autocast": autocast}
+    way, batches = _Way(net, input, optimizer, recipe, progress, autocast, ranks), Ahead(batches)
     alone = ranks.size == 1 and recipe.micro_batch == recipe.batch
-    if replay and alone and can_be_replayed(net, input.mean.device):
-        steps = _replayed(net, input, optimizer, batches, progress, **about)
-    else:
-        steps = _eager(net, input, optimizer, batches, progress, ranks=ranks, **about)
-    for batch, lr, found, finite in steps:
+    replayed = replay and alone and can_be_replayed(net, input.mean.device)
+    take = way.replaying(batches) if replayed else way.launching()
+    for batch in batches:
+        lr = learning_rate(recipe, progress.step, progress.drops)
+        net.train()
+        with advising("train.micro_batch=... takes fewer images at once, to the same end"):
+            found, finite = take(batch, lr)
         loss, wrong = found[:2].tolist()
         norm, conv_norm = found[2:].sqrt().tolist()
         if not finite:
@@ -133,72 +134,72 @@ def train(
         yield step
 
 
-# Each yields of a step (batch, rate, found, finite): step.py's `show`, on the CPU, and whether it
-# is finite; the weights are moved then, unless it is not.
+# Of a batch and a rate: step.py's `show`, on the CPU, and whether it is finite. The weights are
+# moved then, unless it is not.
+Take = Callable[[Batch, float], tuple[Tensor, bool]]
 
 
-def _eager(
-    net: Net,
-    input: Input,
-    optimizer: Momentum,
-    batches: Iterable[Batch],
-    progress: Progress,
-    *,
-    recipe: Recipe,
-    ranks: Ranks,
-    **about,
-) -> Iterator[tuple[Batch, float, Tensor, bool]]:
-    parameters, rehearsed = list(net.parameters()), ranks.size == 1
-    for batch in batches:
-        lr = learning_rate(recipe, progress.step, progress.drops)
-        net.train()
-        for _ in range(1 if rehearsed else 2):
-            # DDP puts its sums in order after the first backward of a sitting, and a run that was
-            # taken up is to sum every step's gradients in the order of one that was not.
-            optimizer.zero_grad()
-            with advising(LESS):
+@dataclass(frozen=True)
+class _Way:
+    """Of taking steps, by launches or as a whole."""
+
+    net: Net
+    input: Input
+    optimizer: Momentum
+    recipe: Recipe
+    progress: Progress
+    autocast: Callable[[], AbstractContextManager]
+    ranks: Ranks
+
+    def launching(self) -> Take:
+        parameters, rehearsed = list(self.net.parameters()), self.ranks.size == 1
+
+        def take(batch: Batch, lr: float) -> tuple[Tensor, bool]:
+            nonlocal rehearsed
+            for _ in range(1 if rehearsed else 2):
+                # DDP puts its sums in order after the first backward of a sitting, and a run that
+                # was taken up is to sum every step's gradients in the order of one that was not.
+                self.optimizer.zero_grad()
                 shown = accumulate_gradients(
-                    net, input, batch, recipe=recipe, step=progress.step, ranks=ranks, **about
+                    self.net,
+                    self.input,
+                    batch,
+                    recipe=self.recipe,
+                    step=self.progress.step,
+                    autocast=self.autocast,
+                    ranks=self.ranks,
                 )
-        rehearsed = True
-        ranks.sum(shown)
-        found = show(shown, parameters).cpu()  # one wait
-        finite = bool(is_finite(found))
-        if finite:
-            optimizer.step(lr)
-        yield batch, lr, found, finite
+            rehearsed = True
+            self.ranks.sum(shown)
+            found = show(shown, parameters).cpu()  # one wait
+            finite = bool(is_finite(found))
+            if finite:
+                self.optimizer.step(lr)
+            return found, finite
 
+        return take
 
-def _replayed(
-    net: Net,
-    input: Input,
-    optimizer: Momentum,
-    batches: Iterable[Batch],
-    progress: Progress,
-    *,
-    recipe: Recipe,
-    autocast: Callable[[], AbstractContextManager],
-) -> Iterator[tuple[Batch, float, Tensor, bool]]:
-    parameters = list(net.parameters())
+    def replaying(self, batches: Ahead) -> Take:
+        """`batches`: the next one is made while a GPU is at work."""
+        parameters, recipe = list(self.net.parameters()), self.recipe
 
-    def gradients(batch: Batch) -> Tensor:
-        shown = backward(net, input, *batch[:3], recipe=recipe, autocast=autocast)
-        return show(shown, parameters)
+        def gradients(batch: Batch) -> Tensor:
+            told = {"recipe": recipe, "autocast": self.autocast}
+            return show(backward(self.net, self.input, *batch[:3], **told), parameters)
 
-    def seed(step: int) -> None:
-        seed_step(net, input.mean.device, recipe, step, slice(0, recipe.batch))
+        def seed(step: int) -> None:
+            seed_step(self.net, self.input.mean.device, recipe, step, slice(0, recipe.batch))
 
-    replay, batches = Replay(net, optimizer, gradients=gradients, seed=seed), Ahead(batches)
-    for batch in batches:
-        lr = learning_rate(recipe, progress.step, progress.drops)
-        if not net.training:
-            net.train()
-        with advising(LESS):
-            replay.start(batch, progress.step, lr)
-        following = batches.fetch()
-        if following is not None:
-            replay.hold(following)
-        yield batch, lr, *replay.wait()
+        replay = Replay(self.net, self.optimizer, gradients=gradients, seed=seed)
+
+        def take(batch: Batch, lr: float) -> tuple[Tensor, bool]:
+            replay.start(batch, self.progress.step, lr)
+            following = batches.fetch()
+            if following is not None:
+                replay.hold(following)
+            return replay.wait()
+
+        return take
 
 
 def advance(progress: Progress, recipe: Recipe, step: Step) -> None:

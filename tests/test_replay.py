@@ -88,10 +88,10 @@ def test_what_looks_at_all_modules_sees_all_steps_too(monkeypatch):
     assert not can_be_replayed(small(), torch.device("cuda"))
 
 
-def trained(words, *, replay, steps=EAGER + 4, lr=1e-3):
+def trained(words, *, replay, steps=EAGER + 4):
     """What the steps showed, and the net."""
-    bench = build([*words, "device=cuda"])
-    bench.recipe = replace(bench.recipe, lr=lr)
+    bench = build(words)
+    bench.recipe = replace(bench.recipe, lr=1e-3, warmup=0.5, steps=steps)
     made = train(
         bench.net, bench.input, bench.optimizer, batches=repeat(bench.batch), recipe=bench.recipe,
         progress=Progress(), autocast=bench.autocast, replay=replay,
@@ -105,7 +105,7 @@ def trained(words, *, replay, steps=EAGER + 4, lr=1e-3):
 def test_replayed_steps_are_the_launched_ones_bit_for_bit(act, precision, monkeypatch):
     monkeypatch.setattr("torch.backends.cudnn.deterministic", True)
     words = ["scale=quarter", "model=small14", "model.width=0.25", f"act={act}",
-             "data.classes=10", f"precision={precision}"]  # fmt: skip
+             "data.classes=10", f"precision={precision}", "device=cuda"]  # fmt: skip
     (ours, net), (theirs, other) = (trained(words, replay=r) for r in (True, False))
     assert any(isinstance(m, Dropout) and m.p for m in net.modules())
     losses = [step.loss for step in ours]
@@ -185,23 +185,15 @@ def on_a_cpu(monkeypatch, error=None):
     return graph
 
 
-def many(words, steps, *, replay, batches=None):
-    bench = build(["scale=smoke", "model=small14", "device=cpu", *words])
-    bench.recipe = replace(bench.recipe, lr=1e-3, warmup=0.5, steps=steps)
-    shown = list(islice(
-        train(bench.net, bench.input, bench.optimizer, batches=batches or repeat(bench.batch),
-              recipe=bench.recipe, progress=Progress(), autocast=bench.autocast, replay=replay),
-        steps,
-    ))  # fmt: skip
-    return shown, bench.net
+SMOKE = ["scale=smoke", "model=small14", "device=cpu"]
 
 
 @pytest.mark.parametrize("act", ["relu", "prelu"])
 def test_recording_and_replaying_keeps_to_the_order_of_steps(act, monkeypatch):
     graph = on_a_cpu(monkeypatch)
-    ours, net = many([f"act={act}"], 8, replay=True)
+    ours, net = trained([*SMOKE, f"act={act}"], steps=8, replay=True)
     assert graph.replays == 8 - EAGER + 1  # the first to see what it finds
-    theirs, other = many([f"act={act}"], 8, replay=False)
+    theirs, other = trained([*SMOKE, f"act={act}"], steps=8, replay=False)
     # The rate is an fp32 number on a GPU, and so here.
     assert [s.loss for s in ours] == pytest.approx([s.loss for s in theirs], rel=1e-5)
     assert [s.lr for s in ours] == [s.lr for s in theirs]
@@ -214,8 +206,8 @@ def test_a_recording_that_finds_another_loss_or_gradient_is_not_used(other, monk
     graph = on_a_cpu(monkeypatch)
     monkeypatch.setattr(graph, "replay", lambda: graph.replayed.found[other].mul_(1.02))
     with pytest.warns(UserWarning, match=r"launched one by one: loss and squared norm of \["):
-        ours, net = many([], 8, replay=True)
-    theirs, same = many([], 8, replay=False)
+        ours, net = trained(SMOKE, steps=8, replay=True)
+    theirs, same = trained(SMOKE, steps=8, replay=False)
     assert [s.loss for s in ours] == pytest.approx([s.loss for s in theirs], rel=1e-5)
     for a, b in zip(net.parameters(), same.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
@@ -224,21 +216,21 @@ def test_a_recording_that_finds_another_loss_or_gradient_is_not_used(other, monk
 def test_where_nothing_can_be_recorded_steps_are_launched(monkeypatch):
     graph = on_a_cpu(monkeypatch, torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.warns(UserWarning, match="launched one by one: CUDA out of memory"):
-        ours, _ = many([], 8, replay=True)
+        ours, _ = trained(SMOKE, steps=8, replay=True)
     assert graph.replays == 0
-    theirs, _ = many([], 8, replay=False)
+    theirs, _ = trained(SMOKE, steps=8, replay=False)
     assert [s.loss for s in ours] == pytest.approx([s.loss for s in theirs], rel=1e-5)
 
 
 def test_a_batch_that_cannot_be_made_ends_the_training_after_the_step_before_it(monkeypatch):
     on_a_cpu(monkeypatch)
-    batch = build(["scale=smoke", "model=small14", "device=cpu"]).batch
+    batch = build(SMOKE).batch
 
     def batches():
         yield from repeat(batch, EAGER + 2)
         raise OSError("gone")
 
-    bench = build(["scale=smoke", "model=small14", "device=cpu"])
+    bench = build(SMOKE)
     progress = Progress()
     steps = train(bench.net, bench.input, bench.optimizer, batches=batches(), recipe=bench.recipe,
                   progress=progress, autocast=bench.autocast)  # fmt: skip
@@ -250,7 +242,7 @@ def test_a_batch_that_cannot_be_made_ends_the_training_after_the_step_before_it(
 def test_a_batch_of_another_size_is_refused(monkeypatch):
     """Copied to where the first one lay, one image would be taken for all."""
     on_a_cpu(monkeypatch)
-    bench = build(["scale=smoke", "model=small14", "device=cpu"])
+    bench = build(SMOKE)
     short = Batch(*(x[:1] for x in bench.batch[:3]), [])
     steps = train(bench.net, bench.input, bench.optimizer, batches=[bench.batch, short],
                   recipe=bench.recipe, progress=Progress(), autocast=bench.autocast)  # fmt: skip
