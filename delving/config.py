@@ -4,7 +4,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import chain
 from pathlib import Path
 
@@ -196,14 +196,13 @@ def amend(path: Path, overrides: list[str], *, scoring: bool = True) -> Config:
 
 
 def _assign(config: Config, words: list[str]) -> Config:
-    """The configuration with checked `key=value` words set; ValueError for an impossible value."""
-    tree = OmegaConf.structured(config)
-    try:
-        for word in words:
-            OmegaConf.update(tree, word.partition("=")[0], _parse(word).value())
-        return OmegaConf.to_object(tree)
-    except OmegaConfBaseException as error:
-        raise ValueError(_explain(error)) from error
+    """A copy of the configuration with checked `key=value` words set."""
+    config = copy.deepcopy(config)
+    for word in words:
+        key = word.partition("=")[0]
+        *groups, name = key.split(".")
+        setattr(reduce(getattr, groups, config), name, _fitted(key, _parse(word).value()))
+    return config
 
 
 def to_yaml(config: Config) -> str:
@@ -234,7 +233,7 @@ def _check_knob(key: str, value: str) -> str:
     if "${" in value or (key not in TEXTS and "shuffle(" in value):
         raise ValueError(f"{shown(f'{key}={value}')}: a value, no interpolation or random order")
     if key in TEXTS:  # a path is a path: its '~', ',' and '=' are no grammar
-        _fit(key, None if value == "null" else value)
+        _fitted(key, None if value == "null" else value)
         return f"{key}=" + ("null" if value == "null" else quote(value))
     word = f"{key}=[{value}]" if key in LISTS and not value.startswith("[") else f"{key}={value}"
     try:
@@ -242,12 +241,12 @@ def _check_knob(key: str, value: str) -> str:
         value = _parse(word).value()
     except ValueError as error:
         raise ValueError(f"{shown(word)}: {error}") from error
-    _fit(key, value)
+    _fitted(key, value)
     return word
 
 
-def _fit(key: str, value: object) -> None:
-    """ValueError, naming the key, where its knob cannot have this value."""
+def _fitted(key: str, value: object) -> object:
+    """The value as its knob has it; ValueError, naming the key, where it cannot."""
     f = KNOBS[key]
     if f.type is bool and value not in (True, False):  # any number would do for OmegaConf
         raise ValueError(f"{key}={shown(value)}: must be true or false")
@@ -258,6 +257,7 @@ def _fit(key: str, value: object) -> None:
     except (OmegaConfBaseException, OverflowError) as error:
         raise ValueError(f"{key}={shown(value)}: {first_line(error)}") from error
     check_value(key, found, f)
+    return found
 
 
 def _sweep_of(text: str) -> Several | None:

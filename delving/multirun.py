@@ -17,7 +17,7 @@ from delving.display import Overview
 from delving.naming import name_run
 from delving.plan import Plan, add_run
 from delving.schema import Config, check_families, differences
-from delving.tasks import count_jobs, estimate_run, make_data_once, train_task, watching
+from delving.tasks import count_jobs, estimate_run, train_task, watching, with_images
 from delving.words import count, duration
 from delving.workers import work_through
 
@@ -164,11 +164,12 @@ def train_here(
 
 
 def _work(sweep: Sweep, weights: dict[str, float], jobs: int, say: Overview) -> dict[str, str]:
-    tasks = [train_task(label, plan.runs[name]) for label, plan, name in sweep.missing()]
+    runs = {label: plan.runs[name] for label, plan, name in sweep.missing()}
+    tasks = [train_task(label, config) for label, config in runs.items()]
     # Longest first, so that none is left for the end alone.
     tasks.sort(key=lambda task: weights[task.name], reverse=True)
-    make_data_once(tasks)
-    say.begin(weights)
+    tasks = with_images(tasks, runs)
+    say.begin({task.name: weights.get(task.name, task.seconds) for task in tasks})
     try:
         outcomes = work_through(tasks, jobs=jobs, watch=watching(say, lambda outcome: None))
     finally:

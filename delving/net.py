@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -171,15 +170,18 @@ def map_side(features: nn.Sequential, size: int) -> int:
     """The side of the last feature map of an image; 0 where a filter or a window is larger than
     its map."""
     for m in features:
-        if not isinstance(m, nn.Conv2d | nn.MaxPool2d):
-            continue
-        kernel, stride, padding = (
-            n if isinstance(n, int) else n[0] for n in (m.kernel_size, m.stride, m.padding)
-        )
-        if size + 2 * padding < kernel:
+        if isinstance(m, nn.Conv2d | nn.MaxPool2d):
+            size = _side_after(m, size)
+        if not size:
             return 0
-        size = (size + 2 * padding - kernel) // stride + 1
     return size
+
+
+def _side_after(layer: nn.Conv2d | nn.MaxPool2d, size: int) -> int:
+    kernel, stride, padding = (
+        n if isinstance(n, int) else n[0] for n in (layer.kernel_size, layer.stride, layer.padding)
+    )
+    return max(0, (size + 2 * padding - kernel) // stride + 1)
 
 
 def _fc_layers(layers, rectifier, inputs: int, classes: int, dropout: float) -> OrderedDict:
@@ -197,7 +199,7 @@ def _fc_layers(layers, rectifier, inputs: int, classes: int, dropout: float) -> 
 def describe(net: Net, layers: Sequence[Layer], crop: int) -> list[dict]:
     """One row per layer: name, notation, output, params (slopes included), multiply_adds.
 
-    Counted on the layer's real output shape for one crop x crop image; works on a meta net.
+    Counted on the layer's output for one crop x crop image; works on a meta net.
     """
     shapes = _output_shapes(net, crop)
     modules = {name.split(".")[-1]: module for name, module in net.named_modules()}
@@ -218,21 +220,20 @@ def _row(layer: Layer, modules: dict[str, nn.Module], shape: tuple[int, ...]) ->
 
 
 def _output_shapes(net: Net, crop: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def note(name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        shapes[name] = tuple(output.shape[1:])
-
-    hooks = [
-        module.register_forward_hook(partial(note, name.split(".")[-1]))
-        for name, module in net.named_modules()
-    ]
-    training, one = net.training, next(net.parameters())
-    with torch.no_grad():
-        net.eval()(one.new_zeros(1, 3, crop, crop))
-    net.train(training)
-    for hook in hooks:
-        hook.remove()
+    """Of each layer, for an image of the crop's size; reckoned, as to run a net on the meta device
+    makes torch load its compiler."""
+    channels, size, shapes = 3, crop, {}
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d):
+            channels, size = getattr(module, "out_channels", channels), _side_after(module, size)
+            shape = (channels, size, size)
+        elif isinstance(module, SPP):
+            shape = (channels * sum(bins * bins for bins in module.levels),)
+        elif isinstance(module, nn.Linear):
+            shape = (module.out_features,)
+        else:
+            continue
+        shapes[name.split(".")[-1]] = shape
     return shapes
 
 

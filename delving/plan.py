@@ -216,10 +216,9 @@ def _plan_arm(plan: Plan, arm: Arm) -> list[str]:
     config = configs.compose(words)
     given = {word.partition("=")[0] for word in plan.overrides}
     if arm.epochs and "train.epochs" not in given and config.train.epochs < arm.epochs:
-        words.append(f"train.epochs={arm.epochs}")
+        config.train.epochs = float(arm.epochs)
     if plan.budget.switch and "train.switch" not in given and not config.train.switch:
-        words.append(f"train.switch={plan.budget.switch}")
-    config = configs.compose(words)
+        config.train.switch = list(plan.budget.switch)
     return [add_run(plan, dataclasses.replace(config, seed=seed))
             for seed in range(getattr(plan.budget.seeds, arm.seeds))]  # fmt: skip
 

@@ -32,9 +32,9 @@ from delving.tasks import (
     count_threads,
     detect_task,
     estimate_task,
-    make_data_once,
     train_task,
     watching,
+    with_images,
 )
 from delving.words import count, duration
 from delving.workers import Outcome, Task, work_through
@@ -66,7 +66,8 @@ def list_tasks(plan: Plan, words: Sequence[str], device: str = "auto") -> list[T
             beside = gpu and not names and not request.alone
             after = frozenset(names & set(missing))
             tasks.append(Task(artefact, message, after, request.alone, beside))
-    return tasks + [detect_task(plan, run) for run in plan.detectors() if _undetected(plan, run)]
+    detections = [detect_task(plan, run) for run in plan.detectors() if _undetected(plan, run)]
+    return with_images(tasks + detections, plan.runs)
 
 
 def _undetected(plan: Plan, run: str) -> bool:
@@ -97,9 +98,6 @@ def work(
     ledger = Ledger(jobs, failed=dict(plan.refused))
     if not tasks:
         return ledger
-    started = time.perf_counter()
-    make_data_once(tasks)
-    ledger.seconds["start"] += time.perf_counter() - started
     watch = watching(say, lambda outcome: _count(plan, ledger, outcome))
     try:
         outcomes = work_through(tasks, jobs=jobs, watch=watch, until=until, threads=threads)
@@ -108,7 +106,7 @@ def work(
             save_times(plan, jobs, ledger.seconds)
         raise
     done = {outcome.task.name for outcome in outcomes}
-    ledger.late = [task.name for task in tasks if task.name not in done]
+    ledger.late = [task.name for task in tasks if task.name not in done and not task.serves]
     return ledger
 
 
@@ -118,7 +116,7 @@ def _count(plan: Plan, ledger: Ledger, outcome: Outcome) -> None:
         ledger.failed[name] = outcome.error
     kind = outcome.task.message["kind"]
     if kind != "train":
-        purpose = "measuring" if kind == "measure" else "detection"
+        purpose = {"make": "start", "measure": "measuring", "detect": "detection"}[kind]
         ledger.seconds[purpose] += wall if outcome.task.alone else wall / ledger.jobs
         return
     try:

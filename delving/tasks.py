@@ -1,13 +1,13 @@
 """Trainings as tasks for worker processes: what `reproduce` and sweeps do alike."""
 
-import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from delving import config as configs
 from delving.build import free_memory
 from delving.cost import largest_gigabytes
-from delving.data import load_splits
+from delving.data import shapes_folder
 from delving.data.loader import count_cores
 from delving.device import pick_device
 from delving.display import Overview
@@ -18,6 +18,7 @@ from delving.workers import Outcome, Task
 
 OVERHEAD = 6.0  # seconds of a run beside its training, as they were on two cores
 DETECTING = 30.0  # of a detection at least
+DRAWING, DRAWING_SCENES = 3e-3, 22e-3  # of a generated image; of one with its proposals
 GIGABYTES = 1.4  # of memory, the need of a run or a measurement at least
 
 
@@ -59,6 +60,8 @@ def estimate_run(plan: Plan, run: str) -> float:
 
 def estimate_task(plan: Plan, task: Task) -> float:
     """Seconds of a task on one worker."""
+    if task.message["kind"] == "make":
+        return task.seconds
     if task.message["kind"] == "detect":
         return max(DETECTING, estimate_detection(plan, Path(task.message["run"]).name))
     if task.message["kind"] == "measure":
@@ -66,33 +69,43 @@ def estimate_task(plan: Plan, task: Task) -> float:
     return estimate_run(plan, task.name)
 
 
-def make_data_once(tasks: Sequence[Task]) -> None:
-    """Generated images, and their proposals, are made before workers want them at the same time."""
-    seen = set()
+def with_images(tasks: Sequence[Task], runs: Mapping[str, Config]) -> list[Task]:
+    """The tasks, and before them one for each set of generated images that is still to be made,
+    which those that need it come after: each would begin to make it, else.
+
+    Args:
+        runs: configurations of the trainings, by task.
+    """
+    makers: dict[Path, Task] = {}
+    waiting = []
     for task in tasks:
-        if task.message["kind"] == "detect" and "detect" not in seen:
-            seen.add("detect")
-            with contextlib.suppress(ValueError, OSError):  # the detections will name it
-                _prepare_scenes(task.message)
-        if task.message["kind"] == "train":
-            config = configs.from_yaml(task.message["config"], task.name)
-            key = repr((config.data, config.output_root))
-            if key not in seen and config.data.name == "shapes":
-                seen.add(key)
-                with contextlib.suppress(ValueError, OSError):  # the runs will name it
-                    load_splits(config.data, config.output_root)
+        folder, seconds, message = _images_of(task, runs.get(task.name))
+        if folder and not folder.exists():
+            makers.setdefault(folder, Task(folder.name, message, seconds=seconds, serves=True))
+            task = replace(task, after=task.after | {folder.name})
+        waiting.append(task)
+    return [*makers.values(), *waiting]
 
 
-def _prepare_scenes(message: dict) -> None:
-    from delving.detect.job import load_splits as load_scenes
-    from delving.detect.job import propose
+def _images_of(task: Task, config: Config | None) -> tuple[Path | None, float, dict]:
+    """The folder of the generated images that a task needs, seconds to make them, and what a worker
+    is told for it."""
+    if config and config.data.name == "shapes" and config.data.root is None:
+        counts = config.data.classes, config.data.train_images, config.data.val_images
+        folder, made = shapes_folder(config.output_root, *counts)
+        return folder, DRAWING * sum(made[1:]), task.message | {"kind": "make"}
+    if task.message["kind"] == "detect":
+        from delving.detect.job import scenes_folder
 
-    settings = configs.compose_detect(message["scale"], message["detect"])
-    if settings.data != "shapes_voc":  # selective search takes hours, of which a task can tell
-        return
-    root = next((word.partition("=")[2] for word in message["words"]
-                 if word.startswith("output_root=")), Config.output_root)  # fmt: skip
-    propose(load_scenes(settings, root), settings, root, lambda event: None)
+        root = next((word.partition("=")[2] for word in task.message["words"]
+                     if word.startswith("output_root=")), Config.output_root)  # fmt: skip
+        settings = configs.compose_detect(task.message["scale"], task.message["detect"])
+        # Selective search takes hours, of which a detection can tell.
+        if settings.data == "shapes_voc" and settings.root is None:
+            folder, made = scenes_folder(settings, root)
+            message = task.message | {"kind": "make", "root": root}
+            return folder, DRAWING_SCENES * sum(made[1:]), message
+    return None, 0.0, {}
 
 
 def watching(say: Overview, note: Callable[[Outcome], None]) -> Callable[[str, dict], None]:

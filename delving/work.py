@@ -7,11 +7,13 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
 from delving import config as configs
 from delving.asked import ask
+from delving.data import load_splits
 from delving.device import release_memory
 from delving.exits import describe
 from delving.lock import HeldError
@@ -56,6 +58,9 @@ def _work(task: dict, out: TextIO, shelf: dict) -> None:
         config = configs.from_yaml(task["config"], task["name"])
         train_run(config, lambda event: _tell(out, event), shelf)
         return
+    if task["kind"] == "make":
+        _make_images(task)
+        return
     if task["kind"] == "detect":
         from delving.detect.run import detect_run
 
@@ -66,6 +71,20 @@ def _work(task: dict, out: TextIO, shelf: dict) -> None:
         return
     plan = make_plan([task["name"]], task["words"])
     measure_missing(plan, ask(plan, task["name"]))
+
+
+def _make_images(task: dict) -> None:
+    """Generated ones, for all that need them; where they cannot be made, these will say why."""
+    with suppress(ValueError, OSError):
+        if "config" in task:
+            config = configs.from_yaml(task["config"], task["name"])
+            load_splits(config.data, config.output_root)
+            return
+        from delving.detect.job import load_splits as load_scenes
+        from delving.detect.job import propose
+
+        settings, root = configs.compose_detect(task["scale"], task["detect"]), task["root"]
+        propose(load_scenes(settings, root), settings, root, lambda event: None)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ class Task:
     alone: bool = False  # nothing beside it, and all cores
     beside: bool = False  # it leaves the GPU to others: one more than `jobs` at a time
     seconds: float = 0.0  # that it may take
+    serves: bool = False  # those after it alone: without any of them it need not be done
 
 
 @dataclass
@@ -220,10 +221,13 @@ def _work_group(
 
 
 def _drop_late(waiting: list[Task], until: float) -> None:
-    """Takes out what would end too late, and what would come after it."""
+    """Takes out what would end too late, what would come after it, and what would serve no other
+    then."""
     late = {task.name for task in waiting if time.monotonic() + task.seconds > until}
     while more := {task.name for task in waiting if task.after & late} - late:
         late |= more
+    served = {name for task in waiting if task.name not in late for name in task.after}
+    late |= {task.name for task in waiting if task.serves and task.name not in served}
     waiting[:] = [task for task in waiting if task.name not in late]
 
 

@@ -71,7 +71,7 @@ def home(tmp_path, monkeypatch):
     (tmp_path / "delving" / "__init__.py").write_text("")
     (tmp_path / "delving" / "work.py").write_text(WORK)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("delving.multirun.make_data_once", lambda tasks: None)
+    monkeypatch.setattr("delving.multirun.with_images", lambda tasks, runs: tasks)
     return tmp_path
 
 

@@ -86,6 +86,24 @@ def test_the_layer_table_leaves_no_parameter_out(model, act):
     assert listed == sum(p.numel() for p in net.parameters())
 
 
+@pytest.mark.parametrize("crop", [35, 56, 70])
+@pytest.mark.parametrize("model", choices("model"))
+def test_the_layer_table_has_the_outputs_of_a_forward_pass(model, crop):
+    config = compose(["scale=cpu", f"model={model}", f"data.crop={crop}"])
+    net, layers = build_model(config, 12)
+    net, seen = net.to_empty(device="cpu").eval(), {}
+
+    def note(name, module, inputs, output):
+        seen[name.split(".")[-1]] = output.shape[1:]
+
+    for name, module in net.named_modules():
+        module.register_forward_hook(partial(note, name))
+    with torch.no_grad():
+        net(torch.zeros(1, 3, crop, crop))
+    told = {row["name"]: row["output"] for row in describe(net, layers, crop)}
+    assert told == {name: "x".join(map(str, seen[name])) for name in told}
+
+
 def test_multiply_adds_of_a_layer_are_its_weights_times_its_outputs_positions():
     """conv1 of A by hand: 7 x 7 x 3 weights a filter, 96 filters, 112 x 112 positions."""
     first, *_, last = rows("model=a", "act=relu")

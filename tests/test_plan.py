@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import io
 import math
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from delving import cost, record
 from delving.asked import ask, measured_of
 from delving.build import build_model
 from delving.cost import count_images
+from delving.data import load_splits
 from delving.groups import CONF, choices
 from delving.measured import measure_missing, save_measured
 from delving.net import describe
@@ -24,6 +26,7 @@ from delving.plan import SMALL, make_plan
 from delving.reproduce import list_tasks
 from delving.request import load_request
 from delving.tasks import DETECTING, estimate_task
+from delving.work import _work
 
 ARTEFACTS = choices("paper")
 PAPER_ORDER = [
@@ -575,14 +578,15 @@ def test_a_measurement_waits_for_the_runs_that_are_missing():
     assert not tasks["fisher"].alone
     assert tasks["table3"].alone
     assert tasks["table3"].after == frozenset()
-    runs = [name for name in tasks if name not in plan.requests]
+    runs = [name for name, task in tasks.items() if task.message["kind"] == "train"]
     assert runs == plan.missing()
 
 
 def test_what_a_worker_is_told_of_a_run_is_its_whole_configuration():
     plan = plan_for("figure1")
-    for name, task in tasks_of(plan).items():
-        assert configs.from_yaml(task.message["config"], name) == plan.runs[name]
+    tasks = tasks_of(plan)
+    for name, config in plan.runs.items():
+        assert configs.from_yaml(tasks[name].message["config"], name) == config
 
 
 @pytest.mark.parametrize(("words", "switch"), [([], [0.7, 0.9]), (["train.switch=[0.5]"], [0.5])])
@@ -592,6 +596,43 @@ def test_what_is_compared_at_the_paper_scale_switches_after_the_same_epochs(word
     plan = make_plan(names, ["scale=paper", *words], need_data=False)
     assert {tuple(config.train.switch) for config in plan.runs.values()} == {tuple(switch)}
     assert configs.compose(["scale=paper", "model=small14"]).train.switch == []
+
+
+def make(task):
+    """A worker's making of images, which says nothing."""
+    _work(task.message, io.StringIO(), {})
+
+
+def test_generated_images_are_made_once_and_before_what_needs_them(tmp_path):
+    plan = make_plan(["detection"], ["scale=smoke"])
+    first, second, *rest = list_tasks(plan, [])
+    shapes, scenes = first.name, second.name
+    assert [shapes.split("-")[0], scenes.split("-")[0]] == ["shapes", "shapes_voc"]
+    assert [first.serves, second.serves] == [True, True]
+    assert {task.after for task in rest if task.message["kind"] == "train"} == {frozenset([shapes])}
+    detections = [task for task in rest if task.message["kind"] == "detect"]
+    assert len(detections) == len(plan.detectors())
+    for task in detections:
+        assert task.after == {task.name.removesuffix(" detection"), scenes}
+    for task in (first, second):
+        make(task)
+        assert (tmp_path / "outputs" / "data" / task.name).is_dir()
+    assert [task.name for task in list_tasks(plan, [])] == [task.name for task in rest]
+    assert not any(task.after & {shapes, scenes} for task in list_tasks(plan, []))
+
+
+def test_images_that_cannot_be_made_are_left_to_the_runs_to_name(tmp_path):
+    (tmp_path / "outputs").write_text("no folder")
+    plan = make_plan(["figure1"], ["scale=smoke"])
+    maker, run, *_ = list_tasks(plan, [])
+    make(maker)
+    with pytest.raises(OSError, match="outputs"):
+        load_splits(plan.runs[run.name].data, "outputs")
+
+
+def test_images_that_lie_somewhere_are_not_made():
+    plan = make_plan(["figure1"], ["scale=smoke", "data.root=there"])
+    assert {task.message["kind"] for task in list_tasks(plan, [])} == {"train"}
 
 
 def test_a_detection_is_planned_by_its_steps_not_by_what_those_of_scale_cpu_take():

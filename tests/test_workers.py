@@ -419,6 +419,18 @@ def test_what_would_end_too_late_is_not_begun_nor_what_comes_after_it():
     check_nobody_is_left(watch)
 
 
+def test_what_serves_others_alone_is_begun_where_one_of_them_may_be():
+    for seconds, begun in ((1000, []), (1, ["images", "run"])):
+        watch = Watched()
+        tasks = [
+            replace(task("images"), serves=True),
+            lasting(seconds, task("run", after=["images"])),
+            lasting(1000, task("other", after=["images"])),
+        ]
+        work_through(tasks, jobs=1, watch=watch, until=time.monotonic() + 100)
+        assert watch.order() == begun
+
+
 def test_time_that_others_take_counts():
     watch = Watched()
     tasks = [sleeping("first", 0.5), lasting(0.2, task("second")), task("third")]

@@ -97,15 +97,24 @@ def generate_shapes(
     output_root: str, classes: int | None, train_images: int | None, val_images: int | None
 ) -> Path:
     """Writes the generated data set once, below output_root/data."""
-    from delving.data.shapes import VERSION, write_shapes
+    from delving.data.shapes import write_shapes
 
-    asked = (classes, train_images, val_images)
-    counts = [count or usual for count, usual in zip(asked, SIZES["shapes"], strict=True)]
+    where, counts = shapes_folder(output_root, classes, train_images, val_images)
     for key, count in zip(("data.train_images", "data.val_images"), counts[1:], strict=True):
         if count < counts[0]:
             raise ValueError(f"{key}={count}: one or more of each of the {counts[0]} classes")
-    where = Path(output_root) / "data" / "shapes-v{}-{}x{}+{}".format(VERSION, *counts)
     return write_shapes(where, classes=counts[0], train_images=counts[1], val_images=counts[2])
+
+
+def shapes_folder(
+    output_root: str, classes: int | None, train_images: int | None, val_images: int | None
+) -> tuple[Path, list[int]]:
+    """Where the generated data set lies, or will; its classes, training and validation images."""
+    from delving.data.shapes import VERSION
+
+    asked = (classes, train_images, val_images)
+    counts = [count or usual for count, usual in zip(asked, SIZES["shapes"], strict=True)]
+    return Path(output_root) / "data" / "shapes-v{}-{}x{}+{}".format(VERSION, *counts), counts
 
 
 def fingerprint(train: Images, val: Images) -> str:

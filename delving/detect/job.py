@@ -15,6 +15,7 @@ from delving import record
 from delving.build import allocate, build_model, load_weights
 from delving.checkpoint import load_checkpoint
 from delving.data.input import Input, blank_input
+from delving.data.shapes import TEXTURES
 from delving.detect.naming import Detection
 from delving.detect.net import FastRCNN, build_detector
 from delving.detect.proposals import METHODS, load_proposals, pick_method
@@ -148,11 +149,7 @@ def load_splits(settings: Detect, output_root: str) -> list[Split]:
         ValueError: there is no data of the kind, or a file of it is not as VOC has it.
     """
     if settings.data == "shapes_voc":
-        from delving.data.shapes import TEXTURES
-
-        counts = (settings.classes or len(TEXTURES), settings.train_images or 1000,
-                  settings.test_images or 500)  # fmt: skip
-        where = Path(output_root) / "data" / "shapes_voc-v{}-{}x{}+{}".format(VERSION, *counts)
+        where, counts = scenes_folder(settings, output_root)
         if settings.root is None:
             where = write_scenes(where, classes=counts[0], train_images=counts[1],
                                  test_images=counts[2])  # fmt: skip
@@ -166,6 +163,13 @@ def load_splits(settings: Detect, output_root: str) -> list[Split]:
     splits = [load_split(read, name, classes) for name in ("trainval", "test")]
     return [split.first(count) for split, count in
             zip(splits, (settings.train_images, settings.test_images), strict=True)]  # fmt: skip
+
+
+def scenes_folder(settings: Detect, output_root: str) -> tuple[Path, tuple[int, int, int]]:
+    """Where generated scenes lie, or will; how many classes, training and test images."""
+    counts = (settings.classes or len(TEXTURES), settings.train_images or 1000,
+              settings.test_images or 500)  # fmt: skip
+    return Path(output_root) / "data" / "shapes_voc-v{}-{}x{}+{}".format(VERSION, *counts), counts
 
 
 def open_job(folder: Path, config: Config, trunk: Trunk, about: Detection, watch: Watch) -> Job:
