@@ -81,7 +81,7 @@ class Worker:
         if killed:
             error = f"the worker was killed (exit {code}), as where memory runs out"
         elif -code in HEEDED:  # what works heeds them
-            error = f"the worker was ended by {signal.Signals(-code).name} as it started"
+            error = f"the worker was ended by {signal.Signals(-code).name}"
         return Outcome(task, error, 0.0, interrupted=-code in HEEDED, killed=killed)
 
     def _start(self) -> subprocess.Popen:

@@ -211,7 +211,7 @@ def test_a_worker_killed_from_outside_is_told_by_the_signal_alone():
 def test_one_that_a_signal_ends_before_it_heeds_them_is_told_by_the_signal():
     """Its last word, KeyboardInterrupt, would look like a fault of ours."""
     errors, _ = work(task("a", "starting"))
-    assert errors == {"a": "the worker was ended by SIGINT as it started"}
+    assert errors == {"a": "the worker was ended by SIGINT"}
 
 
 def test_every_task_may_kill_its_worker():
