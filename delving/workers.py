@@ -80,7 +80,7 @@ class Worker:
         killed = -code == signal.SIGKILL
         if killed:
             error = f"the worker was killed (exit {code}), as where memory runs out"
-        elif -code in HEEDED:  # what works heeds them
+        elif -code in HEEDED:  # a training heeds them, once it runs
             error = f"the worker was ended by {signal.Signals(-code).name}"
         return Outcome(task, error, 0.0, interrupted=-code in HEEDED, killed=killed)
 
