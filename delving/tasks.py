@@ -76,24 +76,22 @@ def with_images(tasks: Sequence[Task], runs: Mapping[str, Config]) -> list[Task]
     Args:
         runs: configurations of the trainings, by task.
     """
-    makers: dict[Path, Task] = {}
+    makers: dict[str, Task] = {}
     waiting = []
     for task in tasks:
-        folder, seconds, message = _images_of(task, runs.get(task.name))
-        if folder and not folder.exists():
-            makers.setdefault(folder, Task(folder.name, message, seconds=seconds, serves=True))
-            task = replace(task, after=task.after | {folder.name})
+        if maker := _maker_for(task, runs.get(task.name)):
+            makers.setdefault(maker.name, maker)
+            task = replace(task, after=task.after | {maker.name})
         waiting.append(task)
     return [*makers.values(), *waiting]
 
 
-def _images_of(task: Task, config: Config | None) -> tuple[Path | None, float, dict]:
-    """The folder of the generated images that a task needs, seconds to make them, and what a worker
-    is told for it."""
+def _maker_for(task: Task, config: Config | None) -> Task | None:
+    """What makes the generated images that a task needs; None where they are there, or others."""
     if config and config.data.name == "shapes" and config.data.root is None:
         counts = config.data.classes, config.data.train_images, config.data.val_images
         folder, made = shapes_folder(config.output_root, *counts)
-        return folder, DRAWING * sum(made[1:]), task.message | {"kind": "make"}
+        return _maker(folder, DRAWING * sum(made[1:]), task.message)
     if task.message["kind"] == "detect":
         from delving.detect.job import scenes_folder
 
@@ -103,9 +101,14 @@ def _images_of(task: Task, config: Config | None) -> tuple[Path | None, float, d
         # Selective search takes hours, of which a detection can tell.
         if settings.data == "shapes_voc" and settings.root is None:
             folder, made = scenes_folder(settings, root)
-            message = task.message | {"kind": "make", "root": root}
-            return folder, DRAWING_SCENES * sum(made[1:]), message
-    return None, 0.0, {}
+            return _maker(folder, DRAWING_SCENES * sum(made[1:]), task.message | {"root": root})
+    return None
+
+
+def _maker(folder: Path, seconds: float, message: dict) -> Task | None:
+    if folder.exists():
+        return None
+    return Task(folder.name, message | {"kind": "make"}, seconds=seconds, serves=True)
 
 
 def watching(say: Overview, note: Callable[[Outcome], None]) -> Callable[[str, dict], None]:
