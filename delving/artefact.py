@@ -33,6 +33,7 @@ LOGGED = {
 TAIL = 10  # a run's end is its last tenth
 POINTS = 0.6  # the smallest difference of rectifiers that counts, points of top-1 error
 PUBLISHED = Path(__file__).parent / "paper" / "published.yaml"
+MODELS = {"vgg19": "VGG-19", "a": "A", "b": "B", "c": "C"}  # the paper's names
 
 
 @cache
@@ -95,6 +96,12 @@ class Run:
         """ln(classes), that of a net that has learned nothing."""
         return math.log(count_classes(self.folder))
 
+    def looks_each(self, epochs: float) -> pd.DataFrame:
+        """Those looks that are so far apart, and the last: beside nets that were looked at less
+        often this one would seem more restless."""
+        looks, step = self.looks, max(1, round(epochs / self.looks.epoch[0]))
+        return looks.iloc[sorted({*range(step - 1, len(looks), step), len(looks) - 1})]
+
     @property
     def logged(self) -> bool:
         """Whether it got as far as a line and a look to draw: not where it diverged at once."""
@@ -115,6 +122,15 @@ class Run:
         below = (self.steps.loss < LEFT * self.blind_loss).to_numpy()
         stays = np.logical_and.accumulate(below[::-1])[::-1]
         return float(self.steps.step[stays.argmax()]) if stays.any() else math.inf
+
+
+def model_title(name: str) -> str:
+    return MODELS.get(name, name)
+
+
+def rarest(runs: Iterable[Run]) -> float:
+    """Epochs between two looks at the run that was looked at least often; 0 without any."""
+    return max((run.looks.epoch[0] for run in runs), default=0.0)
 
 
 @dataclass(frozen=True)

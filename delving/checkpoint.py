@@ -4,6 +4,7 @@
 `checkpoint.new`, read back and compared with its manifest, and only then takes its place.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -121,6 +122,15 @@ def settle(folder: Path) -> list[str]:
     if not (folder / CURRENT).exists():
         os.replace(folder / PREVIOUS, folder / CURRENT)
     return [f"{fault}; the one before it is used" for fault in damaged.values()]
+
+
+def weights_hash(folder: Path) -> str | None:
+    """That of the newest checkpoint's weights, as its manifest has it; None where none tells."""
+    for name in NAMES:
+        with contextlib.suppress(ValueError, OSError):
+            listed = {path.name: digest for path, digest in _listed(folder / name)}
+            return listed.get(WEIGHTS)
+    return None
 
 
 def load_checkpoint(folder: Path) -> Loaded | None:

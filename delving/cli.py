@@ -133,6 +133,7 @@ def list_(
 ) -> None:
     """What there is."""
     from delving import groups
+    from delving.words import likeliest
 
     groups_of = {
         "models": "model",
@@ -145,7 +146,8 @@ def list_(
     known = [*groups_of, "runs", "detections"]
     root, scale, asked = split_places(words or [], output_root)
     if unknown := [word for word in asked if word not in known]:
-        raise ValueError(f"list {unknown[0]}: choose from {', '.join(known)}")
+        meant = likeliest(unknown[0], known)
+        raise ValueError(f"list {unknown[0]}: choose from {', '.join(known)}{meant}")
     for plural in asked or groups_of:
         if plural in ("runs", "detections"):
             _print_folders(root, scale, plural)

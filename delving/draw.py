@@ -18,7 +18,7 @@ from delving.groups import choices
 from delving.measured import FILE, fingerprint
 from delving.plan import Plan
 from delving.plot import save_figure
-from delving.report import runs_shown, write_report
+from delving.report import names_shown, write_report
 from delving.schema import Config
 from delving.state import git_revision
 from delving.words import escaped
@@ -27,7 +27,7 @@ CITATION = (
     "He, Zhang, Ren, Sun: Delving Deep into Rectifiers: Surpassing Human-Level Performance on "
     "ImageNet Classification. arXiv 1502.01852, 2015"
 )
-SHARED = "Tables 4 to 7 and Figures 4 to 7 share the same large nets, the convergence figure too"
+SHARED = "Tables 4 to 7 and Figures 4 to 7 share six large nets a seed, the convergence figure too"
 SOURCE = Path(__file__).parent
 TIMED = {"seconds": record.NUMBER}  # of eval/<protocol>.json
 DRAWN = ("table.csv", "table.md", "figure.png", "figure.svg", "data.csv", "verdict.json")
@@ -51,7 +51,8 @@ def draw_artefact(plan: Plan, name: str, to: Path) -> None:
     for old in DRAWN:
         (to / old).unlink(missing_ok=True)
     _write(shown, to)
-    runs = sorted({run.name for arm in asked.arms.values() for run in arm})
+    shares = (team for need in plan.requests[name].needs for team in asked.measured[need])
+    runs = sorted({run.name for arm in asked.arms.values() for run in arm}.union(*shares))
     detections = sorted(folder.name for arm in asked.detections.values() for folder in arm)
     record.write_json(
         to / "verdict.json",  # last: it marks the folder as whole
@@ -155,7 +156,7 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 def draw_report(plan: Plan, to: Path, failed: dict[str, str]) -> Path:
     """report.html over every artefact folder in `to`."""
-    shown = runs_shown(to, choices("paper"))
+    shown = names_shown(to, choices("paper"))
     runs = [name for name in shown if (plan.folder(name) / "result.json").exists()]
     about = {
         "scale": plan.scale,
@@ -164,6 +165,7 @@ def draw_report(plan: Plan, to: Path, failed: dict[str, str]) -> Path:
         "seconds": load_times(plan),
         "deviations": _deviations(plan, runs),
         "trainings": len(runs),
+        "detectors": len(names_shown(to, choices("paper"), "detections")),
         "shared": SHARED,
         "failed": [{"run": run, "error": error} for run, error in failed.items()],
         "left_out": plan.left_out,

@@ -5,11 +5,12 @@ import errno
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from delving.signals import HEEDED, REQUEUE, leaving_at_once
+from delving.signals import HEEDED, REQUEUE, Interrupted, counted, leaving_at_once
 from delving.terminal import flush, plain
 
 BAD_INPUT = (
@@ -20,19 +21,20 @@ BAD_INPUT = (
     IsADirectoryError,
     PermissionError,
 )
+STOPPED = "stopped here; the same command does what is left"
 BAD_PLACES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
 
 
 def exit_code(command: Callable[[], int], *, debug: bool = False) -> int:
     """What a command returns, or the code of the error that ended it, which is told in a line;
-    with `debug` errors are raised."""
-    others = [number for number in HEEDED if number != signal.SIGINT]
+    with `debug` below where it came from."""
+    others, heard = [number for number in HEEDED if number != signal.SIGINT], []
     with _noting_interrupts() as noted:
         try:
             _check_directory()
             # While libraries are imported, plans made, pictures drawn: what runs and detections
             # have to save they see to themselves.
-            with leaving_at_once(others, "stopped here; the same command does what is left"):
+            with leaving_at_once(others, STOPPED) as heard:
                 code = command()
             flush()
             return code
@@ -42,11 +44,14 @@ def exit_code(command: Callable[[], int], *, debug: bool = False) -> int:
             if isinstance(end.__context__, BrokenPipeError):  # how rich leaves, of a help text
                 return 0
             raise
-        except Exception as error:
-            if noted:  # a library that was being imported made another error of it
+        except (Exception, Interrupted) as error:
+            # A library that was being imported has made another error of it.
+            if noted:
                 return _fail("interrupted", 130)
+            if heard and not isinstance(error, Interrupted):
+                error = Interrupted(counted(heard), told=STOPPED)
             if debug:
-                raise
+                traceback.print_exc()
             return _report(error)
 
 
@@ -89,18 +94,26 @@ def _check_directory() -> None:
         raise ValueError("the working directory was deleted: go to one that is there") from None
 
 
-def _report(error: Exception) -> int:
+def _report(error: BaseException) -> int:
     silent, number = getattr(error, "told_elsewhere", False), getattr(error, "signal", None)
     if number is not None:
         return _fail("" if silent else str(error), 75 if number in REQUEUE else 128 + number)
     if hasattr(error, "format_message"):  # typer's own: an unknown option or command
-        return _fail(error.format_message(), 2)
+        return _fail(_tell_usage(error), 2)
     with contextlib.suppress(OSError):
         flush()  # else the end of the process fails over it
     if isinstance(error, BrokenPipeError):  # who read our output has seen enough
         return 0
     bad_input = isinstance(error, BAD_INPUT) or getattr(error, "errno", None) in BAD_PLACES
     return _fail("" if silent else describe(error), 2 if bad_input else 1)
+
+
+def _tell_usage(error: Exception) -> str:
+    """typer's words; of a command that resembles none, what there is."""
+    told, group = error.format_message(), getattr(getattr(error, "ctx", None), "command", None)
+    if told.startswith("No such command") and "Did you mean" not in told:
+        return f"{told.rstrip('.')}: choose from {', '.join(getattr(group, 'commands', ()))}"
+    return told
 
 
 def describe(error: BaseException) -> str:

@@ -237,7 +237,9 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     return float(scipy.stats.spearmanr(x, y).statistic)
 
 
-def compare_images(hits_a: Sequence[bool], hits_b: Sequence[bool], *, seed: int = 0) -> str:
+def compare_images(
+    hits_a: Sequence[bool], hits_b: Sequence[bool], *, of: str = "these two nets", seed: int = 0
+) -> str:
     """How far net A is ahead of B, in points of error over the same images (positive: A errs less).
 
     Hits say per image whether the net was right. ValueError unless both are of the same images.
@@ -250,7 +252,7 @@ def compare_images(hits_a: Sequence[bool], hits_b: Sequence[bool], *, seed: int 
     points, p = 100 * (won - lost) / a.size, mcnemar(won, lost)
     chance = f"McNemar p {f'= {number(p)}' if p >= 1e-4 else '< 0.0001'}"
     limits = " to ".join(map(number, limits))
-    return f"over images: {number(points)} points, 95 % {limits} (bootstrap), {chance}"
+    return f"over images ({of} only): {number(points)} points, 95 % {limits} (bootstrap), {chance}"
 
 
 def bootstrap_points(won: int, lost: int, *, images: int, seed: int) -> list[float]:

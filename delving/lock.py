@@ -28,6 +28,7 @@ except ImportError:  # a system without it: signs of life alone
 
 BEAT = 5.0  # seconds between two signs of life
 TRIES = 100  # at a folder that others make and remove meanwhile
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # one would have us write elsewhere
 UNKNOWN_HERE = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -135,7 +136,7 @@ def _open(path: Path) -> tuple[int, str]:
 def _open_once(path: Path) -> tuple[int, str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
-        return os.open(path, os.O_RDWR), ""
+        return os.open(path, os.O_RDWR | NO_LINK), ""
     beside = name_beside(path)
     handle = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     try:
@@ -149,7 +150,7 @@ def _open_once(path: Path) -> tuple[int, str]:
             raise
     finally:
         beside.unlink(missing_ok=True)
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o644), ""  # a disk without links
+    return os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o644), ""  # a disk without links
 
 
 def _is_at(handle: int, path: Path) -> bool:

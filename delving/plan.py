@@ -15,7 +15,7 @@ from delving.detect.naming import detection_folder, find_other_detection
 from delving.groups import choices
 from delving.naming import name_run
 from delving.request import load_request
-from delving.same import find_other
+from delving.same import find_other, saved_value
 from delving.schema import DETECT_NEUTRAL, NEUTRAL, Arm, Config, Reproduce, Request
 
 SMALL = "table2"
@@ -32,6 +32,7 @@ class Plan:
         runs: {name: configuration} of every run asked for.
         small: names of Table 2's runs by arm, several seeds each: their spread is the noise.
         refused: {name: why} of those whose folder holds another run.
+        rarer: {name: how much} of those there that were tested less often than is asked for.
         seeds: `reproduce.seeds...` words, which `budget` has.
         detect: settings of `delving detect`, for artefacts whose runs learn to detect objects.
         left_out: {artefact: why} of those that lack data, or trainings.
@@ -46,6 +47,7 @@ class Plan:
     runs: dict[str, Config] = field(default_factory=dict)
     small: list[list[str]] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    rarer: dict[str, str] = field(default_factory=dict)
     seeds: list[str] = field(default_factory=list)
     detect: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -156,6 +158,7 @@ def make_plan(
     plan.requests = {name: (asked | needed)[name] for name in everything if name in asked | needed}
     for name, request in plan.requests.items():
         plan.arms[name] = {arm: _plan_arm(plan, one) for arm, one in request.runs.items()}
+    _look_at_looks(plan)
     _look_at_detections(plan, named, need_data, from_records=source is not None)
     _look_at_seeds(plan, named)
     aside = dataclasses.replace(
@@ -170,6 +173,14 @@ def part_words(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     own = {prefix: [word for word in words if word.startswith(prefix)]
            for prefix in ("reproduce.", "detect.")}  # fmt: skip
     return [word for word in words if word not in chain(*own.values())], *own.values()
+
+
+def _look_at_looks(plan: Plan) -> None:
+    """A run that was looked at less often is the same run, drawn in less detail."""
+    for name in filter(plan.finished, plan.runs):
+        asked, there = plan.runs[name].eval.every, saved_value(plan.folder(name), "eval.every")
+        if isinstance(there, int | float) and there > asked:
+            plan.rarer[name] = f"eval.every {asked:g} asked for, {there:g} there"
 
 
 def _look_at_detections(

@@ -120,7 +120,7 @@ class Ranks:
         mine = None
         try:
             yield
-        except Exception as error:
+        except (Exception, Interrupted) as error:
             if self.size == 1:
                 raise
             mine = error

@@ -14,7 +14,7 @@ from delving.config import load
 from delving.curves import read_counts
 from delving.groups import choices
 from delving.record import read_json
-from delving.report import ledger_markdown, ledger_rows, verdict_words
+from delving.report import ledger_markdown, ledger_rows, tell_trainings, verdict_words
 from delving.words import duration
 
 TAG = re.compile(r"(?:^\s*|# |\. |\"\"\")(assumed|ours): (.*)")
@@ -73,8 +73,7 @@ def ledger(scale: str) -> list[str]:
     told = ", ".join(f"{counts[verdict]} {word}" for verdict, word in words.items())
     trainings = len(list(folder.glob("runs/*/result.json")))
     detectors = len(list(folder.glob("detections/*/result.json")))
-    summary = f"{len(rows)} claims: {told}. They rest on {trainings} trainings"
-    summary += f" and {detectors} detectors made of them." if detectors else "."
+    summary = f"{len(rows)} claims: {told}. They rest on {tell_trainings(trainings, detectors)}."
     return [summary, "", *ledger_markdown(folder, order, scale)]
 
 
@@ -82,6 +81,13 @@ def table(scale: str, artefact: str) -> list[str]:
     """An artefact's table, from the same."""
     path = REFERENCE / scale / artefact / "table.md"
     return path.read_text(encoding="utf-8").splitlines()
+
+
+def picture(scale: str, artefact: str) -> list[str]:
+    """An artefact's figure, by its title, from the same."""
+    folder = REFERENCE / scale / artefact
+    where = (folder / "figure.png").relative_to(REFERENCE.parent.parent).as_posix()
+    return [f"![{read_json(folder / 'verdict.json')['title']}]({where})"]
 
 
 def about(scale: str) -> list[str]:
@@ -138,6 +144,10 @@ def speed(machine: str) -> list[str]:
     return lines
 
 
+PICTURES = {
+    "quarter": ("convergence", "table1", "figure3", "figure4"),
+    "cpu": ("figure3", "convergence", "signal", "detection"),
+}
 BLOCKS: dict[str, Callable[[], list[str]]] = {
     "assumptions": partial(collect, "assumed"),
     "deviations": partial(collect, "ours"),
@@ -152,6 +162,11 @@ BLOCKS: dict[str, Callable[[], list[str]]] = {
     "table2": partial(table, "cpu", "table2"),
     "table1": partial(table, "cpu", "table1"),
     "detection": partial(table, "cpu", "detection"),
+    **{
+        f"picture_{artefact}_{scale}": partial(picture, scale, artefact)
+        for scale, artefacts in PICTURES.items()
+        for artefact in artefacts
+    },
 }
 
 

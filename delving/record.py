@@ -193,8 +193,10 @@ def append_event(path: Path, event: dict) -> None:
 def read_events(folder: Path, kind: str) -> list[dict]:
     """The events of one kind of a run's log, in order; a line cut off at its end is left out."""
     events, path = [], folder / "log.jsonl"
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ValueError(f"{path} is not readable: it is no regular file")
     for line in path.read_bytes().splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             events.append(json.loads(line))
     return [event for event in events if isinstance(event, dict) and event.get("event") == kind]
 

@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from delving.record import expect, read_json, write_text
-from delving.words import duration, escaped
+from delving.words import count, duration, escaped
 
 TEMPLATE = "report.html.j2"
 GENERATED = ("smoke", "cpu")  # the scales on drawings: no accuracy claim is called reproduced there
@@ -28,7 +28,7 @@ ANSWERS = {"reproduced": "yes", "not_reproduced": "no", "inconclusive": "inconcl
 LARGEST_SVG = 400_000  # bytes; above it the PNG is lighter to open
 PNG_DPI = 160  # as plot.save_figure writes them
 FILES = ("table.csv", "data.csv", "figure.svg", "figure.png", "verdict.json")
-ABOUT = ("headline", "machine", "seconds", "deviations", "trainings", "shared",
+ABOUT = ("headline", "machine", "seconds", "deviations", "trainings", "detectors", "shared",
          "failed", "left_out", "paper", "made")  # fmt: skip
 NUMBER = re.compile(r"[-+−–±~<>≤≥ ]*\.?\d")
 # A number and what it counts, or what is equal to it, part at no line's end.
@@ -36,7 +36,7 @@ UNITS = ("%|points?|powers|percent|times|steps?|epochs?|images|classes|seeds?|ne
          "h|min|s")  # fmt: skip
 TIED = re.compile(rf" (?:(?<=\d )(?=(?:{UNITS})(?![\w.=]))|(?<=\b[np] )(?=[<=])|(?<=[<=] )(?=\d))")
 # Of evidence in several parts, each with a name; what is said of images belongs to the one before.
-NEXT_PART = re.compile(r"; (?!over images: )(?=[^:;]{1,60}: )")
+NEXT_PART = re.compile(r"; (?!over images )(?=[^:;]{1,60}: )")
 NO_NUMBER = ("", "-", "–", "—", "n/a")
 
 
@@ -49,7 +49,7 @@ def write_report(folder: Path, order: Sequence[str], about: dict) -> Path:
             absent.
         about: what no artefact knows, each key optional: scale, paper (citation), headline,
             machine (name to text), seconds (planned and used, name to seconds), deviations,
-            failed (run and error), left_out (artefact to why), trainings, shared, made.
+            failed (run and error), left_out (artefact to why), trainings, detectors, shared, made.
 
     Raises:
         ValueError: names a verdict.json that is damaged.
@@ -73,14 +73,20 @@ def write_report(folder: Path, order: Sequence[str], about: dict) -> Path:
     return folder / "report.html"
 
 
-def runs_shown(folder: Path, order: Sequence[str]) -> list[str]:
-    """The runs that the artefacts there are rest on, each once.
+def names_shown(folder: Path, order: Sequence[str], kind: str = "runs") -> list[str]:
+    """The runs, or the `detections`, that the artefacts there are rest on, each once.
 
     Raises:
         ValueError: names a verdict.json that is damaged.
     """
-    there = [_read_verdict(folder / name)["runs"] for name in order if _is_there(folder, name)]
-    return sorted({run for runs in there for run in runs if isinstance(run, str)})
+    there = [_read_verdict(folder / name)[kind] for name in order if _is_there(folder, name)]
+    return sorted({name for names in there for name in names if isinstance(name, str)})
+
+
+def tell_trainings(trainings: int, detectors: int | None) -> str:
+    """What a ledger rests on: '31 trainings and 6 detectors made of them'."""
+    told = count(trainings, "training")
+    return told + (f" and {count(detectors, 'detector')} made of them" if detectors else "")
 
 
 def ledger_rows(folder: Path, order: Sequence[str]) -> list[dict]:
@@ -145,7 +151,8 @@ def _template() -> Any:
         # Records may be a stranger's. What is no plain text is the template's own, or a number.
         finalize=lambda value: tie(escaped(value)) if type(value) is str else value,
     )
-    environment.filters |= {"label": label, "duration": duration, "parts": NEXT_PART.split}
+    environment.filters |= {"label": label, "duration": duration, "parts": NEXT_PART.split,
+                            "rest_on": tell_trainings}  # fmt: skip
     environment.globals["marks"] = MARKS
     return environment.get_template(TEMPLATE)
 
@@ -185,7 +192,7 @@ def _read_verdict(folder: Path) -> dict:
     path = folder / "verdict.json"
     try:
         verdict = _told(expect(read_json(path), {}, str(path)))
-        for key in ("claims", "notes", "runs"):
+        for key in ("claims", "notes", "runs", "detections"):
             if not isinstance(verdict.setdefault(key, []), list):
                 raise ValueError(f"{path} is damaged: {key} is no list")
         for fault in filter(None, map(_claim_fault, verdict["claims"])):

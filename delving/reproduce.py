@@ -152,7 +152,7 @@ def draw(plan: Plan, artefacts: Sequence[str], to: Path) -> dict[str, str]:
     for name in artefacts:
         try:
             draw_artefact(plan, name, to / name)
-        except (ValueError, KeyError) as error:
+        except Exception as error:  # also a fault of its own code: it is to stop no other
             failed[name] = describe(error)
             (to / name / "verdict.json").unlink(missing_ok=True)  # what is older is no answer
     return failed
@@ -247,6 +247,8 @@ def tell_plan(
             f"to train, {len(plan.refused)} refused.")  # fmt: skip
     for why in plan.refused.values():
         say.say(f"  refused: {why}")
+    for name, how in plan.rarer.items():
+        say.say(f"  tested less often: {name}, {how}; its curve is drawn as it is")
     for name, why in plan.left_out.items():
         say.say(f"  left out: {name}; {why}")
     for task in tasks:

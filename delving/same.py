@@ -12,6 +12,8 @@ from delving.data import fingerprint, load_splits
 from delving.foreign import check_yaml, read_text
 from delving.schema import NEUTRAL, Config, Data, differences, leaves
 
+WRITTEN = ("lock", "log.jsonl", "checkpoint", "eval")  # in place, in a run's folder
+
 
 def find_other(config: Config, folder: Path) -> str | None:
     """What the folder holds in place of this run, in a sentence; None where it holds it, or
@@ -20,6 +22,8 @@ def find_other(config: Config, folder: Path) -> str | None:
     Raises:
         ValueError: where that folder cannot be read.
     """
+    if link := find_link(folder):
+        return f"{link} is a link, and a run keeps to its folder. Move {folder} away"
     saved = folder / "config.yaml"
     if not saved.exists():
         return None
@@ -36,6 +40,19 @@ def find_other(config: Config, folder: Path) -> str | None:
             return f"{folder} holds another run: {keys}. Move it away to train anew"
         root = there.data.root or ""
     return _find_other_images(config, folder, root)
+
+
+def find_link(folder: Path) -> Path | None:
+    """What a run writes that lies elsewhere: a stranger's run folder may hold links."""
+    return next((path for name in WRITTEN if (path := folder / name).is_symlink()), None)
+
+
+def saved_value(folder: Path, key: str) -> object:
+    """What a run's config.yaml has there, unchecked; None where it cannot be read."""
+    try:
+        return _value_at(_read(folder / "config.yaml"), key)
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _find_other_images(config: Config, folder: Path, root: str) -> str | None:
@@ -63,9 +80,7 @@ def _root_of_the_same(config: Config, saved: Path) -> str | None:
     """data.root, '' without one, of a file that surely holds the same run: a quick look, before
     OmegaConf takes a tenth of a second over each. None where that is not sure."""
     try:
-        text = read_text(saved)
-        check_yaml(text)
-        tree = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        tree = _read(saved)
         ours = dataclasses.asdict(config)
         same = all(
             _value_at(tree, key) == _value_at(ours, key)
@@ -75,6 +90,12 @@ def _root_of_the_same(config: Config, saved: Path) -> str | None:
         return str(tree["data"]["root"] or "") if same else None
     except (yaml.YAMLError, ValueError, KeyError, TypeError):
         return None
+
+
+def _read(saved: Path) -> dict:
+    text = read_text(saved)
+    check_yaml(text)
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _value_at(tree: dict, key: str) -> object:

@@ -8,9 +8,11 @@ import numpy as np
 
 from delving import config as configs
 from delving import record
+from delving.checkpoint import weights_hash
 from delving.evaluate import error_rates, name_protocols, rank_labels
 from delving.probe import open_trained
 from delving.ranks import joined
+from delving.same import find_link
 from delving.schema import Config
 from delving.session import Session, Watch
 from delving.signals import heeding_signals, leaving_at_once
@@ -26,6 +28,8 @@ def eval_run(folder: Path, config: Config, watch: Watch) -> dict[str, dict]:
         ValueError: no checkpoint, a damaged one, or one of another model or other data.
         Interrupted: TERM, INT, HUP, USR1 or USR2 came; the protocols done by then are saved.
     """
+    if link := find_link(folder):
+        raise ValueError(f"{link} is a link, and a run keeps to its folder")
     with joined() as ranks, leaving_at_once():
         session = open_trained(folder, config, watch, ranks)
         with heeding_signals() as session.heard:
@@ -89,7 +93,10 @@ def _name_settings(session: Session, own: Config, name: str) -> str:
 
 
 def _save(session: Session, name: str, probabilities: np.ndarray, summary: dict) -> None:
-    """What is looked for first is written last."""
+    """What is looked for first is written last. ValueError where the weights are the run's no more:
+    a training may have ended meanwhile, whose scores are to stay."""
+    if weights_hash(session.folder) not in (None, session.weights):
+        raise ValueError(f"{session.folder} was trained on meanwhile: score it again")
     images = session.val_images.images
     record.save_ranks(session.folder, name, rank_labels(probabilities, images.labels))
     record.save_scores(
@@ -121,6 +128,7 @@ def _saved_scores(session: Session) -> dict[str, np.ndarray]:
         with contextlib.suppress(ValueError):  # damaged ones are made anew
             summary = record.read_json(path)
             probabilities, _, names = record.load_scores(session.folder, path.stem)
+            record.load_hits(session.folder, path.stem)
             if not isinstance(summary, dict) or session.weights is None:
                 continue
             asked = {"weights": session.weights, **_settings(session, path.stem)}

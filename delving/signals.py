@@ -15,8 +15,11 @@ ABOVE = 1000  # all numbers of signals
 BEFORE = "nothing had begun; the same command starts it"
 
 
-class Interrupted(Exception):
-    """A signal came, and nothing is lost. `signal` is its number."""
+class Interrupted(BaseException):
+    """A signal came, and nothing is lost. `signal` is its number.
+
+    As KeyboardInterrupt no Exception: libraries make other errors of those, or nothing at all.
+    """
 
     def __init__(self, number: int, folder: Path | str | None = None, told: str = BEFORE):
         if folder:
@@ -39,8 +42,9 @@ def rank_of(number: int) -> int:
 
 @contextmanager
 def heeding_signals() -> Iterator[list[int]]:
-    """Yields the list that heard signals are appended to; a second INT leaves at once."""
-    heard: list[int] = []
+    """Yields the list that heard signals are appended to, after those that leaving_at_once heard in
+    vain; a second INT leaves at once."""
+    heard = [*getattr(signal.getsignal(signal.SIGTERM), "heard", ())]
 
     def hear(number: int, frame: object) -> None:
         if number == signal.SIGINT and heard:
@@ -52,14 +56,19 @@ def heeding_signals() -> Iterator[list[int]]:
 
 
 @contextmanager
-def leaving_at_once(numbers: Sequence[int] = HEEDED, told: str = BEFORE) -> Iterator[None]:
-    """While nothing is there to be saved, a signal ends the run where it stands, tidily."""
+def leaving_at_once(numbers: Sequence[int] = HEEDED, told: str = BEFORE) -> Iterator[list[int]]:
+    """While nothing is there to be saved, a signal ends the run where it stands, tidily. Yields the
+    list of those heard: Interrupted may have been raised where nothing is passed on, as in __del__.
+    """
+    heard: list[int] = []
 
     def leave(number: int, frame: object) -> None:
+        heard.append(number)
         raise Interrupted(number, told=told)
 
+    leave.heard = heard
     with _handling(leave, numbers):
-        yield
+        yield heard
 
 
 @contextmanager

@@ -50,7 +50,7 @@ class TrainingJob:
         with overhearing() as overheard:
             try:
                 return self._train()
-            except Exception as error:
+            except (Exception, Interrupted) as error:
                 numbers = overheard()
                 if isinstance(error, Interrupted):
                     numbers.append(error.signal)

@@ -19,6 +19,7 @@ from delving.exits import describe
 from delving.lock import HeldError
 from delving.measured import measure_missing
 from delving.plan import make_plan
+from delving.signals import Interrupted
 
 
 def main() -> None:
@@ -42,9 +43,9 @@ def _attempt(task: dict, out: TextIO, shelf: dict) -> dict:
     try:
         _work(task, out, shelf)
         return {"event": "done", "wall": time.perf_counter() - started}
-    except Exception as error:
+    except (Exception, Interrupted) as error:
         kind = "held" if isinstance(error, HeldError) else "failed"
-        if getattr(error, "signal", None) is not None:
+        if isinstance(error, Interrupted):
             kind = "interrupted"
         told = str(error) if kind == "interrupted" else describe(error)
         text, wall = " ".join(told.split()), time.perf_counter() - started

@@ -11,11 +11,11 @@ import pytest
 from calling import call
 from PIL import Image
 
-from delving import cli, record
+from delving import cli, exits, record
 from delving.config import compose, to_yaml
 from delving.groups import choices
 from delving.naming import name_run
-from delving.signals import Interrupted
+from delving.signals import Interrupted, counted, heeding_signals
 
 SMOKE = ["scale=smoke", "device=cpu", "precision=fp32", "data.workers=0"]
 
@@ -39,7 +39,7 @@ def test_help_and_list_import_nothing_heavy(words, tmp_path):
         f"sys.argv = ['delving', *{words!r}]\n"
         "try: cli.main()\n"
         "except SystemExit as end: print('code', end.code)\n"
-        "heavy = 'torch torchvision hydra omegaconf numpy PIL matplotlib pandas'.split()\n"
+        "heavy = 'torch torchvision hydra omegaconf numpy PIL matplotlib pandas pydantic'.split()\n"
         "print('heavy', [name for name in heavy if name in sys.modules])\n"
     )
     if words == ["list", "runs"]:
@@ -145,17 +145,73 @@ def test_bad_input_ends_with_two_and_a_line_that_names_it(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_debug_shows_where_it_went_wrong_wherever_it_stands(monkeypatch):
+def test_debug_shows_where_it_went_wrong_wherever_it_stands(monkeypatch, capsys):
     for words in (["--debug", "show", "model=d"], ["show", "model=d", "--debug"]):
         monkeypatch.setattr(sys, "argv", ["delving", *words])
-        with pytest.raises(ValueError, match="model=d"):
+        with pytest.raises(SystemExit, match="2"):
             cli.main()
+        told = capsys.readouterr().err
+        assert told.startswith("Traceback (most recent call last):\n")
+        assert told.splitlines()[-1].startswith("delving: model=d")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ValueError("bad"), 2), (RuntimeError("failed"), 1), (Interrupted(signal.SIGUSR1), 75),
+     (Interrupted(signal.SIGTERM), 143)],
+)  # fmt: skip
+def test_debug_changes_no_exit_code(error, code, capsys):
+    def command():
+        raise error
+
+    assert exits.exit_code(command) == exits.exit_code(command, debug=True) == code
+    assert capsys.readouterr().err.count("Traceback") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_that_a_library_makes_another_error_of_keeps_its_code(number, capsys):
+    """As Python does where it comes while a class is made."""
+
+    def command():
+        try:
+            signal.raise_signal(number)
+        except BaseException as error:
+            raise RuntimeError("Error calling __set_name__") from error
+
+    assert exits.exit_code(command) == (75 if number == signal.SIGUSR1 else 128 + number)
+    assert signal.Signals(number).name in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_a_library_swallows_ends_the_training_that_follows():
+    """OmegaConf tells of any Exception by one of its own; what is raised in __del__ is lost."""
+
+    class Dying:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def command():
+        Dying()
+        with heeding_signals() as heard:
+            raise Interrupted(counted(heard), "there")
+
+    assert exits.exit_code(command) == 143
+    assert not issubclass(Interrupted, Exception)
+
+
+@pytest.mark.parametrize(("words", "there"), [(["foo"], "train"), (["data", "foo"], "prepare")])
+def test_a_command_that_resembles_none_is_refused_with_what_there_is(delving, words, there):
+    code, _, err = delving(*words)
+    assert code == 2
+    told, _, choices = err.strip().partition(": choose from ")
+    assert told == "delving: No such command 'foo'"
+    assert there in choices.split(", ")
 
 
 def test_debug_prints_a_traceback_and_without_it_there_is_none():
     command = [sys.executable, "-m", "delving", "list", "modles"]
     debug = subprocess.run([*command, "--debug"], capture_output=True, text=True)
-    assert debug.returncode != 0
+    assert debug.returncode == 2
     assert "Traceback" in debug.stderr
     assert "choose from models" in debug.stderr
 

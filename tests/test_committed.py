@@ -5,7 +5,9 @@ import io
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from delving.display import Overview
@@ -15,7 +17,8 @@ from delving.reproduce import reproduce_artefacts
 
 REFERENCE = Path(__file__).parent.parent / "outputs" / "reference"
 SCALES = ("cpu", "quarter")
-COMPARED = ("table.csv", "table.md", "verdict.json")
+COMPARED = ("table.csv", "table.md", "data.csv", "verdict.json")
+NEAR = 2.0  # grey levels on average: another FreeType may set a letter's edge otherwise
 LARGEST = 6_300_000  # bytes of a scale's records; 10 MB in all
 
 
@@ -63,13 +66,24 @@ def test_every_artefact_is_redrawn_from_the_records_alone(redrawn, scale):
 
 
 @pytest.mark.parametrize(("scale", "name"), [(s, name) for s in SCALES for name in shown(s)])
-def test_tables_and_verdicts_are_the_committed_ones_byte_for_byte(redrawn, scale, name):
+def test_tables_data_and_verdicts_are_the_committed_ones_byte_for_byte(redrawn, scale, name):
     folder, _ = redrawn(scale)
     for file in COMPARED:
         committed = REFERENCE / scale / name / file
         assert committed.exists() == (folder / name / file).exists(), file
         if committed.exists():
             assert (folder / name / file).read_bytes() == committed.read_bytes(), file
+
+
+@pytest.mark.parametrize(("scale", "name"), [(s, name) for s in SCALES for name in shown(s)])
+def test_pictures_are_the_committed_ones(redrawn, scale, name):
+    folder, _ = redrawn(scale)
+    files = [where / name / "figure.png" for where in (folder, REFERENCE / scale)]
+    assert files[0].exists() == files[1].exists()
+    if files[0].exists():
+        new, old = (np.asarray(Image.open(file).convert("RGB"), dtype=float) for file in files)
+        assert new.shape == old.shape
+        assert np.abs(new - old).mean() < NEAR
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -19,6 +19,7 @@ FLOORS = [
     ["words", "bounds", "schema", "foreign", "sweep", "terminal", "disk", "arrays", "beside"],
     ["signals"],
     ["kernels"],
+    ["fused"],
     [
         "launcher",
         "notation",

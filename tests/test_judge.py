@@ -476,7 +476,9 @@ def hits(*, won, lost, both=0, neither=0):
 
 def numbers_of(text):
     found = re.fullmatch(
-        r"over images: (\S+) points, 95 % (\S+) to (\S+) \(bootstrap\), McNemar p = (\S+)", text
+        r"over images \(these two nets only\): (\S+) points, "
+        r"95 % (\S+) to (\S+) \(bootstrap\), McNemar p = (\S+)",
+        text,
     )
     return [float(x) for x in found.groups()]
 
@@ -514,13 +516,16 @@ def test_the_comparison_of_images_is_the_same_text_every_time():
     a, b = hits(won=400, lost=300, both=40_000, neither=9_300)
     text = compare_images(a, b)
     assert text == compare_images(a, b) == compare_images(a.tolist(), b.tolist())
-    assert text.startswith("over images: 0.2 points, 95 % ")
-    assert compare_images(a, b, seed=1).startswith("over images: 0.2 points, 95 % ")
+    told = "over images (these two nets only): 0.2 points, 95 % "
+    assert text.startswith(told)
+    assert compare_images(a, b, seed=1).startswith(told)
 
 
 def test_nets_that_agree_on_every_image_differ_by_nothing():
     a, b = hits(won=0, lost=0, both=5, neither=5)
-    assert compare_images(a, b) == ("over images: 0 points, 95 % 0 to 0 (bootstrap), McNemar p = 1")
+    assert compare_images(a, b, of="both") == (
+        "over images (both only): 0 points, 95 % 0 to 0 (bootstrap), McNemar p = 1"
+    )
 
 
 def test_a_tiny_chance_is_told_as_a_limit():

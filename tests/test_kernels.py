@@ -15,19 +15,14 @@ from calling import run_apart
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from delving import rectifier
+from delving import fused
 from delving.bench.training import build
 from delving.build import build_model, materialise
 from delving.config import compose
 from delving.device import prepare_backend
+from delving.fused import rectify, rectify_backward_plain, rectify_plain, rectify_pool
 from delving.kernels import gpu, native
-from delving.rectifier import (
-    PReLU,
-    rectify,
-    rectify_backward_plain,
-    rectify_plain,
-    rectify_pool,
-)
+from delving.rectifier import PReLU
 from delving.signals import Interrupted
 from delving.spp import SPP, pool_levels
 from delving.train import Progress, build_optimizer, train
@@ -146,9 +141,7 @@ def test_kernels_are_given_no_fewer_slopes_than_they_read(monkeypatch):
     def never(*_):
         raise AssertionError("a kernel was called")
 
-    monkeypatch.setitem(
-        rectifier.KERNELS, "cpu", SimpleNamespace(knows=lambda x: True, rectify=never)
-    )
+    monkeypatch.setitem(fused.KERNELS, "cpu", SimpleNamespace(knows=lambda x: True, rectify=never))
     with pytest.raises(RuntimeError, match="size"):
         rectify(normal((2, 8, 3, 3)), None, torch.zeros(3), False)
 
@@ -384,8 +377,8 @@ INTERPRETED = """
 import torch
 import torch.nn.functional as F
 from delving.data.input import Input
+from delving.fused import rectify_backward_plain, rectify_plain
 from delving.kernels import gpu
-from delving.rectifier import rectify_backward_plain, rectify_plain
 from delving.spp import SPP, pool_levels
 from delving.stem import fold_plain
 from test_kernels import TYPES, distance, normal, slopes_for

@@ -11,6 +11,7 @@ from fabricate import make_planned, make_run, rewrite_json, seeded_plan, snapsho
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 
 from delving import config as configs
 from delving import cost, record
@@ -18,12 +19,13 @@ from delving.asked import ask, measured_of
 from delving.build import build_model
 from delving.cost import count_images
 from delving.data import load_splits
+from delving.display import Overview
 from delving.groups import CONF, choices
 from delving.measured import measure_missing, save_measured
 from delving.net import describe
 from delving.paper import fisher
 from delving.plan import SMALL, make_plan
-from delving.reproduce import list_tasks
+from delving.reproduce import list_tasks, tell_plan
 from delving.request import load_request
 from delving.tasks import DETECTING, estimate_task
 from delving.work import _work
@@ -243,6 +245,20 @@ def test_a_change_that_alters_no_result_is_the_same_run():
     first = next(iter(plan.runs))
     copy_config(plan, first, old="device: auto", new="device: cpu")
     assert plan_for("figure1").refused == {}
+
+
+def test_a_run_that_was_tested_less_often_than_is_asked_for_is_kept_and_told():
+    before = plan_for("convergence")
+    make_planned(before, "convergence", usual)
+    [he] = before.arms["convergence"]["b_relu"]
+    copy_config(before, he, old="every: 1.0", new="every: 1.0")
+    plan = plan_for("figure2")
+    assert plan.finished(he)
+    assert plan.rarer == {he: "eval.every 0.25 asked for, 1 there"}
+    said = io.StringIO()
+    tell_plan(plan, [], {}, 1, Overview(Console(file=said, width=200)))
+    assert f"tested less often: {he}, eval.every 0.25 asked for, 1 there" in said.getvalue()
+    assert plan_for("convergence").rarer == {}
 
 
 def test_small_nets_tell_what_seeds_change_also_to_artefacts_that_do_not_ask_for_them(

@@ -17,6 +17,16 @@ class Crash(BaseException):
 
 
 # --- files ---
+def test_a_log_that_is_no_file_is_refused_and_a_line_too_deep_left_out(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text("[" * 200_000 + '\n{"event": "val", "epoch": 1}\n')
+    assert [event["epoch"] for event in record.read_events(tmp_path, "val")] == [1]
+    log.unlink()
+    os.mkfifo(log)
+    with pytest.raises(ValueError, match=r"log\.jsonl is not readable: it is no regular file"):
+        record.read_events(tmp_path, "val")
+
+
 def test_a_file_appears_whole_with_its_folders_and_leaves_nothing_beside(tmp_path):
     path = tmp_path / "a" / "b.json"
     record.write_json(path, {"x": [1, None]})

@@ -23,7 +23,8 @@ from delving.report import (
     label,
     ledger_markdown,
     ledger_rows,
-    runs_shown,
+    names_shown,
+    tell_trainings,
     tie,
     write_report,
 )
@@ -164,7 +165,22 @@ def test_artefacts_made_by_other_settings_than_the_headlines_are_named(folder):
 def test_the_runs_of_all_artefacts_that_are_there_are_counted_once(folder):
     put(folder, "figure1", runs=["a", "b"])
     put(folder, "table1", runs=["b", "c"])
-    assert runs_shown(folder, ["figure1", "table1", "figure6"]) == ["a", "b", "c"]
+    put(folder, "figure2", runs=[], detections=["d", "a"])
+    order = ["figure1", "table1", "figure6", "figure2"]
+    assert names_shown(folder, order) == ["a", "b", "c"]
+    assert names_shown(folder, order, "detections") == ["a", "d"]
+
+
+@pytest.mark.parametrize(
+    ("trainings", "detectors", "told"),
+    [(1, None, "1 training"), (2, 0, "2 trainings"), (3, 1, "3 trainings and 1 detector made of"
+      " them"), (31, 6, "31 trainings and 6 detectors made of them")],
+)  # fmt: skip
+def test_detectors_are_counted_beside_trainings(folder, trainings, detectors, told):
+    assert tell_trainings(trainings, detectors) == told
+    about = ABOUT | {"trainings": trainings, "detectors": detectors}
+    page = write_report(folder, ORDER, about).read_text(encoding="utf-8")
+    assert f"They rest on {told}" in page.replace("\xa0", " ")
 
 
 def test_every_link_has_its_place(folder):
@@ -365,12 +381,16 @@ def test_ledger_rows_are_the_claims_in_order(folder):
 
 
 def test_evidence_of_several_parts_is_a_list_of_them(folder):
-    told = "A: 3 points, n = 1; over images: 2; B: 1 point", "He left by step 400; Xavier never"
+    told = (
+        "A: 3 points, n = 1; over images (these two nets only): 2; B: 1 point",
+        "He left by step 400; Xavier never",
+    )
     claims = [claim("a", "reproduced") | {"evidence": evidence} for evidence in told]
     put(folder, "table1", claims=claims)
     page = write_report(folder, ORDER, ABOUT).read_text(encoding="utf-8")
     listed = [found.strip() for found in re.findall(r"<li>(.*?)</li>", page, re.DOTALL)]
-    assert {"A: 3\xa0points, n\xa0=\xa01; over images: 2", "B: 1\xa0point"} <= set(listed)
+    a = "A: 3\xa0points, n\xa0=\xa01; over images (these two nets only): 2"
+    assert {a, "B: 1\xa0point"} <= set(listed)
     assert "<p>He left by step 400; Xavier never</p>" in page
 
 

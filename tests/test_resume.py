@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 from smoke import WORDS, differences, silent, train
 
-from delving import checkpoint, evaluate, record, signals, state
+from delving import checkpoint, evaluate, record, score, signals, state
 from delving import config as configs
 from delving.checkpoint import load_checkpoint
+from delving.config import load
 from delving.data.images import FolderReader
 from delving.data.input import Input
 from delving.data.processes import LoaderError
-from delving.lock import holding
+from delving.lock import clear_up, holding
 from delving.score import eval_run
 from delving.signals import Interrupted
 
@@ -240,6 +241,62 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(
     [resumed] = [e for e in events if e["event"] == "resume"]
     assert resumed["step"] == 3  # the checkpoint before
     assert differences(folder, whole) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("name", ["lock", "log.jsonl", "checkpoint", "eval"])
+def test_a_link_in_a_run_folder_is_refused_and_what_it_leads_to_stays(
+    stopped, root, tmp_path, name, kind
+):
+    shutil.copytree(stopped / "smoke", root / "smoke")
+    [folder] = record.list_runs(str(root))
+    elsewhere = tmp_path / "elsewhere"
+    if kind == "folder":
+        elsewhere.mkdir()
+    inside = elsewhere / "ten_view.json" if kind == "folder" else elsewhere
+    inside.write_text("precious")
+    moved = folder / name
+    shutil.rmtree(moved) if moved.is_dir() else moved.unlink(missing_ok=True)
+    moved.symlink_to(elsewhere)
+    with pytest.raises(ValueError, match=f"{name} is a link"):
+        train(root)
+    with pytest.raises(ValueError, match=f"{name} is a link"):
+        eval_run(folder, load(folder / "config.yaml"), lambda event: None)
+    clear_up(folder)
+    assert inside.read_text() == "precious"
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_hits_that_a_scoring_before_left_damaged_are_made_anew(whole, root, damage):
+    shutil.copytree(whole.parents[2], root, dirs_exist_ok=True)
+    [folder] = record.list_runs(str(root))
+    (folder / "result.json").unlink()
+    hits = folder / "eval" / "ten_view.hits.npz"
+    data = bytearray(hits.read_bytes())
+    data[len(data) // 3] ^= 255
+    hits.write_bytes(data) if damage == "flipped" else hits.unlink()
+    train(root)
+    assert differences(folder, whole) == []
+    assert hits.read_bytes() == (whole / "eval" / "ten_view.hits.npz").read_bytes()
+
+
+def test_scores_of_a_checkpoint_that_is_no_more_replace_none(stopped, root, monkeypatch):
+    shutil.copytree(stopped, root, dirs_exist_ok=True)
+    [folder] = record.list_runs(str(root))
+    usual = score._score_one
+
+    def slowly(session, name, scored):
+        """A training ends while the images are scored."""
+        monkeypatch.setattr(score, "_score_one", usual)
+        train(root)
+        return usual(session, name, scored)
+
+    monkeypatch.setattr(score, "_score_one", slowly)
+    with pytest.raises(ValueError, match="was trained on meanwhile"):
+        eval_run(folder, load(folder / "config.yaml"), lambda event: None)
+    final = record.read_json(folder / "eval" / "ten_view.json")
+    assert final["weights"] == checkpoint.weights_hash(folder)
+    assert final["top1_err"] == record.read_result(folder)["eval"]["ten_view"]["top1_err"]
 
 
 @pytest.mark.parametrize("file", ["config.yaml", "env.json", "log.jsonl"])

@@ -216,6 +216,7 @@ def test_one_that_a_signal_ends_before_it_heeds_them_is_told_by_the_signal():
 
 def test_every_task_may_kill_its_worker():
     errors, _ = work(*(task(name, "killed") for name in "abc"), jobs=2)
+    assert set(errors) == set("abc")
     assert all("killed" in error for error in errors.values())
 
 

@@ -10,7 +10,7 @@ from delving.bench.limits import TYPES, copy_rate
 from delving.bench.rounds import ROUNDS, Row, compare, in_turns, seconds_each
 from delving.config import compose
 from delving.device import name_device, pick_device, pick_precision, prepare_backend
-from delving.rectifier import rectify
+from delving.fused import rectify
 from delving.replay import EAGER
 
 # A layer of A at the paper's size, which no cache holds; on a CPU fewer images of it, and a layer

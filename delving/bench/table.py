@@ -13,7 +13,6 @@ from delving.bench.training import bench_eval, bench_train
 from delving.config import compose
 from delving.data.loader import count_cores
 from delving.device import pick_device
-from delving.signals import Interrupted
 from delving.words import likeliest
 
 LARGE = ("a", "b", "c", "small14")
@@ -46,8 +45,6 @@ def measure(
             for row in WHAT[name](own, rounds):
                 yield name, row
                 _release()
-        except Interrupted:
-            raise
         except Exception as error:
             if what != "all":
                 raise

@@ -143,9 +143,11 @@ def rate_of(steps: Callable[[int], None], bench: Bench) -> float:
 
 
 def bench_train(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
-    """Steps a second against plain PyTorch, PReLU against ReLU, and the memory of both."""
+    """Steps a second against plain PyTorch, PReLU (or the words' own rectifier) against ReLU, and
+    the memory of both."""
+    words = ["act=prelu", *words]
     memory = _memory(words)
-    bench, relu = (build([*words, f"act={act}"]) for act in ("prelu", "relu"))
+    bench, relu = build(words), build([*words, "act=relu"])
     plain = bench.plain()
     found = in_turns(
         {
@@ -167,14 +169,14 @@ def bench_train(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
 
 def _memory(words: Sequence[str]) -> Row:
     """One net after the other, so that a GPU never holds both."""
-    found = {}
-    for act in ("relu", "prelu"):
-        bench = build([*words, f"act={act}"])
-        found[act] = [memory_of(bench) / 1e9]
+    found = []
+    for more in (["act=relu"], []):
+        bench = build([*words, *more])
+        found.append([memory_of(bench) / 1e9])
     what = "peak memory" if bench.device.type == "cuda" else "kept for the backward pass"
     about = {"unit": "GB", "device": devices.name_device(bench.device)}
     name = f"train {bench.name}: {what}, against ReLU"
-    return compare(name, found["prelu"], found["relu"], **about)
+    return compare(name, *reversed(found), **about)
 
 
 def memory_of(bench: Bench) -> int:

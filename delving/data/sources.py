@@ -31,7 +31,7 @@ TINY = "tiny-imagenet-200"
 def find_folder(root: Path) -> tuple[Images, Images]:
     """root/train and root/val, each with one folder per class."""
     train, val = (_class_folders(root, split) for split in ("train", "val"))
-    return _splits(train, val, FolderReader(root), {})
+    return _splits(train, val, FolderReader(root), {}, root=root)
 
 
 def find_imagenette(root: Path) -> tuple[Images, Images]:
@@ -59,7 +59,7 @@ def find_tiny_imagenet(root: Path) -> tuple[Images, Images]:
             f"data.root={root}: {len(absent)} annotated images lack, {shown(absent[0])} first"
         )
     words = "words.txt" in members and parse_words(_told(root, reader, "words.txt"))
-    return _splits(train, val, reader, words or {})
+    return _splits(train, val, reader, words or {}, root=root)
 
 
 def find_imagenet(root: Path) -> tuple[Images, Images]:
@@ -71,7 +71,7 @@ def find_imagenet(root: Path) -> tuple[Images, Images]:
         val = _class_folders(root, "val")
     else:
         val = _flat_val(root)
-    return _splits(train, val, FolderReader(root), _imagenet_words(root))
+    return _splits(train, val, FolderReader(root), _imagenet_words(root), root=root)
 
 
 def _flat_val(root: Path) -> Listing:
@@ -197,15 +197,22 @@ def _above(root: Path, name: str) -> Path | None:
 
 
 def _splits(
-    train: Listing, val: Listing, reader: Callable[[str], bytes], words: dict[str, str]
+    train: Listing,
+    val: Listing,
+    reader: Callable[[str], bytes],
+    words: dict[str, str],
+    *,
+    root: Path,
 ) -> tuple[Images, Images]:
     """Labels follow the training classes, sorted; val may hold fewer of them, never others."""
     classes = sorted({wnid for wnid, _ in train})
     strange = sorted({wnid for wnid, _ in val} - set(classes))
     if not train or not val:
-        raise ValueError(f"no images in {'train' if not train else 'val'}/")
+        none = "val" if train else "train"
+        raise ValueError(f"data.root={root}: no images in {none}/")
     if strange:
-        raise ValueError(f"val has classes that train lacks: {', '.join(map(shown, strange[:5]))}")
+        names = ", ".join(map(shown, strange[:5]))
+        raise ValueError(f"data.root={root}: val has classes that train lacks: {names}")
     titles = [words.get(c, c) for c in classes]
     number = {c: i for i, c in enumerate(classes)}
 

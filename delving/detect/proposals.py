@@ -123,7 +123,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 def _check(names: np.ndarray, counts: np.ndarray, boxes: np.ndarray) -> None:
     whole = boxes.ndim == 2 and boxes.shape[1] == 4 and np.isfinite(boxes).all()
     fitting = len(names) == len(set(names.tolist())) == len(counts)
-    if not (whole and fitting and (counts >= 0).all() and counts.sum() == len(boxes)):
+    if counts.ndim != 1 or counts.dtype.kind not in "iu":
+        raise ValueError(f"its counts are {counts.dtype} of shape {counts.shape}, no whole numbers")
+    # Summed without bounds: numbers of 64 bits may come round to the right one.
+    if not (whole and fitting and (counts >= 0).all() and sum(counts.tolist()) == len(boxes)):
         raise ValueError("its names, counts and boxes do not fit together")
     if (boxes[:, 2:] <= boxes[:, :2]).any():
         raise ValueError("a box without an area")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from delving.record import NUMBER, STATUSES, expect, read_json
+from delving.record import NUMBER, STATUSES, expect, is_number, read_json
 
 MAYBE = (int, float, type(None))
 RESULT = {
@@ -40,7 +40,24 @@ def read_pictures(folder: Path) -> list[dict]:
     kinds = {"image": str, "jpeg": str, "size": list, "found": list, "objects": list}
     if not isinstance(pictures, list):
         raise ValueError(f"{path} is damaged: it is no list")
-    return [expect(one, kinds, str(path)) for one in pictures]
+    for one in pictures:
+        expect(one, kinds, str(path))
+        boxes = [box for *_, box in filter(_is_triple, one["found"])]
+        boxes += [box for _, box, _ in filter(_is_triple, one["objects"])]
+        whole = len(boxes) == len(one["found"]) + len(one["objects"])
+        if not (whole and all(_are_numbers(box, 4) for box in boxes)):
+            raise ValueError(f"{path} is damaged: a box of {one['image'][:40]!r} is none")
+        if not _are_numbers(one["size"], 2) or not all(is_number(s) for _, s, _ in one["found"]):
+            raise ValueError(f"{path} is damaged: a size or score of {one['image'][:40]!r} is none")
+    return pictures
+
+
+def _is_triple(one: object) -> bool:
+    return isinstance(one, list) and len(one) == 3 and isinstance(one[0], str)
+
+
+def _are_numbers(values: object, count: int) -> bool:
+    return isinstance(values, list) and len(values) == count and all(map(is_number, values))
 
 
 def open_picture(one: dict) -> Image.Image:

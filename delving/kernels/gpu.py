@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from delving.kernels.native import TYPES, channels_innermost
-from delving.signals import Interrupted
 from delving.words import cut
 
 TILE = 4096  # numbers a program holds at once: 32 a thread
@@ -47,8 +46,6 @@ def _launch(found: SimpleNamespace, device: str = "cuda") -> str:
         for number in TYPES:
             if fault := _wrong(number, found, device):
                 return f"Triton's {fault} is wrong here"
-    except Interrupted:
-        raise
     except Exception as error:  # compilers fail in many ways; the plain operators do not
         told = next((line for line in str(error).splitlines() if line.strip()), "")
         return f"Triton cannot compile here ({type(error).__name__}: {cut(told.strip(), 160)})"
@@ -111,7 +108,7 @@ def knows(x: Tensor) -> bool:
 
 
 def rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
-    """rectifier.py's."""
+    """fused.py's."""
     out = torch.empty_like(x)
     rows, channels, tile = _tiles(x)
     grid = (_shares(rows, tile["ROWS"]), _shares(channels, tile["COLUMNS"]))
@@ -125,7 +122,7 @@ def rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Ten
 def rectify_backward(
     grad: Tensor, out: Tensor, slope: Tensor, learned: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """rectifier.py's. Sums are made in an order that depends on sizes and device alone."""
+    """fused.py's. Sums are made in an order that depends on sizes and device alone."""
     grad_x = torch.empty_like(out)
     rows, channels, tile = _tiles(out)
     down, across, sums = _sums(out, slope, rows, channels, tile)
@@ -140,7 +137,7 @@ def rectify_backward(
 def rectify_pool(
     x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool, side: int
 ) -> tuple[Tensor, Tensor]:
-    """rectifier.py's; and which cell of its window each is."""
+    """fused.py's; and which cell of its window each is."""
     images, channels, height, width = x.shape
     out = _channels_last((images, channels, height // side, width // side), x)
     chosen = torch.empty_like(out, dtype=torch.uint8)

@@ -17,7 +17,7 @@ namespace {
 constexpr int CHUNKS = 32;     // pieces of work at most, each with sums of its own
 constexpr long BLOCK = 32;     // rows summed in fp32 before they are added up in fp64
 constexpr long SMALL = 16384;  // numbers below which threads cost more than they bring
-constexpr float REACH = 0x1p-60f;  // rectifier.py's
+constexpr float REACH = 0x1p-60f;  // fused.py's
 
 inline uint32_t bits_of(float x) { uint32_t b; std::memcpy(&b, &x, 4); return b; }
 inline float from_bits(uint32_t b) { float x; std::memcpy(&x, &b, 4); return x; }
@@ -59,7 +59,7 @@ std::vector<float> repeat(const float *values, long channels, long period) {
     return all;
 }
 
-// Slopes as they are computed with: a learned one is kept away from 0 (rectifier.py says why).
+// Slopes as they are computed with: a learned one is kept away from 0 (fused.py says why).
 std::vector<float> reach(const float *slope, long channels, long period, bool learned) {
     std::vector<float> all = repeat(slope, channels, period);
     for (float &a : all)

@@ -27,7 +27,7 @@ def knows(x: Tensor) -> bool:
 
 
 def rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
-    """rectifier.py's."""
+    """fused.py's."""
     out, slope = torch.empty_like(x), _each(slope, x)
     pointers = _pointers(x, bias, slope, out)
     _call("rectify", x, *pointers, *_sizes(x), int(learned))
@@ -37,7 +37,7 @@ def rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Ten
 def rectify_backward(
     grad: Tensor, out: Tensor, slope: Tensor, learned: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """rectifier.py's."""
+    """fused.py's."""
     grad_x, slope = torch.empty_like(out), _each(slope, out)
     grad_bias, grad_slope = torch.empty_like(slope), torch.empty_like(slope)
     pointers = _pointers(grad, out, slope, grad_x, grad_bias, grad_slope)

@@ -1,4 +1,4 @@
-"""The fused rectifier (rectifier.py) as Triton programs, alone and with max pooling after it.
+"""The fused rectifier (fused.py) as Triton programs, alone and with max pooling after it.
 
 Over (rows, channels) numbers in memory: a program has a tile of ROWS x COLUMNS numbers at a time,
 COLUMNS of the channels.
@@ -7,7 +7,7 @@ COLUMNS of the channels.
 import triton
 import triton.language as tl
 
-REACH = tl.constexpr(2.0**-60)  # rectifier.py's
+REACH = tl.constexpr(2.0**-60)  # fused.py's
 
 
 @triton.jit

@@ -12,14 +12,24 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from delving.artefact import POINTS, Asked, Claim, Run, Shown, accuracy_claim, differences
+from delving.artefact import (
+    POINTS,
+    Asked,
+    Claim,
+    Run,
+    Shown,
+    accuracy_claim,
+    differences,
+    model_title,
+    rarest,
+)
 from delving.curves import load_curves, tell_looked
 from delving.judge import Finding, all_of, judge_better, judge_no_larger
 from delving.plot import BLUE, RED, end_at_last, label_lines, new_figure, smooth
 
-MODELS = {"a": "A", "b": "B", "c": "C", "small14": "small14"}
 LARGE = ("a", "b", "c")
-LINES = {"training error": {"lw": 0.8, "ls": (0, (3, 2))}, "validation error": {"lw": 1.5}}
+TITLES = {model: model_title(model) for model in (*LARGE, "small14")}
+TRAINING, VALIDATION = {"lw": 0.8, "ls": (0, (3, 2))}, {"lw": 1.5}
 
 
 def show(asked: Asked) -> Shown:
@@ -27,8 +37,8 @@ def show(asked: Asked) -> Shown:
     return Shown(
         "Convergence of ReLU and PReLU (ICCV version)",
         "Top-1 error against epochs: dashed, on the training images, with dropout and "
-        f"augmentation; solid, on {tell_looked(run.folder for run in runs)}, center crop. One line "
-        "per net.",
+        f"augmentation; solid, on {tell_looked(run.folder for run in runs)}, center crop, each "
+        "model's nets as often as the one that was tested least often. One line per net.",
         figure=_draw(asked),
         data=pd.concat([load_curves(run.folder) for run in runs] or [pd.DataFrame()]),
         claims=[
@@ -45,7 +55,7 @@ def show(asked: Asked) -> Shown:
 
 def _draw(asked: Asked):
     """A panel for each model of which there are runs."""
-    trained = [model for model in MODELS if _logged(asked, model)] or list(MODELS)
+    trained = [model for model in TITLES if _logged(asked, model)] or list(TITLES)
     rows, columns = -(-len(trained) // 2), min(2, len(trained))
     figure, axes = new_figure(rows, columns, size=(0.6 + 3.3 * columns, 0.2 + 2.5 * rows))
     panels = dict(zip(trained, axes.flat, strict=False))
@@ -55,7 +65,7 @@ def _draw(asked: Asked):
         _share_limits([panels[model] for model in models if model in panels])
     for model, panel in panels.items():
         panel.set(xlabel="epoch", ylabel="top-1 error (%)")
-        panel.set_title(MODELS[model], fontsize=9)
+        panel.set_title(TITLES[model], fontsize=9)
         end_at_last(panel, room=0.22)
         label_lines(panel, ends[model])
     for panel in axes.flat[len(panels) :]:
@@ -73,9 +83,9 @@ def _share_limits(panels: Sequence[Axes]) -> None:
 
 def _draw_model(panel: Axes, asked: Asked, model: str) -> list[tuple[float, float, str, str]]:
     """Every run of a model; where each rectifier's lines end, its name and colour."""
-    ends = []
+    ends, every = [], rarest(_logged(asked, model))
     for act, color, name in (("relu", BLUE, "ReLU"), ("prelu", RED, "PReLU")):
-        drawn = [_draw_run(panel, run, color) for run in _logged(asked, model, act)]
+        drawn = [_draw_run(panel, run, color, every) for run in _logged(asked, model, act)]
         if drawn:
             ends.append((drawn[0][0], float(np.mean([y for _, y in drawn])), name, color))
     return ends
@@ -87,13 +97,12 @@ def _logged(asked: Asked, model: str, act: str | None = None) -> list[Run]:
     return [run for one in acts for run in asked.arms[f"{model}_{one}"] if run.logged]
 
 
-def _draw_run(panel: Axes, run: Run, color: str) -> tuple[float, float]:
-    """Both curves of a run; where the validation error ends."""
-    curves = load_curves(run.folder).set_index("curve")
-    for curve, look in LINES.items():
-        line = curves.loc[[curve]]
-        panel.plot(line.epoch, smooth(line.value), color=color, **look)
-    return line.epoch.iloc[-1], line.value.iloc[-1]
+def _draw_run(panel: Axes, run: Run, color: str, every: float) -> tuple[float, float]:
+    """Both curves of a run, looked at each `every` epochs; where the validation error ends."""
+    steps, looks = run.steps, run.looks_each(every)
+    panel.plot(steps.epoch, smooth(steps.err), color=color, **TRAINING)
+    panel.plot(looks.epoch, smooth(looks.top1_err), color=color, **VALIDATION)
+    return looks.epoch.iloc[-1], looks.top1_err.iloc[-1]
 
 
 def mean_validation(run: Run) -> float:
@@ -122,7 +131,7 @@ def final_gap(run: Run) -> float:
 def _all_along(asked: Asked) -> list[str]:
     """In how many epochs PReLU errs less: in the paper it does throughout."""
     parts = []
-    for model, title in MODELS.items():
+    for model, title in TITLES.items():
         pairs = [p for p in asked.pairs(f"{model}_prelu", f"{model}_relu")
                  if all(run.logged for run in p)]  # fmt: skip
         ahead = [ours < theirs for pair in pairs
@@ -163,7 +172,7 @@ def _claim(asked: Asked, claim: str, rule: str, models: tuple[str, ...], judge: 
     """Judged on the pairs that logged, and only where all others converged too."""
     pairs = {model: asked.pairs(f"{model}_prelu", f"{model}_relu") for model in models}
     parts = {
-        f"{MODELS[model]}, {name}": finding
+        f"{TITLES[model]}, {name}": finding
         for model, mine in pairs.items()
         for name, finding in judge([p for p in mine if all(run.logged for run in p)]).items()
     }

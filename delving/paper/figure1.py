@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from delving.artefact import Asked, Shown
-from delving.plot import BLUE, RED, new_figure, shade
+from delving.plot import BLUE, GREY, RED, new_figure, shade
 
 
 def show(asked: Asked) -> Shown:
@@ -29,8 +29,9 @@ def _draw(slopes: dict[str, float]):
         right.plot(y, np.where(y > 0, y, a * y), color=color, lw=1.4)
     ranked = sorted(slopes, key=slopes.get)
     for name, up in ((ranked[0], 24), (ranked[-1], -14)) if ranked else ():
-        right.annotate(f"{name}, a = {slopes[name]:.2f}", (-2, -2 * slopes[name]), xytext=(4, up),
-                       textcoords="offset points", fontsize=8, va="center")  # fmt: skip
+        right.annotate(f"{name}, a = {slopes[name]:.2f}", (-1.8, -1.8 * slopes[name]),
+                       xytext=(4, up), textcoords="offset points", fontsize=8, va="center",
+                       arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.6})  # fmt: skip
     for axes, title in ((left, "f(y) = max(0, y)"), (right, "f(y) = max(0, y) + a min(0, y)")):
         axes.set(xlabel="y", ylabel="f(y)", xlim=(-2, 2), ylim=(-1.6, 2))
         axes.set_title(title, fontsize=9)

@@ -7,13 +7,14 @@ diminishing as monitored in the experiments", and more epochs do not help.
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from delving.artefact import Asked, Claim, Run, Shown
+from delving.artefact import Asked, Claim, Run, Shown, rarest
 from delving.curves import tell_looked
 from delving.judge import (
     INCONCLUSIVE,
@@ -24,10 +25,25 @@ from delving.judge import (
     judge_better,
     unless_stalled,
 )
-from delving.plot import COLORS, end_at_last, label_lines, mark, new_figure, smooth
+from delving.plot import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    end_at_last,
+    label_lines,
+    mark,
+    new_figure,
+    smooth,
+)
 
 LONGER = 5  # times He's steps to leave ln(classes), before Xavier is said to stall
 DIMINISHED = 1.0  # powers of ten
+TITLES = {"he": "He", "xavier": "Xavier", "he_backward": "He, backward", "gaussian": "Gaussian"}
+COLORS = {"he": BLUE, "xavier": RED, "he_backward": GREEN, "gaussian": ORANGE}
 
 
 def show(asked: Asked) -> Shown:
@@ -67,11 +83,12 @@ def draw_inits(arms: dict[str, list[Run]]) -> Figure:
     errors.set(xlabel="epoch", ylabel="top-1 error (%)")
     norms.set(xlabel="epoch", ylabel="norm, conv weights", yscale="log")
     logged = {arm: [run for run in runs if run.logged] for arm, runs in arms.items()}
-    every = max((run.looks.epoch[0] for runs in logged.values() for run in runs), default=0.0)
+    every = rarest(run for runs in logged.values() for run in runs)
     ends: dict[Axes, list] = {errors: [], norms: []}
-    for (arm, runs), color in zip(logged.items(), COLORS, strict=False):
+    colors = colors_of(logged)
+    for arm, runs in logged.items():
         if runs:
-            title = title_of(arm)
+            title, color = title_of(arm), colors[arm]
             x, y = np.transpose([_draw_errors(errors, run, every, color) for run in runs])
             ends[errors].append((x.max(), y.mean(), title, color))
             x, y = np.transpose([_draw_norms(norms, run, color) for run in runs])
@@ -84,14 +101,18 @@ def draw_inits(arms: dict[str, list[Run]]) -> Figure:
 
 
 def title_of(init: str) -> str:
-    return {"he": "He", "xavier": "Xavier", "he_backward": "He, backward"}.get(init, init)
+    return TITLES.get(init, init)
+
+
+def colors_of(inits: Iterable[str]) -> dict[str, str]:
+    """Of an initialiser the same in every figure."""
+    others = cycle((PURPLE, SKY, GREY))
+    return {init: COLORS[init] if init in COLORS else next(others) for init in inits}
 
 
 def _draw_errors(axes: Axes, run: Run, every: float, color: str) -> tuple[float, float]:
-    """The validation error each `every` epochs, from chance on; where the line ends. What looks
-    more often than others would seem more restless beside them."""
-    looks, step = run.looks, max(1, round(every / run.looks.epoch[0]))
-    shown = looks.iloc[sorted({*range(step - 1, len(looks), step), len(looks) - 1})]
+    """The validation error each `every` epochs, from chance on; where the line ends."""
+    shown = run.looks_each(every)
     chance = 100 * (1 - math.exp(-run.blind_loss))
     x, y = [0.0, *shown.epoch], [chance, *shown.top1_err]
     axes.plot(x, y, color=color, lw=1.4)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from delving.artefact import Asked, Claim, Shown, accuracy_claim, published
 from delving.judge import judge_better
-from delving.paper.table7 import class_errors, ensembles_of, members_of, pictures_of
+from delving.paper.table7 import against, class_errors, ensembles_of, members_of, pictures_of
 from delving.plot import BLUE, RED, new_figure
 
 FALLS, MORE = 0.2, 5.0  # the smallest effects that count: points of top-5 error; percent of classes
@@ -71,6 +71,7 @@ def _claims(asked: Asked, ensembles: list[dict]) -> list[Claim]:
                 [float(r.mean()) for r in reduced],
                 delta=FALLS,
                 noise=asked.noise(lambda run: run.error("ten_view", 5)),
+                images=against(ensembles[0], members[0]) if len(ensembles) == 1 else None,
             ),
             delta=FALLS,
         ),

@@ -16,15 +16,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from delving.artefact import Asked, Claim, Shown, published
+from delving.artefact import Asked, Claim, Shown, model_title, published
 from delving.build import materialise, plan_stds
 from delving.config import compose
 from delving.initializer import gaussian, he_backward, initialize, layer_stds
-from delving.judge import all_of, judge_alike, of_log_normal, settled
+from delving.judge import all_of, judge_alike, mean_interval, of_log_normal, settled
 from delving.net import build_net
 from delving.notation import read_layers
-from delving.paper.figure3 import title_of
-from delving.plot import COLORS, label_lines, new_figure
+from delving.paper.figure3 import colors_of, title_of
+from delving.plot import label_lines, new_figure
 from delving.probe import open_fresh, some_images
 from delving.rectifier import build_relu
 from delving.signal import (
@@ -119,13 +119,14 @@ def show(asked: Asked) -> Shown:
     found = asked.measured.get("signal", {}).get(())
     if found is None:
         raise ValueError("signal has not been measured")
-    draws = asked.settings["draws"]
+    gaussian = compose([f"scale={asked.scale}", "init=gaussian", *asked.overrides]).init
     return Shown(
         "Section 2.2, measured: what initialisation does to the signal",
         f"Second moments of responses y (left) and of gradients dx (right), as powers of two, "
-        f"relative to the first layer's y and to the last conv layer's dx: mean of {draws} draws "
-        "of the weights with one standard deviation (line and band), and the paper's theory "
-        "(dotted; with pooling's own factor and the borders' counted); with ReLU. The table has "
+        f"relative to the first layer's y and to the last conv layer's dx: mean of "
+        f"{asked.settings['draws']} draws of the weights with one standard deviation (line and "
+        "band), and the paper's theory (dotted; with pooling's own factor and the borders' "
+        f"counted); with ReLU; Gaussian: std {gaussian.std:g}. The table has "
         "the change per conv layer in bits, pooling and borders taken out: 0 keeps the signal, -1 "
         "is Xavier's halving.",
         table=_tabulate(found),
@@ -141,7 +142,7 @@ def _tabulate(found: dict) -> pd.DataFrame:
     for act, nets in found["nets"].items():
         for model, by_init in nets.items():
             for init, net in by_init.items():
-                row = {"net": model, "rectifier": TITLES[act], "init": init}
+                row = {"net": model_title(model), "rectifier": TITLES[act], "init": init}
                 for way in ("forward", "backward"):
                     bits = np.array(net["bits"][way])
                     row[f"{way}, theory"] = f"{net['bits'][f'{way}_theory']:.2f}"
@@ -174,12 +175,13 @@ def draw_signal(nets: dict[str, dict[str, dict]]) -> Figure:
     figure.suptitle(told, fontsize=8, color="#555555")
     for (model, by_init), line in zip(nets.items(), axes, strict=True):
         for panel, key, title in zip(line, ("y2", "dx2"), ("responses", "gradients"), strict=True):
-            panel.set_title(f"{model}, {title}", fontsize=9)
+            panel.set_title(f"{model_title(model)}, {title}", fontsize=9)
             panel.set(xlabel="layer", ylabel="log2 of second moment")
             limits = _limits(by_init, key)
+            color = colors_of(by_init)
             ends = [
-                (*_draw_init(panel, net["layers"], key, color, limits), title_of(init), color)
-                for (init, net), color in zip(by_init.items(), COLORS, strict=False)
+                (*_draw_init(panel, net["layers"], key, color[i], limits), title_of(i), color[i])
+                for i, net in by_init.items()
             ]
             depth = max(len(net["layers"]) for net in by_init.values())
             panel.set_xticks(MaxNLocator(7, integer=True, prune="both").tick_values(0, depth))
@@ -258,10 +260,9 @@ def _follows(nets: dict, claim: str, way: str, init: str) -> Claim:
     for act, by_model in nets.items():
         for model, by_init in by_model.items():
             net = by_init[init]
-            off = [value - net["bits"][f"{way}_theory"] for value in net["bits"][way]]
-            layers = _conv_layers(net) - (1 if way == "forward" else 2)
-            off = of_log_normal(off, layers)
-            parts[f"{model}, {TITLES[act]}"] = judge_alike(off, delta=BITS, unit="bits")
+            off = _off_theory(net, way)[1]
+            name = f"{model_title(model)}, {TITLES[act]}"
+            parts[name] = judge_alike(off, delta=BITS, unit="bits")
     rule = (
         f"bits per conv layer, measured less theory, for {init} on each net, with ReLU and PReLU: "
         f"the 90 % interval over draws of the weights lies within ±{BITS}; each draw with its part "
@@ -271,8 +272,11 @@ def _follows(nets: dict, claim: str, way: str, init: str) -> Claim:
     return Claim(claim, rule, BITS, all_of(parts), 0)
 
 
-def _conv_layers(net: dict) -> int:
-    return sum(row["kind"] == "conv" for row in net["layers"])
+def _off_theory(net: dict, way: str) -> tuple[list[float], list[float]]:
+    """Bits per conv layer of each draw, less theory's, as measured and as judged."""
+    off = [value - net["bits"][f"{way}_theory"] for value in net["bits"][way]]
+    convs = sum(row["kind"] == "conv" for row in net["layers"])
+    return off, of_log_normal(off, convs - (1 if way == "forward" else 2))
 
 
 def _exact(claim: str, rule: str, holds: bool, told: str) -> Claim:
@@ -281,16 +285,16 @@ def _exact(claim: str, rule: str, holds: bool, told: str) -> Claim:
 
 WHY = (
     "Theory is on the mean over draws. Draws of narrow nets scatter about log-normally, so that "
-    "the mean of their logarithms, which is shown, lies below it by ln(2)/2 times their variance: "
+    "the mean of their logarithms, which is shown, lies below it by ln(2)/2 times their variance, "
+    "which the verdicts add. Bits per layer less theory, forward, He, as shown and as judged (± is "
+    "half its 90 % interval; the narrower a net, the wider): "
 )
 
 
 def _notes(found: dict) -> list[str]:
     told = []
     for model, by_init in found["nets"]["relu"].items():
-        net = by_init["he"]
-        bits = net["bits"]["forward"]
-        up = of_log_normal(bits, _conv_layers(net) - 1)
-        low = (sum(bits) - sum(up)) / len(bits)
-        told.append(f"{model} {low:+.2f} bits per layer")
-    return [WHY + ", ".join(told) + " (forward, He)."]
+        shown, judged = (mean_interval(off, 0.9) for off in _off_theory(by_init["he"], "forward"))
+        told.append(f"{model_title(model)} {shown.mean:+.2f} and {judged.mean:+.2f} ± "
+                    f"{judged.high - judged.mean:.2f}")  # fmt: skip
+    return [f"{WHY}{', '.join(told)}."]

@@ -16,7 +16,7 @@ from delving.artefact import Asked, Claim, Run, Shown, mean_and_spread, printed,
 from delving.config import compose
 from delving.judge import Finding, all_of, judge_better, rank_correlation, unless_stalled
 from delving.notation import read_layers
-from delving.plot import BLUE, GREY, RED, label_line, new_figure
+from delving.plot import BLUE, GREY, RED, label_lines, new_figure
 
 ARMS = {"prelu_shared": "channel-shared", "prelu": "channel-wise"}
 STANDS_OUT, FALLS = 0.05, 0.2  # the smallest effects that count: of a slope, of a correlation
@@ -76,21 +76,22 @@ def draw_slopes(arms: dict[str, Sequence[Run]]) -> Figure:
     figure, axes = new_figure(1, len(arms), size=(3.6 * len(arms) + 0.4, 3.0))
     paper = published()["table1"]
     for panel, (place, (title, runs)) in zip(axes[0], enumerate(arms.items()), strict=True):
-        layers = list(runs[0].slopes) if runs else list(paper)
+        layers, ends = list(runs[0].slopes) if runs else list(paper), []
         for run in runs:
             panel.plot([a.mean() for a in run.slopes.values()], color=(RED, BLUE)[place % 2], lw=1,
                        marker="o", ms=2.5, alpha=0.8)  # fmt: skip
         if runs:
             last = np.mean([list(run.slopes.values())[-1].mean() for run in runs])
-            label_line(panel, len(layers) - 1, last, "ours", (RED, BLUE)[place % 2])
+            ends.append((len(layers) - 1, last, "ours", (RED, BLUE)[place % 2]))
         if layers == list(paper):
             values = [pair[0 if _is_shared(runs, place) else 1] for pair in paper.values()]
             panel.plot(values, color=GREY, lw=1.2, ls=(0, (3, 2)), marker="s", ms=2.5)
-            label_line(panel, len(layers) - 1, values[-1], "paper", GREY, shift=9)
+            ends.append((len(layers) - 1, values[-1], "paper", GREY))
         panel.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
         panel.axhline(0, color="#555555", lw=0.6)
         panel.set(ylabel="mean slope a", xlim=(-0.5, len(layers) + 0.8))
         panel.set_title(title, fontsize=9)
+        label_lines(panel, ends)
     return figure
 
 

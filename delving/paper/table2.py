@@ -104,7 +104,10 @@ def _degrades(asked: Asked) -> Claim:
     pairs = asked.pairs("relu", "small30")
     parts = {
         "testing": judge_better(
-            differences(pairs, _top1, drop=True), delta=POINTS, noise=asked.noise(_top1)
+            differences(pairs, _top1, drop=True),
+            delta=POINTS,
+            noise=asked.noise(_top1),
+            images=image_evidence(pairs, PROTOCOL),
         ),
         "training": judge_better(
             differences(pairs, lambda run: run.training_error, drop=True),

@@ -103,6 +103,12 @@ def hits_of(ensemble: dict, k: int) -> np.ndarray:
     return np.unpackbits(packed, count=ensemble["images"]).astype(bool)
 
 
+def against(ensemble: dict, run: Run) -> str:
+    """What the images say of an ensemble and a net, of their top-5 errors."""
+    of = "this ensemble and this net"
+    return compare_images(hits_of(ensemble, 5), run.hits(PROTOCOL, 5), of=of)
+
+
 def _choose_pictures(team: Sequence[Run], probabilities: np.ndarray, labels: np.ndarray) -> dict:
     """Right: the first right image of classes spread over all; wrong: of the three classes with the
     highest top-5 error (ties: top-1), the images whose own label ranks lowest."""
@@ -189,7 +195,7 @@ def _beats_members(asked: Asked, ensembles: list[dict]) -> Claim:
     runs = {run.name: run for arm in asked.arms.values() for run in arm}
     images = None
     if len(found) == 1:
-        images = compare_images(hits_of(ensembles[0], 5), runs[best[0]].hits(PROTOCOL, 5))
+        images = against(ensembles[0], runs[best[0]])
     finding = judge_better(
         found,
         delta=POINTS,

@@ -24,7 +24,23 @@ from delving.transfer import export_runs, import_runs
 
 WORDS = ["detect.train_images=4", "detect.test_images=3", "detect.steps=6", "detect.log_every=2",
          "detect.proposals=grid", "detect.rois=32"]  # fmt: skip
+PICTURE = {"image": "a", "jpeg": "", "size": [4, 3], "found": [["cat", 0.5, [0, 0, 2, 2.5]]],
+           "objects": [["dog", [1, 1, 2, 2], False]]}  # fmt: skip
 VOLATILE = ("seconds", "images_per_second", "wait", "testing")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"size": [1]}, {"size": [4, None]}, {"found": [5]}, {"found": [["cat", "x", [0, 0, 2, 2]]]},
+     {"found": [["cat", 0.5, [0, 0, 2]]]}, {"objects": [["dog", [0, 0, 1, "1"], False]]},
+     {"objects": [[]]}],
+)  # fmt: skip
+def test_pictures_that_cannot_be_drawn_are_refused_by_the_files_name(tmp_path, damage):
+    record.write_json(tmp_path / "pictures.json", [PICTURE])
+    assert read_pictures(tmp_path) == [PICTURE]
+    record.write_json(tmp_path / "pictures.json", [PICTURE, PICTURE | damage])
+    with pytest.raises(ValueError, match=r"pictures\.json is damaged"):
+        read_pictures(tmp_path)
 
 
 def silent(event):

@@ -87,6 +87,11 @@ BROKEN = {
     "too few boxes counted": {"counts": [1, 0]},
     "one name": {"names": "0"},
     "negative counts": {"counts": [-1, 3]},
+    "counts that come round to the right sum": {
+        "counts": [2**62] * 4 + [2, 0],
+        "names": list("012345"),
+    },
+    "counts of no whole numbers": {"counts": [1.0, 1.0]},
     "a name twice": {"names": ["0", "1", "1"], "counts": [1, 1, 0]},
     "no boxes": {"boxes": None},
     "boxes that are no array": {"boxes": b"boxes"},

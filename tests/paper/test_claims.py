@@ -20,6 +20,7 @@ from delving.paper.convergence import mean_validation
 from delving.paper.figure4 import _dogs, _siblings, draw_pictures
 from delving.paper.table1 import draw_slopes
 from delving.paper.table7 import _against_the_world
+from delving.record import save_ranks
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not_reproduced", "inconclusive"
 JITTER = (0.0, 0.3, -0.2, 0.1, -0.1)  # what a seed adds to both arms, and a fifth of it to one
@@ -141,7 +142,7 @@ def test_depth_degrades_only_where_training_suffers_too(judge, training, verdict
 def test_below_three_pairs_nothing_is_claimed_of_other_nets(judge, seeds):
     found = judge("table2", errors_of({"prelu": 15.0}), seeds=seeds)
     assert verdicts(found) == [INCONCLUSIVE] * len(CLAIMS["table2"])
-    assert ("over images: " in found[0].evidence) == (seeds == 1)
+    assert ("over images (these two nets only): " in found[0].evidence) == (seeds == 1)
 
 
 def test_a_net_that_diverged_at_once_stands_in_the_table_as_such(tmp_path):
@@ -637,10 +638,13 @@ def test_the_ensemble_is_compared_with_a_net_that_is_named_beforehand():
 
 
 def test_a_class_without_test_images_has_no_error_and_no_bar(tmp_path):
-    misses = np.array([True, False, False])
+    misses, none = np.array([True, False, False]), np.array([False, False, False])
     assert table7._by_class(misses, np.array([0, 0, 2]), 3) == [50.0, None, 0.0]
     make_run(tmp_path / "runs" / "a")
-    ensemble = {"runs": ["a"], "per_class": {"a": [50.0, None, 0.0], "ensemble": [0.0, None, 0.0]}}
+    save_ranks(tmp_path / "runs" / "a", "dense", 5 * misses)
+    hits = {"top5": table7._bits(~none)}
+    ensemble = {"runs": ["a"], "per_class": {"a": [50.0, None, 0.0], "ensemble": [0.0, None, 0.0]},
+                "hits": hits, "images": 3}  # fmt: skip
     found = {"ensemble": ensemble, "pictures": {"titles": ["x", "y", "z"]}}
     asked = SimpleNamespace(
         measured={"table7": {("a",): found}}, noise=lambda value: None, root=tmp_path

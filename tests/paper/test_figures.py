@@ -1,6 +1,7 @@
 """What figures of the paper show: which curves, which colours, and what their captions count."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,9 +9,10 @@ import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 
+from delving.artefact import Run
 from delving.detect import metric
 from delving.paper import detection
-from delving.paper.figure3 import draw_inits
+from delving.paper.figure3 import colors_of, draw_inits
 from delving.paper.figure4 import _count
 from delving.plot import GREEN, GREY, RED
 
@@ -43,13 +45,22 @@ def test_a_net_that_was_tested_more_often_is_drawn_as_often_as_the_others_and_to
     def net(epochs, error):
         looks = pd.DataFrame({"epoch": epochs, "top1_err": np.full(len(epochs), error)})
         steps = pd.DataFrame({"epoch": [1.0, 2.5], "conv_grad_norm": 1.0, "conv_decay_norm": 0.1})
-        return SimpleNamespace(looks=looks, steps=steps, logged=True, blind_loss=math.log(4))
+        run = SimpleNamespace(looks=looks, steps=steps, logged=True, blind_loss=math.log(4))
+        run.looks_each = partial(Run.looks_each, run)
+        return run
 
     figure = draw_inits({"he": [net(np.arange(0.25, 2.51, 0.25), 40.0), net([1.0, 2.0, 2.5], 60.0)],
                          "xavier": []})  # fmt: skip
     often, rarely = figure.axes[0].lines
     assert often.get_xdata().tolist() == rarely.get_xdata().tolist() == [0.0, 1.0, 2.0, 2.5]
     assert [note.xy for note in figure.axes[0].texts] == [(2.5, 50.0)]
+
+
+def test_an_initialiser_has_one_colour_in_every_figure():
+    every = colors_of(["he", "he_backward", "xavier", "gaussian", "own", "other"])
+    assert len(set(every.values())) == 6
+    for some in (["he", "xavier"], ["xavier", "gaussian"], ["he_backward", "own"]):
+        assert colors_of(some) == {init: every[init] for init in some}
 
 
 def test_it_is_told_how_many_images_have_no_picture():

@@ -33,6 +33,17 @@ def test_nets_that_no_claim_is_about_are_timed_in_fewer_rounds(seconds, few, mon
     assert [len(times) for times in found["seconds"].values()] == [4, few]
 
 
+@pytest.mark.parametrize(("seconds", "rounds"), [(1, table3.LEAST), (8, 4), (9, 5), (13, 7)])
+def test_no_round_begins_when_the_time_is_over_but_for_the_least_number(
+    seconds, rounds, monkeypatch
+):
+    monkeypatch.setattr(table3, "TIMED", ("small14-relu", "small14-prelu"))
+    monkeypatch.setattr(table3, "_timed", lambda step, batch, device: 1.0)
+    settings = {"rounds": 7, "seconds": seconds}
+    found = table3.measure(SimpleNamespace(overrides=["device=cpu"], settings=settings))
+    assert [len(times) for times in found["seconds"].values()] == [rounds, rounds]
+
+
 def test_the_nets_that_claims_are_about_are_timed_in_every_round():
     assert not table3.ASIDE & {"vgg19-relu", "a-relu", "a-prelu"}
 

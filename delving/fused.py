@@ -1,0 +1,214 @@
+"""The operator behind the rectifiers: it adds a layer's bias and rectifies, and its backward gives
+the gradients of response, bias and slope at once.
+
+It keeps its output alone, which the next layer keeps anyway, so that a PReLU net needs no more
+memory than a ReLU net; what else is needed is read from it.
+
+ours: where a slope is negative, f(y) > 0 on both sides of 0, and the last bit of f(y) tells the
+side, so that f(y) may be off by one unit in its last place there.
+
+ours: a learned slope nearer to 0 than 2^-60 counts as 2^-60 of its sign, so that f(y) / a is y.
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from delving.kernels import KERNELS, native
+
+REACH = 2.0**-60
+INTEGERS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16}
+INTEGERS[torch.float16] = torch.int16
+
+
+def by_channel(values: Tensor, like: Tensor) -> Tensor:
+    """(C,) or (1,) so that it goes along the channels of `like`."""
+    return values.view(1, -1, *[1] * (like.dim() - 2))
+
+
+def reach(slope: Tensor, learned: bool) -> Tensor:
+    """The slopes that are computed with."""
+    if not learned:
+        return slope
+    return slope.where(slope.abs() >= REACH, torch.copysign(torch.full_like(slope, REACH), slope))
+
+
+def rectify_plain(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
+    """f(x + bias), computed in the slope's type: (N, C, ...) to the same."""
+    z = x.to(slope.dtype)
+    z = z if bias is None else z + by_channel(bias, x)
+    a = by_channel(reach(slope, learned), x)
+    f = torch.where(z > 0, z, a * z)
+    y = f.to(x.dtype)
+    if x.device.type == "cpu" and not (a < 0).any():  # a GPU would be waited for
+        return y
+    bits = y.view(INTEGERS[y.dtype])
+    return torch.where(a < 0, _marked(f, y, z > 0), bits).view(y.dtype)
+
+
+def _marked(f: Tensor, y: Tensor, above: Tensor) -> Tensor:
+    """The bits of f in y's type, rounded to the nearest whose last one tells the side of 0; y is f
+    rounded to any. Of two as near, that whose last bit but one is 1: as often up as down."""
+    bits = y.view(INTEGERS[y.dtype])
+    if bits.dtype != torch.int16:  # one part in 2^24 is not worth the work
+        return (bits & ~1) | above
+    up = torch.where(f == y, (bits ^ bits >> 1) & 1 > 0, f > y)
+    return torch.where((bits & 1) == above, bits, torch.where(up, bits + 1, bits - 1))
+
+
+def rectify_backward_plain(
+    grad: Tensor, out: Tensor, slope: Tensor, learned: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x (as `out`), and by channel (C,), typed as slopes, of bias and slope."""
+    a = by_channel(reach(slope, learned), out)
+    positive = torch.where(a < 0, (out.view(INTEGERS[out.dtype]) & 1) > 0, out > 0)
+    wide, y = grad.to(slope.dtype), out.to(slope.dtype)
+    grad_x = torch.where(positive, wide, a * wide)
+    others = [d for d in range(out.dim()) if d != 1]
+    grad_slope = torch.where(positive, 0, wide * y / a).sum(others)
+    return grad_x.to(out.dtype), grad_x.sum(others), grad_slope
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x where it has no gaps, in one of the layouts that nets use; else its copy."""
+    if x.is_contiguous() or native.channels_innermost(x):
+        return x
+    return x.contiguous()
+
+
+def _serve(kernels, x: Tensor, slope: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether kernels do for these: they read parameters in fp32, one bias a channel, and so many
+    slopes or one, without asking whether there are as many."""
+    if not kernels or slope.dtype != torch.float32 or not kernels.knows(x):
+        return False
+    if len(slope) not in (1, x.shape[1]):
+        return False
+    return bias is None or (bias.dtype == torch.float32 and len(bias) == x.shape[1])
+
+
+def _rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool, kernels=None) -> Tensor:
+    x = _dense(x)
+    if x.is_meta:  # shapes without storage: no slope has a sign to look at
+        return torch.empty_like(x)
+    does = kernels.rectify if _serve(kernels, x, slope, bias) else rectify_plain
+    return does(x, bias, slope, learned)
+
+
+def _rectify_backward(
+    grad: Tensor, out: Tensor, slope: Tensor, learned: bool, kernels=None
+) -> tuple[Tensor, Tensor, Tensor]:
+    if not _serve(kernels, out, slope):
+        return rectify_backward_plain(grad, out, slope, learned)
+    return kernels.rectify_backward(_lying_as(out, grad), out, slope, learned)
+
+
+def _lying_as(out: Tensor, grad: Tensor) -> Tensor:
+    return grad if grad.stride() == out.stride() else torch.empty_like(out).copy_(grad)
+
+
+def _fake(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
+    return torch.empty_like(_dense(x))
+
+
+def _fake_backward(
+    grad: Tensor, out: Tensor, slope: Tensor, learned: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    by_channel = slope.new_empty(out.shape[1])
+    return torch.empty_like(out), by_channel, torch.empty_like(by_channel)
+
+
+class _Eager(torch.autograd.Function):
+    """The operator without torch's dispatch, which takes longer than a small layer's own work."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
+        out = _rectify(x, bias, slope, learned, KERNELS.get(x.device.type))
+        _keep(ctx, (x, bias, slope, learned), out)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple:
+        out, slope = ctx.saved_tensors
+        kernels = KERNELS.get(grad.device.type)
+        return _given(ctx, *_rectify_backward(grad, out, slope, ctx.learned, kernels))
+
+
+def _keep(ctx, inputs: tuple, output: Tensor, *more: Tensor) -> None:
+    _, bias, slope, ctx.learned = inputs
+    ctx.shared, ctx.biased = slope.numel() == 1, bias is not None
+    ctx.save_for_backward(output, slope, *more)
+
+
+def _given(ctx, grad_x: Tensor, grad_bias: Tensor, grad_slope: Tensor) -> tuple:
+    if ctx.shared:
+        grad_slope = grad_slope.sum(0, keepdim=True)
+    return grad_x, grad_bias if ctx.biased else None, grad_slope if ctx.learned else None, None
+
+
+def _backward(ctx, grad: Tensor) -> tuple:
+    out, slope = ctx.saved_tensors
+    return _given(ctx, *torch.ops.delving.rectify_backward(grad, out, slope, ctx.learned))
+
+
+def _register() -> None:
+    """The operator as torch.compile sees it, `torch.ops.delving.rectify`."""
+    library = torch.library
+    library.define(
+        "delving::rectify", "(Tensor x, Tensor? bias, Tensor slope, bool learned) -> Tensor"
+    )
+    library.define(
+        "delving::rectify_backward",
+        "(Tensor grad, Tensor out, Tensor slope, bool learned) -> (Tensor, Tensor, Tensor)",
+    )
+    for device in ("default", *KERNELS):
+        kernels = KERNELS.get(device)
+        library.impl("delving::rectify", device, partial(_rectify, kernels=kernels))
+        library.impl(
+            "delving::rectify_backward", device, partial(_rectify_backward, kernels=kernels)
+        )
+    library.register_fake("delving::rectify", _fake)
+    library.register_fake("delving::rectify_backward", _fake_backward)
+    library.register_autograd("delving::rectify", _backward, setup_context=_keep)
+
+
+_register()
+
+
+def rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
+    """f(x + bias) with gradients: (N, C, ...) to the same; bias (C,), slope (C,) or (1,)."""
+    if torch.compiler.is_compiling():
+        return torch.ops.delving.rectify(x, bias, slope, learned)
+    return _Eager.apply(x, bias, slope, learned)
+
+
+class _Pooled(torch.autograd.Function):
+    """The operator with the max pooling after it: what is rectified is never written, and of each
+    window one number is kept."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool, side: int):
+        ctx.shape, ctx.side, ctx.kernels = x.shape, side, KERNELS[x.device.type]
+        out, chosen = ctx.kernels.rectify_pool(x, bias, slope, learned, side)
+        _keep(ctx, (x, bias, slope, learned), out, chosen)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple:
+        out, slope, chosen = ctx.saved_tensors
+        grad = _lying_as(out, grad)
+        given = ctx.kernels.rectify_pool_backward(
+            grad, out, chosen, slope, ctx.learned, ctx.shape, ctx.side
+        )
+        return *_given(ctx, *given), None
+
+
+def rectify_pool(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool, side: int) -> Tensor:
+    """Max pooling of `rectify`'s result by windows of side x side that do not overlap; what they
+    leave of the map is dropped: (N, C, H, W) to (N, C, H // side, W // side)."""
+    kernels = KERNELS.get(x.device.type)
+    fused = hasattr(kernels, "rectify_pool") and not torch.compiler.is_compiling()
+    if fused and min(x.shape[2:]) >= side and _serve(kernels, x, slope, bias):
+        return _Pooled.apply(x, bias, slope, learned, side)
+    return F.max_pool2d(rectify(x, bias, slope, learned), side)
