@@ -75,7 +75,10 @@ def read_layers(
 
 def _read(name: str, text: str) -> list[Layer]:
     kind = name.rstrip("0123456789_")
-    found = NOTATION[kind].fullmatch(text) if kind in NOTATION else None
+    if kind not in NOTATION:
+        kinds = ", ".join(NOTATION)
+        raise ValueError(f"layer {shown(name)}: its name is to be one of {kinds}, and a number")
+    found = NOTATION[kind].fullmatch(text)
     if not found:
         raise ValueError(
             f"layer {shown(name)}: {cut(text)!r} is not in the paper's notation: conv "

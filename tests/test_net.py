@@ -313,7 +313,6 @@ def test_dropout_is_on_the_first_two_fc_layers():
         ("spp", "{}"),
         ("fc1", "many"),
         ("fc1", "-3"),
-        ("norm1", "3x3, 64"),
     ],
 )
 def test_what_is_not_in_the_papers_notation_is_refused_by_name(name, text):
@@ -321,6 +320,12 @@ def test_what_is_not_in_the_papers_notation_is_refused_by_name(name, text):
         read_layers([{name: text}])
     assert name in str(refusal.value)
     assert repr(text) in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["norm1", "res2", "stem", "1"])
+def test_a_layer_of_a_name_that_tells_no_kind_is_refused_with_those_there_are(name):
+    with pytest.raises(ValueError, match=f"layer {name}: .* one of conv, pool, spp, fc, and a num"):
+        read_layers([{name: "3x3, 64"}])
 
 
 @pytest.mark.parametrize("model", choices("model"))
