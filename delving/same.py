@@ -23,7 +23,7 @@ def find_other(config: Config, folder: Path) -> str | None:
         ValueError: where that folder cannot be read.
     """
     if link := find_link(folder):
-        return f"{link} is a link, and a run keeps to its folder. Move {folder} away"
+        return f"{link}. Move {folder} away"
     saved = folder / "config.yaml"
     if not saved.exists():
         return None
@@ -42,9 +42,10 @@ def find_other(config: Config, folder: Path) -> str | None:
     return _find_other_images(config, folder, root)
 
 
-def find_link(folder: Path) -> Path | None:
-    """What a run writes that lies elsewhere: a stranger's run folder may hold links."""
-    return next((path for name in WRITTEN if (path := folder / name).is_symlink()), None)
+def find_link(folder: Path) -> str | None:
+    """What a run writes that lies elsewhere, in a sentence: a stranger's folder may hold links."""
+    links = (path for name in WRITTEN if (path := folder / name).is_symlink())
+    return next((f"{path} is a link, and a run keeps to its folder" for path in links), None)
 
 
 def saved_value(folder: Path, key: str) -> object:

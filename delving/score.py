@@ -29,7 +29,7 @@ def eval_run(folder: Path, config: Config, watch: Watch) -> dict[str, dict]:
         Interrupted: TERM, INT, HUP, USR1 or USR2 came; the protocols done by then are saved.
     """
     if link := find_link(folder):
-        raise ValueError(f"{link} is a link, and a run keeps to its folder")
+        raise ValueError(link)
     with joined() as ranks, leaving_at_once():
         session = open_trained(folder, config, watch, ranks)
         with heeding_signals() as session.heard:

@@ -42,18 +42,20 @@ def read_pictures(folder: Path) -> list[dict]:
         raise ValueError(f"{path} is damaged: it is no list")
     for one in pictures:
         expect(one, kinds, str(path))
-        boxes = [box for *_, box in filter(_is_triple, one["found"])]
-        boxes += [box for _, box, _ in filter(_is_triple, one["objects"])]
-        whole = len(boxes) == len(one["found"]) + len(one["objects"])
-        if not (whole and all(_are_numbers(box, 4) for box in boxes)):
-            raise ValueError(f"{path} is damaged: a box of {one['image'][:40]!r} is none")
-        if not _are_numbers(one["size"], 2) or not all(is_number(s) for _, s, _ in one["found"]):
-            raise ValueError(f"{path} is damaged: a size or score of {one['image'][:40]!r} is none")
+        found = all(_is_triple(x) and is_number(x[1]) and _is_box(x[2]) for x in one["found"])
+        objects = all(_is_triple(x) and _is_box(x[1]) for x in one["objects"])
+        if not (found and objects and _are_numbers(one["size"], 2)):
+            image = one["image"][:40]
+            raise ValueError(f"{path} is damaged: a box, score or size of {image!r} is none")
     return pictures
 
 
 def _is_triple(one: object) -> bool:
     return isinstance(one, list) and len(one) == 3 and isinstance(one[0], str)
+
+
+def _is_box(box: object) -> bool:
+    return _are_numbers(box, 4)
 
 
 def _are_numbers(values: object, count: int) -> bool:
