@@ -9,6 +9,7 @@ from typing import Any
 
 PROTOCOLS = ("center", "ten_view", "dense")
 RANGES = ("raw", "scaled", "normalised")
+FAMILIES = ("small", "large")
 PRECISIONS = ("auto", "fp32", "bf16", "fp64")
 
 Bound = tuple[str, Callable[[Any], bool]]

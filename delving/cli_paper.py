@@ -63,7 +63,7 @@ def reproduce(
 
 
 def compare_init(words: Overrides = None) -> None:
-    """The scale's initialiser against Xavier, or inits=a,b, at any depth=14|22|30|N."""
+    """The scale's initialiser against Xavier, or inits=a,b, at any depth=14|22|30|N or model=m."""
     refuse_ranks("compare-init")
     disk.check_writable(Path(asked_root(words or [])))
     from delving.compare import compare_inits

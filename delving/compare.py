@@ -1,6 +1,6 @@
 """`compare-init` and `plot-slopes`: Figure 3 at any depth, Table 1's figure of any runs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +23,7 @@ from delving.words import name_apart, refuse_slip, shown
 
 MODELS = {22: "b"}  # by depth; others are the small model lengthened
 AGAINST = "xavier"
+OWN = ("depth=", "model=", "inits=")
 
 
 def compare_inits(words: Sequence[str], say: Overview) -> list[Path]:
@@ -30,24 +31,19 @@ def compare_inits(words: Sequence[str], say: Overview) -> list[Path]:
     does to the signal layer by layer (signal.png). Returns their paths.
 
     Args:
-        words: depth=N, inits=he,xavier (if not given, the scale's own and xavier), and overrides.
+        words: depth=N or model=NAME, inits=he,xavier (if not given, the scale's own and xavier),
+            and overrides.
 
     Raises:
-        ValueError: a depth or an initialiser that there is not.
+        ValueError: a depth, a model or an initialiser that there is not.
         RuntimeError: a run failed.
     """
-    own = dict(word.split("=", 1) for word in words if word.startswith(("depth=", "inits=")))
-    rest = [refuse_slip(word, ("depth",)) for word in words
-            if not word.startswith(("depth=", "inits="))]  # fmt: skip
-    depth = own.get("depth", "30")
-    for key, instead in (("init=", "inits=he,xavier"), ("model=", "depth=14|22|30|N")):
-        if strange := [word for word in rest if word.startswith(key)]:
-            raise ValueError(f"{strange[0]}: compare-init takes {instead}")
-    if not depth.isdigit() or not PAPER_DEPTH <= int(depth) <= DEEPEST:
-        some = f"from {PAPER_DEPTH} to {DEEPEST:,}"
-        raise ValueError(f"depth={shown(depth)}: a number of conv and fc layers, {some}")
+    own = dict(word.split("=", 1) for word in words if word.startswith(OWN))
+    rest = [refuse_slip(word, ("depth",)) for word in words if not word.startswith(OWN)]
+    if strange := [word for word in rest if word.startswith("init=")]:
+        raise ValueError(f"{strange[0]}: compare-init takes inits=he,xavier")
+    net, model = _read_net(own)
     usual = [] if any(word.startswith("act=") for word in rest) else ["act=relu"]
-    model = MODELS.get(int(depth), f"small{depth}")
     usual_init = configs.compose([f"model={model}", *usual, *rest]).init.name
     inits = own.get("inits", f"{usual_init},{AGAINST}").split(",")
     if len(set(inits)) < len(inits):
@@ -63,7 +59,7 @@ def compare_inits(words: Sequence[str], say: Overview) -> list[Path]:
     if failed:
         raise RuntimeError("; ".join(f"{run}: {error}" for run, error in failed.items()))
     found = {init: [Run(plan.folder(name)) for name in names] for init, names in arms.items()}
-    to = plan.root / f"compare-init-{depth}"
+    to = plan.root / f"compare-init-{net}"
     signal = _write_signal(nets, [f"model={model}", *usual, *rest], to)
     data = tabulate_runs(run for runs in found.values() for run in runs)
     figure = draw_inits(found)
@@ -71,10 +67,24 @@ def compare_inits(words: Sequence[str], say: Overview) -> list[Path]:
     return [_write(figure, data, to), signal]
 
 
+def _read_net(own: Mapping[str, str]) -> tuple[str, str]:
+    """Of compare-init's own words: what its folder is named by, and the model."""
+    if "model" in own and "depth" in own:
+        both = f"depth={shown(own['depth'])} model={shown(own['model'])}"
+        raise ValueError(f"{both}: compare-init takes one of the two")
+    if "model" in own:
+        return own["model"], own["model"]
+    depth = own.get("depth", "30")
+    if not depth.isdigit() or not PAPER_DEPTH <= int(depth) <= DEEPEST:
+        some = f"from {PAPER_DEPTH} to {DEEPEST:,}"
+        raise ValueError(f"depth={shown(depth)}: a number of conv and fc layers, {some}")
+    return depth, MODELS.get(int(depth), f"small{depth}")
+
+
 def _write_signal(inits: Iterable[str], words: Sequence[str], to: Path) -> Path:
     """Per layer, what each initialiser does to responses and gradients before training."""
     settings = load_request("signal").settings
-    seen = {init: measure_net([*words, f"init={init}"], settings) for init in inits}
+    seen = {init: measure_net([*words, f"init={init}"], settings, bits=False) for init in inits}
     by_net = {words[0].removeprefix("model="): seen}
     record.write_text(to / "signal.csv", list_layers(by_net).to_csv(index=False))
     return save_figure(draw_signal(by_net), to / "signal.png")

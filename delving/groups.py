@@ -5,7 +5,7 @@ import re
 from itertools import takewhile
 from pathlib import Path
 
-from delving.bounds import DEEPEST
+from delving.bounds import DEEPEST, FAMILIES
 from delving.words import shown
 
 # Inside the wheel conf/ lies in the package; in a checkout beside it.
@@ -27,28 +27,43 @@ def choices(group: str) -> list[str]:
 
 def _place(artefact: str) -> float:
     """Where an artefact stands in the paper."""
-    text = (CONF / "paper" / f"{artefact}.yaml").read_text(encoding="utf-8")
-    found = re.search(r"^place: *([\d.]+)", text, re.M)
+    found = re.search(r"^place: *([\d.]+)", _read(CONF / "paper" / f"{artefact}.yaml"), re.M)
     return float(found[1]) if found else 0.0
 
 
 def describe(group: str, name: str) -> str:
     """The first paragraph of the comment that opens a group's file, as one line."""
-    lines = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    lines = _read(CONF / group / f"{name}.yaml").splitlines()
     comment = takewhile(
         lambda x: x.startswith("# "), (x for x in lines if not x.startswith("# @package"))
     )
     return " ".join(x[2:] for x in comment)
 
 
+def _check_file(group: str, name: str) -> None:
+    """Refuses what Hydra would take, or tell in words of its own: the name of another file, by
+    which it is not found again, and a family that no scale knows."""
+    path = CONF / group / f"{name}.yaml"
+    for key, known in (("name", (name,)), ("family", FAMILIES)):
+        said = re.search(rf"^{key}: *[\"']?([^\"'#\n]*?)[\"']? *(#.*)?$", _read(path), re.M)
+        if said and said[1] and said[1] not in known:
+            where = f"conf/{group}/{path.name}"
+            raise ValueError(f"{where}: {key}: {shown(said[1])}; must be {' or '.join(known)}")
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")  # what is wrong composing tells
+
+
 def choose(group: str, value: str) -> list[str]:
     """The words that compose a choice, more than one for small<N>.
 
     Raises:
-        ValueError: names the choices, and the likeliest.
+        ValueError: names the choices, and the likeliest; or what does not fit in its file.
     """
     names = choices(group)
     if value in names:
+        _check_file(group, value)
         return [f"{group}={value}"]
     deeper = re.fullmatch(r"small([1-9][0-9]{1,3})", value)
     if group == "model" and deeper and PAPER_DEPTH <= int(deeper[1]) <= DEEPEST:

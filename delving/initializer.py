@@ -101,7 +101,7 @@ def initialize(
     named = [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     with torch.no_grad():
         for (name, layer), std in zip(named, stds([m for _, m in named]), strict=True):
-            draws = torch.Generator().manual_seed(_key(seed, name))
+            draws = torch.Generator().manual_seed(key_of(seed, name))
             layer.weight.copy_(torch.randn(layer.weight.shape, generator=draws) * std)
             layer.bias.zero_()
     for module in net.modules():
@@ -109,5 +109,6 @@ def initialize(
             module.reset_parameters()  # a rectifier's own, such as slopes
 
 
-def _key(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") >> 1
+def key_of(seed: object, what: object) -> int:
+    """A generator's key, 63 bits, that follows from how the two are written."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {what}".encode()).digest()[:8], "big") >> 1

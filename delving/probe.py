@@ -46,10 +46,11 @@ def open_trained(
     return session
 
 
-def open_run(folder: Path) -> Session:
-    """The same by the run's own configuration, on the device that is here."""
-    config = replace(configs.load(folder / "config.yaml"), device="auto")
-    return open_trained(folder, config)
+def open_run(folder: Path | str, *words: str) -> Session:
+    """The same by the run's own configuration, on the device that is here; with words such as
+    `data.root=...`, which `delving eval` takes too."""
+    folder = Path(folder)
+    return open_trained(folder, configs.amend(folder / "config.yaml", ["device=auto", *words]))
 
 
 def open_fresh(config: Config) -> tuple[Net, Session]:

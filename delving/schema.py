@@ -12,6 +12,7 @@ from delving.bounds import (
     BATCH,
     DEEPEST,
     DEVICE,
+    FAMILIES,
     FINITE,
     FRACTIONS,
     FROM_TO,
@@ -111,7 +112,7 @@ class Request:
 @dataclass
 class Model:
     name: str = knob("", NAME)
-    family: str = knob("small", one_of(("small", "large")))
+    family: str = knob("small", one_of(FAMILIES))
     layers: list[dict[str, Any]] = knob([], LAYERS)  # in the paper's notation, see notation.py
     depth: int | None = knob(None, integer(1, DEEPEST))  # conv + fc layers; None: as listed
     width: float = of_family("width", number(0, 100, above=True))  # times the paper's filters
@@ -253,7 +254,7 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 
 # Small nets' values and large nets', by keys of their own, with the knobs that read them.
-FAMILY = {f.default.replace("${model.family}", size)[2:-1]: f for size in ("small", "large")
+FAMILY = {f.default.replace("${model.family}", size)[2:-1]: f for size in FAMILIES
           for _, _, f in leaves(Config()) if str(f.default).startswith("${family.")}  # fmt: skip
 
 

@@ -257,8 +257,8 @@ def _table(draws: Sequence[Sequence[dict]], key: str) -> Tensor:
 def bits_per_layer(draws: Sequence[Sequence[dict]], predicted: Sequence[dict]) -> dict:
     """By how many bits a conv layer changes the second moment, pooling and borders taken out.
 
-    Of L conv layers, three at least, the total over the number of layers that make it: forward
-    from y_1 to y_L, L - 1 of them; backward from dx_L to dx_2, L - 2 (Eq. 13 ends at dx_2).
+    Of L conv layers, the total over the number of layers that make it: forward from y_1 to y_L,
+    L - 1 of them; backward from dx_L to dx_2, L - 2 (Eq. 13 ends at dx_2). ValueError for L < 3.
 
     Returns:
         forward and backward, a number per draw, to put an interval on; forward_theory and
@@ -266,6 +266,8 @@ def bits_per_layer(draws: Sequence[Sequence[dict]], predicted: Sequence[dict]) -
         below theory, see summarise: by ln(2) / 2 times the total's variance over draws, per layer.
     """
     last, found = last_conv(predicted), {}
+    if last < 2:
+        raise ValueError(f"bits a layer of {last + 1} conv layers: 3 at least")
     for name, key, end, layers in (("forward", "y2", last, last), ("backward", "dx2", 1, last - 1)):
         measured, here = _measured_and_here(draws, predicted, key)
         paper = math.log2(predicted[end][key]) / layers

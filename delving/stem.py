@@ -31,22 +31,11 @@ def _is_foldable(layer: nn.Conv2d, x: Tensor) -> bool:
     return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
 
 
-def fold_plain(x: Tensor) -> Tensor:
-    """(N, 3, H, W) to blocks of 2 x 2 cells, (N, 16, ceil(H / 2) + 3, ceil(W / 2) + 3), channels
-    (row, column, channel), then zeros; of zeros, too, are four rows and columns before the image,
-    and two or three after it."""
-    height, width = x.shape[2:]
-    x = F.pad(x, (4, 2 + width % 2, 4, 2 + height % 2))
-    return _blocks(x)
-
-
 def fold_weight(weight: Tensor) -> Tensor:
-    """(filters, 3, 7, 7) to (filters, 16, 4, 4), for blocks: zeros before its rows and columns."""
-    return _blocks(F.pad(weight, (1, 0, 1, 0)))
-
-
-def _blocks(x: Tensor) -> Tensor:
-    x = F.pixel_unshuffle(x, 2).unflatten(1, (3, 4)).transpose(1, 2).flatten(1, 2)
+    """(filters, 3, 7, 7) to (filters, 16, 4, 4), for blocks (row, column, channel) and four zeros:
+    of zeros, too, are a row and a column before it."""
+    x = F.pixel_unshuffle(F.pad(weight, (1, 0, 1, 0)), 2)
+    x = x.unflatten(1, (3, 4)).transpose(1, 2).flatten(1, 2)
     return F.pad(x, (0, 0, 0, 0, 0, CHANNELS - x.shape[1])).contiguous(
         memory_format=torch.channels_last
     )

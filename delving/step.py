@@ -1,6 +1,5 @@
 """One step's gradients: forward and backward by micro-batches, what draws at random, norms."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from delving.data.augment import rows_of
 from delving.data.input import Input
 from delving.data.loader import Batch
 from delving.device import wide
+from delving.initializer import key_of
 from delving.net import Dropout, Net
 from delving.ranks import ALONE, Ranks
 
@@ -138,7 +138,7 @@ def seed_dropout(net: nn.Module, keys: tuple[int, int], *, batch: int, rows: sli
     """Gives each dropout layer its own key for this (seed, step)."""
     layers = [m for m in net.modules() if isinstance(m, Dropout)]
     for number, layer in enumerate(layers):
-        layer.seed(_key(keys, number), batch, rows)
+        layer.seed(key_of(keys, number), batch, rows)
 
 
 def seed_generators(device: torch.device, keys: tuple[int, int], first: int) -> None:
@@ -149,8 +149,4 @@ def seed_generators(device: torch.device, keys: tuple[int, int], first: int) -> 
         number = torch.cuda.current_device() if device.index is None else device.index
         generators.append(torch.cuda.default_generators[number])
     for generator in generators:
-        generator.manual_seed(_key(keys, f"from row {first}"))
-
-
-def _key(keys: tuple[int, int], what: object) -> int:
-    return int.from_bytes(hashlib.sha256(f"{keys} {what}".encode()).digest()[:8], "big") >> 1
+        generator.manual_seed(key_of(keys, f"from row {first}"))

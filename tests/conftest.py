@@ -37,6 +37,18 @@ def whole(tmp_path_factory):
 
 
 @pytest.fixture
+def own_conf(tmp_path, monkeypatch):
+    """A copy of conf/ that a test may spoil."""
+    from delving import config, groups
+
+    copy = tmp_path / "conf"
+    shutil.copytree(groups.CONF, copy)
+    monkeypatch.setattr(config, "CONF", copy)
+    monkeypatch.setattr(groups, "CONF", copy)
+    return copy
+
+
+@pytest.fixture
 def root(whole, tmp_path):
     """An output root with the generated images alone."""
     shutil.copytree(whole.parents[2] / "data", tmp_path / "data")

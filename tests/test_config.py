@@ -3,14 +3,13 @@
 import itertools
 import math
 import re
-import shutil
 from collections import Counter
 
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from delving import config, groups
+from delving import groups
 from delving.config import KEYS, amend, compose, load, to_yaml
 from delving.groups import GROUPS, choices
 from delving.naming import deviations, name_run
@@ -36,16 +35,6 @@ def pairwise():
 
 def words(choice):
     return [f"{group}={name}" for group, name in zip(NETS, choice, strict=True)]
-
-
-@pytest.fixture
-def own_conf(tmp_path, monkeypatch):
-    """A copy of conf/ that a test may spoil."""
-    copy = tmp_path / "conf"
-    shutil.copytree(groups.CONF, copy)
-    monkeypatch.setattr(config, "CONF", copy)
-    monkeypatch.setattr(groups, "CONF", copy)
-    return copy
 
 
 # --- what composes ---
@@ -79,6 +68,24 @@ def test_a_new_file_in_conf_is_found_unedited(own_conf):
     (own_conf / "model" / "mine.yaml").write_text(text.replace("name: small14", "name: mine"))
     assert "mine" in choices("model")
     assert compose(["model=mine"]).model.name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [("name: small14", "name: other", "name: other; must be mine"),
+     ("name: small14", "name:  'mine'  # ours", None),
+     ("family: small", "family: huge", "family: huge; must be small or large"),
+     ("family: small", 'family: "large"', None)],
+)  # fmt: skip
+def test_a_file_of_another_name_or_family_is_told(own_conf, old, new, told):
+    text = (own_conf / "model" / "small14.yaml").read_text()
+    text = text.replace("name: small14", "name: mine") if "name" not in old else text
+    (own_conf / "model" / "mine.yaml").write_text(text.replace(old, new))
+    if not told:
+        assert compose(["model=mine"]).model.name == "mine"
+        return
+    with pytest.raises(ValueError, match=f"^conf/model/mine.yaml: {told}$"):
+        compose(["model=mine"])
 
 
 def test_scales_are_listed_from_small_to_large_and_described():

@@ -380,8 +380,8 @@ from delving.data.input import Input
 from delving.fused import rectify_backward_plain, rectify_plain
 from delving.kernels import gpu
 from delving.spp import SPP, pool_levels
-from delving.stem import fold_plain
 from test_kernels import TYPES, distance, normal, slopes_for
+from test_stem import fold
 
 for shape in [(5, 3), (2, 8, 5, 7), (2, 130, 9, 9)]:
     for dtype in TYPES:
@@ -447,7 +447,7 @@ for dtype in TYPES:
         assert torch.equal(gpu.spp_windows(x.detach(), levels, size), plain)
 for shape in [(2, 3, 10, 8), (1, 3, 9, 13), (3, 3, 40, 41)]:
     x = normal(shape)
-    assert torch.equal(gpu.fold(x, torch.float32), fold_plain(x))
+    assert torch.equal(gpu.fold(x, torch.float32), fold(x))
 for shape in [(2, 5, 7, 3), (3, 40, 30, 3)]:
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
     plain = Input(normal((3, *shape[1:3])).contiguous(), torch.zeros(3, 3), 57.3)

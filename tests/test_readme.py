@@ -124,11 +124,14 @@ def extended(tmp_path_factory):
 
 
 @pytest.mark.long
-def test_a_rectifier_and_a_net_are_added_as_the_readme_says(extended):
+def test_a_rectifier_and_a_net_are_added_and_compared_as_the_readme_says(extended):
     root, run = extended
     done = run("train", "model=slim", "act=elu")
     assert done.returncode == 0, done.stderr
     assert (root / "out/smoke/runs/slim-elu-he-s0/result.json").exists()
+    done = run("compare-init", "model=slim", "train.epochs=1")
+    assert done.returncode == 0, done.stderr
+    assert (root / "out/smoke/compare-init-slim/signal.png").exists()
 
 
 @pytest.mark.long

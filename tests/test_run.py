@@ -9,6 +9,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from fabricate import snapshot
 from PIL import Image
 
 from delving import record
@@ -51,12 +52,6 @@ def interrupt_at(step, number=signal.SIGTERM):
             os.kill(os.getpid(), number)
 
     return watch
-
-
-def snapshot(folder):
-    """{file below folder: (bytes, time of writing)}"""
-    return {p.relative_to(folder).as_posix(): (p.read_bytes(), p.stat().st_mtime_ns)
-            for p in sorted(folder.rglob("*")) if p.is_file()}  # fmt: skip
 
 
 def read_log(folder):

@@ -15,6 +15,7 @@ from delving.config import compose
 from delving.initializer import gaussian, he, he_backward, initialize, layer_stds, xavier
 from delving.net import build_net
 from delving.notation import read_layers
+from delving.paper.signal import measure_net
 from delving.rectifier import RECTIFIERS
 from delving.signal import (
     bits_per_layer,
@@ -386,6 +387,21 @@ def test_bits_per_layer_keep_what_a_draw_does_by_chance():
         backward = moments[1]["dx2"] / moments[5]["dx2"] / here[1]["dx2"]
         assert found["forward"][number] == pytest.approx(math.log2(forward) / 5)
         assert found["backward"][number] == pytest.approx(math.log2(backward) / 4)
+
+
+def test_bits_per_layer_are_not_told_of_two_conv_layers_which_have_no_way_back():
+    moments = moments_of([{"conv1": "3x3, 8, x2"}, {"fc1": "classes"}], he, seeds=range(2))
+    with pytest.raises(ValueError, match="of 2 conv layers: 3 at least"):
+        bits_per_layer(*moments)
+
+
+def test_any_net_is_measured_layer_by_layer(own_conf, tmp_path):
+    (own_conf / "model" / "shallow.yaml").write_text(
+        "# One.\nname: shallow\nlayers:\n  - conv1: 3x3, 64\n  - fc1: classes\n"
+    )
+    words = ["scale=smoke", "model=shallow", f"output_root={tmp_path}"]
+    found = measure_net(words, {"images": 4, "draws": 2}, bits=False)
+    assert [row["name"] for row in found["layers"]] == ["conv1", "fc1"]
 
 
 def test_he_and_xavier_are_exactly_one_bit_a_layer_apart_in_every_draw():

@@ -64,7 +64,7 @@ def measure(asked: Asked) -> dict:
     return {"nets": nets, "example": _measure_example(asked.settings)}
 
 
-def measure_net(words: Sequence[str], settings: dict) -> dict:
+def measure_net(words: Sequence[str], settings: dict, *, bits: bool = True) -> dict:
     """{layers: signal.summarise, bits: signal.bits_per_layer} of the net that `words` compose, over
     settings' `draws` of the weights, on so many `images`."""
     config = compose(words)
@@ -80,7 +80,7 @@ def measure_net(words: Sequence[str], settings: dict) -> dict:
     rows = [row | {"pool_forward": _mean(draws, i, "pool_forward"),
                    "pool_backward": _mean(draws, i, "pool_backward")}
             for i, row in enumerate(summarise(draws, predicted))]  # fmt: skip
-    return {"layers": rows, "bits": bits_per_layer(draws, predicted)}
+    return {"layers": rows} | ({"bits": bits_per_layer(draws, predicted)} if bits else {})
 
 
 def _mean(draws: list, layer: int, key: str) -> float:

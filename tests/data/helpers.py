@@ -1,6 +1,8 @@
 """Small images and data sets, made in a line."""
 
 import io
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +39,18 @@ def encode(pixels, form="PNG", **options):
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     image.save(beside, form, **options)
     return beside.getvalue()
+
+
+def make_png(side, packed, *, bits, kind):
+    """A PNG that claims side x side pixels of that kind (0 gray, 2 RGB), whatever is packed."""
+
+    def chunk(name, data):
+        body = name + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", side, side, bits, kind, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
 
 
 def make_images(sizes, *, classes=2, form="PNG", bad=()):

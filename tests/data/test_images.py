@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from helpers import MemoryReader, encode, make_images, smooth_pixels
+from helpers import MemoryReader, encode, make_images, make_png, smooth_pixels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -107,15 +107,7 @@ def test_an_image_of_one_pixel_is_an_image():
 
 def bomb():
     """A PNG that claims 60,000 x 60,000 pixels."""
-
-    def chunk(kind, data):
-        body = kind + data
-        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
-    return (
-        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
-    )
+    return make_png(60_000, zlib.compress(b"\0"), bits=8, kind=2)
 
 
 JPEG, PNG = encode(COLOR, "JPEG"), encode(COLOR, "PNG")

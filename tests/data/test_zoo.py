@@ -5,14 +5,13 @@ import os
 import re
 import signal
 import socket
-import struct
 import time
 import zlib
 from functools import lru_cache, partial
 
 import numpy as np
 import pytest
-from helpers import encode, smooth_pixels, write_file
+from helpers import encode, make_png, smooth_pixels, write_file
 from PIL import Image
 
 from delving.data.augment import center_view, whole_views
@@ -70,18 +69,11 @@ SOUND = {
 @lru_cache
 def bomb(side, whole=True):
     """A PNG of side x side black pixels, one bit each: some hundred times as large unpacked."""
-
-    def chunk(kind, data):
-        body = kind + data
-        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
     packer = zlib.compressobj(1)
     rows = bytes((side // 8 + 1) * 100)
     packed = [packer.compress(rows) for _ in range(side // 100 if whole else 0)]
     pixels = b"".join([*packed, packer.flush()])
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels)
-            + chunk(b"IEND", b""))  # fmt: skip
+    return make_png(side, pixels, bits=1, kind=0)
 
 
 JPEG, PNG = encode(COLOR, "JPEG"), encode(COLOR)
