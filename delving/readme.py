@@ -14,7 +14,7 @@ from delving.config import load
 from delving.curves import read_counts
 from delving.groups import choices
 from delving.record import read_json
-from delving.report import ledger_markdown, ledger_rows, tell_trainings, verdict_words
+from delving.report import ledger_markdown, ledger_rows, tell_trainings, verdict_words, words_of
 from delving.words import duration
 
 TAG = re.compile(r"(?:^\s*|# |\. |\"\"\")(assumed|ours): (.*)")
@@ -97,7 +97,7 @@ def about(scale: str) -> list[str]:
     images = sorted({read_counts(run) for run in runs})
     machines = sorted({_machine(read_json(run / "env.json")) for run in runs})
     times = read_json(folder / "reproduce.json")
-    commands = {_words(path) for path in sorted(folder.glob("*/verdict.json"))}
+    commands = {words_of(read_json(path)) for path in sorted(folder.glob("*/verdict.json"))}
     return [
         *(f"- Images: {train:,} for training, of {classes:,} classes; {val:,} for testing."
           for classes, train, val in images),
@@ -110,10 +110,6 @@ def about(scale: str) -> list[str]:
 
 def _machine(env: dict) -> str:
     return f"{env['device']}, {env['precision']}, torch {env['torch']}"
-
-
-def _words(verdict: Path) -> str:
-    return " ".join(word for word in read_json(verdict)["command"].split() if "=" in word)
 
 
 def _tell_nets(runs: list[Path]) -> str:

@@ -11,6 +11,7 @@ import html
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +169,22 @@ def _several_settings(artefacts: Sequence[dict]) -> dict[str, str]:
     not the headline's."""
     found: dict[str, list[str]] = {}
     for artefact in artefacts:
-        words = " ".join(word for word in artefact["command"].split() if "=" in word)
-        found.setdefault(words, []).append(label(artefact["name"]))
+        found.setdefault(words_of(artefact), []).append(label(artefact["name"]))
     return {words: ", ".join(names) for words, names in found.items()} if len(found) > 1 else {}
+
+
+def words_of(artefact: Mapping) -> str:
+    """The words of the command that an artefact's verdict.json tells."""
+    return " ".join(word for word in artefact["command"].split() if "=" in word)
+
+
+def tell_words(folder: Path) -> str:
+    """'; made with <words>' of the artefacts below a folder, the first's that tells them; or ''."""
+    for path in sorted(folder.glob("*/verdict.json")):
+        with suppress(ValueError):
+            if words := words_of(_read_verdict(path.parent)):
+                return f"; made with {words}"
+    return ""
 
 
 def _is_there(folder: Path, name: str) -> bool:

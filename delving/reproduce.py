@@ -26,7 +26,7 @@ from delving.groups import choices
 from delving.lock import clear_up, holding_when_free
 from delving.measured import measures
 from delving.plan import Plan, make_plan, part_words
-from delving.report import ledger_rows, verdict_heading, verdict_words
+from delving.report import ledger_rows, tell_words, verdict_heading, verdict_words
 from delving.tasks import (
     count_jobs,
     count_threads,
@@ -176,10 +176,9 @@ def reproduce_artefacts(
         dry: plan alone.
     """
     until = time.monotonic() + 60 * minutes
-    if source and not (source / "runs").is_dir():
-        raise ValueError(f"--from {source}: there are no records, {source / 'runs'} is no folder")
     plan = make_plan(artefacts, words, source)
-    _check_scale(plan, source)
+    if source:
+        _check_source(plan)
     check_records(plan)
     config = configs.compose(part_words(words)[0])
     to = Path(config.output_root) / plan.scale
@@ -221,12 +220,18 @@ def reproduce_artefacts(
     return failed
 
 
-def _check_scale(plan: Plan, source: Path | None) -> None:
-    """Names of runs are the same at every scale, and what is drawn of others would be nothing."""
-    for path in sorted(source.glob("runs/*/result.json"))[:1] if source else ():
-        there = record.read_result(path.parent)["scale"]
-        if there != plan.scale:
-            raise ValueError(f"{source}: records of scale={there}, asked for is scale={plan.scale}")
+def _check_source(plan: Plan) -> None:
+    """Refuses those of which nothing can be drawn. Names of runs are the same at every scale."""
+    why, runs = "", plan.root / "runs"
+    if not runs.is_dir():
+        raise ValueError(f"--from {plan.root}: there are no records, {runs} is no folder")
+    if plan.runs and len(plan.missing()) == len(plan.runs):
+        why = f"none of {count(len(plan.runs), 'run')} is there, such as {next(iter(plan.runs))}"
+    for path in sorted(runs.glob("*/result.json"))[:1]:
+        if (there := record.read_result(path.parent)["scale"]) != plan.scale:
+            why = f"records of scale={there}, not of scale={plan.scale}"
+    if why:
+        raise ValueError(f"{plan.root}: {why}{tell_words(plan.root)}")
 
 
 def probe_nets(plan: Plan, say: Overview) -> None:
@@ -243,8 +248,9 @@ def tell_plan(
     there = sum(plan.finished(run) for run in plan.runs)
     say.say(f"{headline(plan)} Scale {plan.scale}; the paper's own: scale=paper data.root=...")
     artefacts = f"{count(len(plan.requests), 'artefact')} of " if plan.requests else ""
+    lack = "to train" if tasks or not plan.missing() else "not there"  # in records
     say.say(f"{artefacts}{count(len(plan.runs), 'run')}: {there} there, {len(plan.missing())} "
-            f"to train, {len(plan.refused)} refused.")  # fmt: skip
+            f"{lack}, {len(plan.refused)} refused.")  # fmt: skip
     for why in plan.refused.values():
         say.say(f"  refused: {why}")
     for name, how in plan.rarer.items():

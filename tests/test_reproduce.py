@@ -4,6 +4,7 @@ what fails is named and stops nothing."""
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -233,7 +234,18 @@ def test_records_of_another_scale_are_refused_before_anything_is_drawn(
     copy_records(scale, tmp_path / "reference")
     code, out, err = reproduce(tmp_path, "figure1", "--from", tmp_path / "reference")
     assert (code, out) == (2, "")
-    assert "reference: records of scale=smoke, asked for is scale=cpu" in err
+    assert "reference: records of scale=smoke, not of scale=cpu; made with scale=smoke" in err
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_records_without_one_of_the_runs_are_refused_and_tell_how_they_were_made(
+    reproduce, no_workers, scale, tmp_path
+):
+    copy_records(scale, tmp_path / "reference")
+    words = (WORDS[-1], "data.classes=3", "--from", tmp_path / "reference")
+    code, out, err = reproduce(tmp_path, "figure1", *words)
+    assert (code, out) == (2, "")
+    assert re.search(r"none of \d runs is there, such as \S+-classes3-\S+; made with scale=", err)
     assert not (tmp_path / "outputs").exists()
 
 
@@ -360,11 +372,10 @@ def test_the_time_of_a_run_that_was_interrupted_is_its_training_s(copied, monkey
 
 
 def test_where_no_artefact_can_be_drawn_the_page_says_so(
-    reproduce, no_workers, no_pictures, scale, tmp_path
+    reproduce, no_workers, no_pictures, scale, tmp_path, monkeypatch
 ):
     copy_records(scale, tmp_path / "reference")
-    for run in RUNS[:2]:
-        shutil.rmtree(tmp_path / "reference" / "runs" / run)
+    monkeypatch.setattr("delving.paper.figure1.show", lambda asked: 1 / 0)
     code, out, err = reproduce(tmp_path, "figure1", WORDS[-1], "--from", tmp_path / "reference")
     assert (code, err) == (1, "")
     assert "FAILED figure1: " in out
