@@ -78,6 +78,10 @@ def estimate(
             min=1e-6, help="Operations a second in training, 10^12, if no probe is to be made here."
         ),
     ] = None,
+    loader: Annotated[
+        float | None,
+        typer.Option(min=1e-6, help="Images a second from all loader processes: `bench loader`."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Hours, GB of memory and GB of disk of artefacts, before anything is started.
@@ -92,7 +96,7 @@ def estimate(
     from delving.estimate import estimate as reckon
 
     say = (lambda line: None) if as_json else terminal.say
-    rows = reckon(artefacts, overrides, stated=stated, tflops=tflops, say=say)
+    rows = reckon(artefacts, overrides, stated=stated, tflops=tflops, loader=loader, say=say)
     if as_json:
         terminal.write(json.dumps(rows, indent=2))
         return

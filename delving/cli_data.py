@@ -35,12 +35,18 @@ def verify(
 ) -> None:
     """Decode every image: counts by class, undecodable ones, duplicates between train and val."""
     from delving.config import compose
-    from delving.data import load_splits
+    from delving.data import lacking, load_splits
     from delving.data.verify import verify_data
 
     config = compose(overrides or [])
-    report = verify_data(*load_splits(config.data, config.output_root), _every(10))
-    terminal.write(json.dumps(_as_record(report), indent=2)) if as_json else _print_report(report)
+    splits = load_splits(config.data, config.output_root)
+    report, lacks = verify_data(*splits, _every(10)), lacking(config.data, *splits)
+    if as_json:
+        terminal.write(json.dumps(_as_record(report) | {"lacking": lacks}, indent=2))
+    else:
+        for what in lacks:
+            terminal.say(f"not all of ImageNet: {what}")
+        _print_report(report)
     raise typer.Exit(0 if report.sound else 1)
 
 

@@ -43,6 +43,9 @@ def reproduce(
     refuse_ranks("reproduce")
     artefacts = [word for word in words or [] if "=" not in word]
     overrides = [word for word in words or [] if "=" in word]
+    if strange := [word for word in overrides if word.startswith(("launcher=", "slurm."))]:
+        raise ValueError(f"{strange[0]}: of `delving train -m`. Jobs that are each given this "
+                         "same command share a reproduction")  # fmt: skip
     if not artefacts:
         raise ValueError("reproduce: name artefacts, or all; `delving list artefacts` tells them")
     if not dry:

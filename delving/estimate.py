@@ -1,7 +1,8 @@
 """`delving estimate`: hours, memory and disk of artefacts before anything is started."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from delving import config as configs
 from delving.bench.rounds import round_off, seconds_each
@@ -13,6 +14,7 @@ from delving.cost import (
     count_images,
     count_there,
     describe_net,
+    reckon_delivery,
     reckon_memory,
 )
 from delving.data.sources import SIZES
@@ -42,11 +44,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Rate:
-    """Images a second of a net in training, GB of memory, and where both are from."""
+    """Images a second of a net in training, GB of memory, and where both are from; how many images
+    a second there are at most to be trained on, and to be tested on."""
 
     images: float
     memory: float
     source: str
+    delivered: float = math.inf
 
 
 def estimate(
@@ -55,6 +59,7 @@ def estimate(
     *,
     stated: Mapping[str, float] | None = None,
     tflops: float | None = None,
+    loader: float | None = None,
     say: Callable[[str], None],
 ) -> list[dict]:
     """A row for each artefact, alone, and one for all of them, which share runs.
@@ -62,6 +67,7 @@ def estimate(
     Args:
         stated: images a second by model, where known; the others' follow from `tflops`, so many
             10^12 operations a second, or else from a probe of each net here.
+        loader: images a second that all loader processes deliver, where known.
 
     Raises:
         ValueError: as make_plan; a model that no artefact trains.
@@ -73,7 +79,7 @@ def estimate(
     if strange := sorted(set(stated) - models):
         raise ValueError(f"--rate {strange[0]}=...: choose from {', '.join(sorted(models))}")
     costs = {}
-    for run, rate in _rates_of(plan, stated, tflops, say).items():
+    for run, rate in _rates_of(plan, stated, tflops, loader, say).items():
         costs[run] = cost_of(plan.runs[run], rate)
         if run in plan.detectors():
             settings = configs.compose_detect(plan.scale, plan.detect)
@@ -102,7 +108,7 @@ def _count(config: Config) -> str:
 
 def probe_seconds(plan: Plan, say: Callable[[str], None]) -> dict[str, float]:
     """Seconds of each run of a plan here, its scoring included, by a probe of each net."""
-    rates = _rates_of(plan, {}, None, say)
+    rates = _rates_of(plan, {}, None, None, say)
     return {run: 3600 * cost_of(plan.runs[run], rate).hours for run, rate in rates.items()}
 
 
@@ -115,20 +121,38 @@ def estimate_detection(plan: Plan, run: str) -> float:
 
 
 def _rates_of(
-    plan: Plan, stated: Mapping[str, float], tflops: float | None, say: Callable[[str], None]
+    plan: Plan,
+    stated: Mapping[str, float],
+    tflops: float | None,
+    loader: float | None,
+    say: Callable[[str], None],
 ) -> dict[str, Rate]:
     """Each run's, found once for runs of the same net."""
     rates: dict[str, Rate] = {}
     found = {}
     for run, config in plan.runs.items():
-        key = repr((config.model, config.data.crop, config.data.classes))
+        key = repr((config.model, config.data.crop, config.data.classes, config.train.s))
         if key not in rates:
             if config.model.name not in stated and not tflops:
                 say(f"{config.model.name}: timing its steps here, which --rate and --tflops spare")
-            rates[key] = find_rate(config, stated, tflops)
-            say(f"{config.model.name}: {rates[key].images:,.1f} images/s, {rates[key].source}")
+            rate = find_rate(config, stated, tflops)
+            say(f"{config.model.name}: {rate.images:,.1f} images/s, {rate.source}")
+            rates[key] = _fed(config, rate, loader, here=not (stated or tflops), say=say)
         found[run] = rates[key]
     return found
+
+
+def _fed(
+    config: Config, rate: Rate, loader: float | None, *, here: bool, say: Callable[[str], None]
+) -> Rate:
+    """The rate as loader processes keep up with it: small nets at scale paper wait for them."""
+    delivered, processes = reckon_delivery(config, here=here)
+    how = "as stated" if loader else f"reckoned for data.workers={processes}; --loader states it"
+    delivered = loader or delivered
+    if delivered >= rate.images:
+        return rate
+    say(f"{config.model.name}: waits for images, {delivered:,.0f} a second, {how}")
+    return replace(rate, delivered=delivered)
 
 
 def _runs_of(plan: Plan, artefact: str) -> Iterable[str]:
@@ -167,25 +191,26 @@ def probe(bench: Bench) -> Rate:
     """STEPS steps on noise, here."""
     images, batch = len(bench.batch.labels), bench.config.train.batch
     first = seconds_each(lambda: bench.ours(1), bench.device, least=0)
-    count = min(STEPS, int(SECONDS / first))
+    steps = min(STEPS, int(SECONDS / first))
     # A first step longer than a whole probe is all that is waited for.
-    timed = seconds_each(lambda: bench.ours(count), bench.device, least=0) if count else first
-    count = max(1, count)
-    seconds = timed / count
+    timed = seconds_each(lambda: bench.ours(steps), bench.device, least=0) if steps else first
+    steps = max(1, steps)
+    seconds = timed / steps
     weights = sum(p.nbytes for p in bench.net.parameters())
     # Here it may have been fewer images than the batch.
     memory = 3 * weights + (memory_of(bench) - 3 * weights) * batch / images
-    return Rate(images / seconds, memory / 1e9, f"{count} steps of {images} here")
+    return Rate(images / seconds, memory / 1e9, f"{steps} steps of {images} here")
 
 
 def cost_of(config: Config, rate: Rate) -> Cost:
     """Of one run."""
     net, multiply_adds = _measure_net(config)
     train_images, val_images = count_images(config)
-    training = config.train.epochs * train_images / rate.images
+    training = config.train.epochs * train_images / min(rate.images, rate.delivered)
     looks = config.train.epochs / config.eval.every * min(config.eval.images, val_images)
     views = looks + val_images * sum(_forwards(net, config, multiply_adds).values())
-    scoring = views / (FORWARDS * rate.images)
+    decoded = len(config.eval.protocols) * val_images
+    scoring = max(views / (FORWARDS * rate.images), decoded / rate.delivered)
     classes = net.classifier[-1].out_features
     names = name_protocols(config.eval.protocols, config.eval.dense_s)
     disk = COPIES * FP32 * sum(p.numel() for p in net.parameters())

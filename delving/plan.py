@@ -12,6 +12,7 @@ from delving import config as configs
 from delving import record
 from delving.cost import estimate_seconds, measure_work
 from delving.detect.naming import detection_folder, find_other_detection
+from delving.detect.voc import check_voc
 from delving.groups import choices
 from delving.naming import name_run
 from delving.request import load_request
@@ -137,8 +138,8 @@ def make_plan(
         need_data: whether artefacts are left out that lack theirs.
 
     Raises:
-        ValueError: an unknown artefact or key, one that artefacts set themselves, or an artefact
-            named that is left out.
+        ValueError: an unknown artefact or key, one that artefacts set themselves, an artefact named
+            that is left out, or no VOC 2007 where it is said to lie.
     """
     words, seeds, detect = part_words(words)
     base = configs.compose(words)
@@ -196,6 +197,8 @@ def _look_at_detections(
     lacking = need_data and settings.data == "voc2007" and settings.root is None and not all(there)
     if from_records:
         why, lacking = "these records hold no detections", not any(there)
+    elif need_data and settings.data == "voc2007" and settings.root and not all(there):
+        check_voc(Path(settings.root).expanduser())
     if lacking:
         for name in [name for name, request in plan.requests.items() if request.detect]:
             _leave_out(plan, name, why, named)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from delving import config as configs
 from delving import record
+from delving.announce import tell_outcome, tell_plan
 from delving.asked import ask, is_measured
+from delving.data import check_there
 from delving.device import pick_device
 from delving.display import Overview
 from delving.draw import (
@@ -16,7 +18,6 @@ from delving.draw import (
     draw_artefact,
     draw_report,
     find_lack,
-    headline,
     load_times,
     scoring_seconds,
 )
@@ -26,7 +27,7 @@ from delving.groups import choices
 from delving.lock import clear_up, holding_when_free
 from delving.measured import measures
 from delving.plan import Plan, make_plan, part_words
-from delving.report import ledger_rows, tell_words, verdict_heading, verdict_words
+from delving.report import ledger_rows, tell_words
 from delving.tasks import (
     count_jobs,
     count_threads,
@@ -36,7 +37,7 @@ from delving.tasks import (
     watching,
     with_images,
 )
-from delving.words import count, duration
+from delving.words import count
 from delving.workers import Outcome, Task, work_through
 
 PURPOSES = ("start", "small", "deep", "scoring", "measuring", "detection", "report")
@@ -179,6 +180,8 @@ def reproduce_artefacts(
     plan = make_plan(artefacts, words, source)
     if source:
         _check_source(plan)
+    else:
+        _check_data(plan)
     check_records(plan)
     config = configs.compose(part_words(words)[0])
     to = Path(config.output_root) / plan.scale
@@ -215,7 +218,7 @@ def reproduce_artefacts(
         if tasks:
             save_times(plan, jobs, {"report": ledger.seconds["report"]})
         page, rows = draw_report(plan, to, failed), ledger_rows(to, wanted)
-    tell_outcome(plan, ledger, failed, rows, say)
+    tell_outcome(plan, ledger.seconds, ledger.late, failed, rows, say)
     say.say(str(page))
     return failed
 
@@ -234,56 +237,17 @@ def _check_source(plan: Plan) -> None:
         raise ValueError(f"{plan.root}: {why}{tell_words(plan.root)}")
 
 
+def _check_data(plan: Plan) -> None:
+    """Of what is to be trained: images that lack are told before hours of work, not by each run."""
+    for name, root in dict.fromkeys((c.data.name, c.data.root) for c in plan.to_train()):
+        check_there(name, root)
+
+
 def probe_nets(plan: Plan, say: Overview) -> None:
     """Estimates by steps of each net here, unless runs that are finished tell how long one takes:
     by those of a CPU core nothing would seem to fit into a GPU's minutes."""
     if not any(plan.finished(run) for run in plan.runs):
         plan.estimates = probe_seconds(plan, say.say)
-
-
-def tell_plan(
-    plan: Plan, tasks: list[Task], weights: dict[str, float], jobs: int, say: Overview
-) -> None:
-    """What there is, what is missing, how long it may take."""
-    there = sum(plan.finished(run) for run in plan.runs)
-    say.say(f"{headline(plan)} Scale {plan.scale}; the paper's own: scale=paper data.root=...")
-    artefacts = f"{count(len(plan.requests), 'artefact')} of " if plan.requests else ""
-    lack = "to train" if tasks or not plan.missing() else "not there"  # in records
-    say.say(f"{artefacts}{count(len(plan.runs), 'run')}: {there} there, {len(plan.missing())} "
-            f"{lack}, {len(plan.refused)} refused.")  # fmt: skip
-    for why in plan.refused.values():
-        say.say(f"  refused: {why}")
-    for name, how in plan.rarer.items():
-        say.say(f"  tested less often: {name}, {how}; its curve is drawn as it is")
-    for name, why in plan.left_out.items():
-        say.say(f"  left out: {name}; {why}")
-    for task in tasks:
-        say.say(f"  {task.name:44} {task.message['kind']:8} about {duration(weights[task.name])}")
-    if tasks:
-        say.say(f"About {duration(sum(weights.values()) / jobs)}, {jobs} side by side.")
-
-
-def tell_outcome(
-    plan: Plan, ledger: Ledger, failed: dict[str, str], rows: list[dict], say: Overview
-) -> None:
-    """The ledger of claims in short, time planned against used, and what failed."""
-    words = verdict_words(plan.scale)
-    say.say(f"\n{verdict_heading(plan.scale)}")
-    for row in rows:
-        say.say(f"  {words[row['verdict']]:14} {row['artefact']:11} {row['claim']}")
-    if any(ledger.seconds.values()) and plan.budget.seconds:
-        say.say("\nseconds         planned    used")
-        for purpose in dict.fromkeys([*plan.budget.seconds, *ledger.seconds]):
-            planned = plan.budget.seconds.get(purpose, 0)
-            say.say(f"  {purpose:12} {planned:8.0f} {ledger.seconds.get(purpose, 0.0):7.0f}")
-        say.say(f"  {'in all':12} {sum(plan.budget.seconds.values()):8.0f} "
-                f"{sum(ledger.seconds.values()):7.0f}")  # fmt: skip
-    for name, error in failed.items():
-        say.say(f"FAILED {name}: {error}")
-    if ledger.late:
-        names = f"{', '.join(ledger.late[:4])}{' ...' if ledger.late[4:] else ''}"
-        say.say(f"Left for another time, which the same command takes up: {len(ledger.late)} of "
-                f"the tasks, {names}")  # fmt: skip
 
 
 def work_runs(plan: Plan, device: str, say: Overview) -> dict[str, str]:

@@ -10,6 +10,8 @@ from delving import device as devices
 from delving import record
 from delving.build import list_deviations
 from delving.checkpoint import drop_previous
+from delving.data import lacking
+from delving.data.images import UndecodableImageError
 from delving.data.processes import LoaderError
 from delving.evaluate import error_rates
 from delving.lock import clear_up, holding
@@ -236,6 +238,9 @@ def finish(session: Session) -> None:
         scores = {} if status == "diverged" else score_trained(session)
     except FloatingPointError:  # the last step's weights are finite, but no score is
         status, scores = "diverged", {}
+    except UndecodableImageError as error:
+        told = f"{error}. The net is trained: with that file mended the same command scores it"
+        raise UndecodableImageError(told) from error
     if not session.ranks.first:
         return
     drop_others(session)
@@ -267,5 +272,8 @@ def summarise(session: Session, status: str, scores: dict[str, dict]) -> dict:
         "images_per_second": round(progress.step * recipe.batch / max(session.seconds, 1e-9), 1),
         "device": devices.name_device(session.device, session.ranks.size),
         "eval": scores,
-        "deviations": list_deviations(config, session.net, session.precision),
+        "deviations": [
+            *list_deviations(config, session.net, session.precision),
+            *lacking(config.data, session.train_images.images, session.val_images.images),
+        ],
     }

@@ -67,7 +67,7 @@ def _find_other_images(config: Config, folder: Path, root: str) -> str | None:
         return None
     return (
         f"{folder} holds a run on other images, data.root {asked} asked for, {root} there. "
-        "Move it away to train anew"
+        "Give the same ones, or move it away to train anew"
     )
 
 

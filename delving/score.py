@@ -105,7 +105,7 @@ def _save(session: Session, name: str, probabilities: np.ndarray, summary: dict)
         {"protocol": name, **summary, "weights": session.weights},
         probabilities=probabilities,
         labels=images.labels,
-        names=images.names,
+        names=images.ids,
     )
 
 
@@ -132,7 +132,7 @@ def _saved_scores(session: Session) -> dict[str, np.ndarray]:
             if not isinstance(summary, dict) or session.weights is None:
                 continue
             asked = {"weights": session.weights, **_settings(session, path.stem)}
-            if asked.items() <= summary.items() and names == images.names:
+            if asked.items() <= summary.items() and names == images.ids:
                 found[path.stem] = probabilities
     return found
 

@@ -1,5 +1,6 @@
 """`delving estimate`: what it reckons from, by hand; and a probe that really trains."""
 
+import dataclasses
 import json
 import math
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from delving import estimate as estimates
 from delving.bench.training import build
 from delving.build import build_model
 from delving.config import compose, compose_detect
+from delving.cost import DRAWN, FIXED, reckon_delivery
 from delving.estimate import Cost, Rate, cost_of, cost_of_detection, estimate
 from delving.net import describe
 from delving.plan import make_plan
@@ -32,6 +34,39 @@ def test_hours_are_images_over_the_stated_rate():
     views = 10 * 50_000 / 3000
     assert cost.scoring == pytest.approx((looks + views) / 3600)
     assert cost.hours == pytest.approx((training + looks + views) / 3600)
+
+
+def test_a_net_that_is_faster_than_its_loader_waits_for_images():
+    """In training, and in testing where each image is decoded once for each protocol."""
+    config = compose(["scale=paper", "model=small14", "eval.protocols=[center,ten_view]"])
+    waiting = cost_of(config, Rate(1e6, 1.0, "", delivered=1000.0))
+    assert waiting.scoring == pytest.approx(2 * 50_000 / 1000 / 3600)
+    assert waiting.hours == pytest.approx(75 * 1_281_167 / 1000 / 3600 + waiting.scoring)
+    ahead = Rate(10.0, 1.0, "", delivered=1000.0)
+    assert cost_of(config, ahead) == cost_of(config, dataclasses.replace(ahead, delivered=math.inf))
+
+
+@pytest.mark.parametrize(
+    ("words", "here", "delivered"),
+    [
+        (["model=a"], False, 16 * DRAWN),
+        (["model=a", "data.workers=4"], False, 4 * DRAWN),
+        (["model=small14"], False, 16 * FIXED),  # s = 256: less of an image is cut away
+        (["model=small14"], True, 6 * FIXED),
+        (["model=small14", "data=tiny_imagenet"], True, math.inf),  # 64 pixels, or kept
+    ],
+)
+def test_images_come_from_as_many_processes_as_there_will_be(words, here, delivered, monkeypatch):
+    monkeypatch.setattr("delving.data.loader.count_cores", lambda: 8)
+    assert reckon_delivery(compose(["scale=paper", *words]), here=here)[0] == delivered
+
+
+def test_a_net_that_waits_is_told_and_a_stated_loader_counts():
+    said = []
+    rows = estimate(["figure3"], ["scale=paper"], tflops=400.0, loader=1000.0, say=said.append)
+    assert "small30: waits for images, 1,000 a second, as stated" in said
+    training = 2 * 75 * 1_281_167 / 1000 / 3600
+    assert rows[-1]["hours"] == pytest.approx(training + rows[-1]["scoring"], rel=1e-3)
 
 
 def test_in_training_no_more_images_are_looked_at_than_there_are():

@@ -50,6 +50,7 @@ FLOORS = [
     ["measured"],
     ["paper", "asked"],
     ["draw", "work", "reference", "slurm_job", "slurm_queue"],
+    ["announce"],
     ["bench"],
     ["estimate"],
     ["tasks"],

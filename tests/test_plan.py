@@ -15,6 +15,7 @@ from rich.console import Console
 
 from delving import config as configs
 from delving import cost, record
+from delving.announce import tell_plan
 from delving.asked import ask, measured_of
 from delving.build import build_model
 from delving.cost import count_images
@@ -25,7 +26,7 @@ from delving.measured import measure_missing, save_measured
 from delving.net import describe
 from delving.paper import fisher
 from delving.plan import SMALL, make_plan
-from delving.reproduce import list_tasks, tell_plan
+from delving.reproduce import list_tasks
 from delving.request import load_request
 from delving.tasks import DETECTING, estimate_task
 from delving.work import _work

@@ -15,6 +15,7 @@ from PIL import Image
 from delving import record
 from delving.checkpoint import load_checkpoint
 from delving.config import amend, compose, load
+from delving.data.images import UndecodableImageError
 from delving.data.loader import Cache
 from delving.evaluate import error_rates
 from delving.groups import choices
@@ -389,6 +390,24 @@ def test_an_undecodable_validation_image_ends_the_evaluation_by_name(fresh):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match=path.name):
         train(fresh)
+
+
+def test_one_that_only_the_scores_need_ends_a_net_that_is_trained_and_scored_once_it_is_mended(
+    fresh, monkeypatch
+):
+    def score(session):
+        raise UndecodableImageError("val/x.jpg cannot be decoded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("delving.run.score_trained", score)
+        with pytest.raises(
+            ValueError, match=r"x\.jpg .* is trained: .* same command scores it"
+        ):
+            train(fresh)
+    seen = []
+    folder = train(fresh, watch=seen.append)
+    assert (folder / "result.json").exists()
+    assert "tick" not in {event["event"] for event in seen}  # no step was made again
 
 
 # --- scoring a run again ---

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from delving.data.images import Images, select
-from delving.data.sources import SIZES, SOURCES
+from delving.data.sources import SIZES, SOURCES, imagenet_root
 from delving.schema import Data
 
 
@@ -47,6 +47,16 @@ def find_source(name: str, root: str | None) -> Path | None:
     if root is None and name != "shapes":
         raise ValueError(f"data={name} needs data.root=... (its folder{_or_zip(name)})")
     return None if root is None else _existing(name, root)
+
+
+def check_there(name: str, root: str | None) -> None:
+    """Where a data set is not there, or is none of the kind, load_data's ValueError. ImageNet's
+    files are not listed, which on a network's disk takes minutes."""
+    where = find_source(name, root)
+    if name == "imagenet":
+        imagenet_root(where)
+    elif where is not None:
+        SOURCES[name](where)
 
 
 def load_splits(data: Data, output_root: str) -> tuple[Images, Images]:
@@ -117,10 +127,22 @@ def shapes_folder(
     return Path(output_root) / "data" / "shapes-v{}-{}x{}+{}".format(VERSION, *counts), counts
 
 
+def lacking(data: Data, train: Images, val: Images) -> list[str]:
+    """What ImageNet lacks where it lies, of which nothing was left out on purpose; of other data
+    sets parts are usual."""
+    if data.name != "imagenet" or any((data.classes, data.train_images, data.val_images)):
+        return []
+    what_there = ("classes", "training images", "validation images")
+    counts = zip(what_there, (len(train.classes), len(train), len(val)), SIZES["imagenet"],
+                 strict=True)  # fmt: skip
+    return [f"{there:,} {what} (paper: {all_of:,})" for what, there, all_of in counts
+            if there < all_of]  # fmt: skip
+
+
 def fingerprint(train: Images, val: Images) -> str:
     """A hash of both splits' names and labels: the same data at another root has the same."""
     digest = hashlib.sha256()
     for split in (train, val):
-        names = "\n".join(split.names).encode(errors="surrogateescape")  # of any bytes
+        names = "\n".join(split.ids).encode(errors="surrogateescape")  # of any bytes
         digest.update(names + split.labels.tobytes())
     return digest.hexdigest()[:16]

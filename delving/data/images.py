@@ -1,6 +1,7 @@
 """A split of a data set: names, labels, and how to read and decode one image."""
 
 import io
+import re
 import stat
 import struct
 import warnings
@@ -23,6 +24,8 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM", "TIFF")
 # or more than 100 times as long as it is wide counts as undecodable: unpacked, or resized to a
 # shorter side s, it would take gigabytes.
 PIXELS, BYTES, ASPECT = 89_478_485, 100_000_000, 100
+
+SORTED = re.compile(r"^val/[^/]+/(?=ILSVRC2012_val_\d+\.\w+$)")
 
 # What Pillow raises on files that are no images, or not whole ones.
 FAULTS = (
@@ -56,6 +59,11 @@ class UndecodableImageError(ValueError):
     """An image file that is no image, or not a whole one."""
 
 
+def published(name: str) -> str:
+    """ImageNet's validation images are published flat, and are often sorted into class folders."""
+    return SORTED.sub("val/", name)
+
+
 @dataclass(frozen=True)
 class Images:
     """One split.
@@ -76,6 +84,11 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def ids(self) -> list[str]:
+        """The names, the same in all of a data set's layouts; see published."""
+        return [published(name) for name in self.names]
 
     def load(self, index: int) -> Image.Image:
         """The decoded image; UndecodableImageError names the file."""

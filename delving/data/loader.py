@@ -30,6 +30,7 @@ from delving.data.regions import agrees, cut_region, look_at
 
 SHARING = "DELVING_SHARING"  # how many worker processes share the cores, told to each of them
 NAMED = 3  # images, in a message about a batch
+MOST = 16  # loader processes, where data.workers does not say how many
 PIXEL = 4  # bytes, in which Pillow stores RGB
 
 
@@ -247,13 +248,13 @@ def _pin(item: Any) -> Any:
 
 
 def count_workers(wanted: int, sharing: int = 1) -> int:
-    """-1: all cores but two of this process's share, at most 16: `sharing` ranks have a share each,
-    and so has every training beside this one. On two cores loading in this process is fastest,
-    since training itself keeps both busy."""
+    """-1: all cores but two of this process's share, at most MOST: `sharing` ranks have a share
+    each, and so has every training beside this one. On two cores loading in this process is
+    fastest, since training itself keeps both busy."""
     if wanted >= 0:
         return wanted
     sharing *= int(os.environ.get(SHARING, 1))
-    return min(16, max(0, count_cores() // sharing - 2))
+    return min(MOST, max(0, count_cores() // sharing - 2))
 
 
 def count_cores() -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from delving.data.images import SUFFIXES, FolderReader, Images
+from delving.data.images import SUFFIXES, FolderReader, Images, published
 from delving.data.labels import (
     Listing,
     parse_annotations,
@@ -64,14 +64,22 @@ def find_tiny_imagenet(root: Path) -> tuple[Images, Images]:
 
 def find_imagenet(root: Path) -> tuple[Images, Images]:
     """train/ of class folders; val/ alike, or flat beside the devkit or LOC_val_solution.csv."""
-    nested = root / "ILSVRC" / "Data" / "CLS-LOC"
-    root = nested if nested.is_dir() else root
+    root = imagenet_root(root)
     train = _class_folders(root, "train")
     if any(p.is_dir() and not p.name.startswith(".") for p in (root / "val").glob("*")):
-        val = _class_folders(root, "val")
+        val = sorted(_class_folders(root, "val"), key=lambda item: published(item[1]))
     else:
         val = _flat_val(root)
     return _splits(train, val, FolderReader(root), _imagenet_words(root), root=root)
+
+
+def imagenet_root(root: Path) -> Path:
+    """What has train/ and val/: the folder, or the one that Kaggle's archive has it in."""
+    nested = root / "ILSVRC" / "Data" / "CLS-LOC"
+    root = nested if nested.is_dir() else root
+    for split in ("train", "val"):
+        _split_folder(root, split)
+    return root
 
 
 def _flat_val(root: Path) -> Listing:
@@ -110,12 +118,17 @@ SIZES = {
 }
 
 
+def _split_folder(root: Path, split: str) -> Path:
+    if (root / split).is_dir():
+        return root / split
+    there = sorted(root.glob("*"))
+    names = ", ".join(shown(p.name) for p in there[:8]) or "nothing"
+    hint = "; tar files are to be unpacked first" if any(p.suffix == ".tar" for p in there) else ""
+    raise ValueError(f"data.root={root}: no folder {split}/ (there is {names}{hint})")
+
+
 def _class_folders(root: Path, split: str) -> Listing:
-    folder = root / split
-    if not folder.is_dir():
-        there = ", ".join(shown(p.name) for p in sorted(root.glob("*"))[:8])
-        raise ValueError(f"data.root={root}: no folder {split}/ (there is {there or 'nothing'})")
-    listing: Listing = []
+    folder, listing = _split_folder(root, split), []
     # What begins with a dot is other programs' own: .ipynb_checkpoints, macOS's ._cat.jpg.
     for sub in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
         if folder.resolve().is_relative_to(sub.resolve()):

@@ -22,7 +22,7 @@ from delving.detect.proposals import METHODS, load_proposals, pick_method
 from delving.detect.sample import Batches, Sizing, list_candidates, shift_statistics, useful_images
 from delving.detect.scenes import VERSION, write_scenes
 from delving.detect.train import Progress, Trainer
-from delving.detect.voc import CLASSES, Split, find_voc, fingerprint, image_name, load_split
+from delving.detect.voc import CLASSES, SPLITS, Split, find_voc, fingerprint, image_name, load_split
 from delving.momentum import Momentum
 from delving.net import Net, map_side
 from delving.schema import Config, Detect
@@ -160,7 +160,7 @@ def load_splits(settings: Detect, output_root: str) -> list[Split]:
             raise ValueError("detect.data=voc2007 needs detect.root=...: what holds VOCdevkit/, or "
                              "VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar")  # fmt: skip
     read = find_voc(Path(settings.root).expanduser() if settings.root else where)
-    splits = [load_split(read, name, classes) for name in ("trainval", "test")]
+    splits = [load_split(read, name, classes) for name in SPLITS]
     return [split.first(count) for split, count in
             zip(splits, (settings.train_images, settings.test_images), strict=True)]  # fmt: skip
 

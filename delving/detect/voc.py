@@ -86,13 +86,25 @@ def load_split(read: Callable[[str], bytes], split: str, classes: Sequence[str])
     Raises:
         ValueError: names the file, and what in it is not as VOC has it.
     """
+    ids = _list_ids(read, split)
+    found = [_annotated(read, number, classes) for number in ids]
+    return Split(ids, [size for size, _ in found], [one for _, one in found], tuple(classes), read)
+
+
+def check_voc(root: Path) -> None:
+    """ValueError where a list of images, or what the first of them shows, is not there."""
+    read = find_voc(root)
+    for split in SPLITS:
+        _annotated(read, _list_ids(read, split)[0], CLASSES)
+
+
+def _list_ids(read: Callable[[str], bytes], split: str) -> list[str]:
     listing = f"ImageSets/Main/{split}.txt"
     ids = _bytes(read, listing).decode("utf-8-sig", "replace").split()
     odd = [number for number in ids if not re.fullmatch(ID, number)]
     if odd or not ids or len(set(ids)) != len(ids):
         raise ValueError(f"{listing}: {shown(odd[0]) if odd else 'no image, or one twice'}")
-    found = [_annotated(read, number, classes) for number in ids]
-    return Split(ids, [size for size, _ in found], [one for _, one in found], tuple(classes), read)
+    return ids
 
 
 def _annotated(
@@ -200,6 +212,7 @@ class TarReader:
     """Reads files below VOC2007/ in tar files, without unpacking them."""
 
     def __init__(self, tars: Sequence[Path]):
+        self.tars = [path.name for path in tars]
         self.members: dict[str, tuple[Path, int, int]] = {}  # name -> (tar, offset, size)
         for path in tars:
             try:
@@ -214,7 +227,7 @@ class TarReader:
     def __call__(self, name: str) -> bytes:
         """A file's bytes; OSError where there is none, or the tar is cut off."""
         if name not in self.members:
-            raise FileNotFoundError(f"no such file in the tar files of {YEAR}")
+            raise FileNotFoundError(f"no such file in {', '.join(self.tars)}")
         path, offset, size = self.members[name]
         if not 0 <= size <= BYTES:
             raise OSError(f"{size:,} bytes, more than {BYTES:,}")

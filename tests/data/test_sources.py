@@ -1,6 +1,8 @@
 """Every layout a data set comes in, and what is said where it is not there."""
 
 import csv
+import dataclasses
+import shutil
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -235,6 +237,22 @@ def test_flat_validation_images_take_their_classes_from_the_solution_file(tmp_pa
     assert train.classes == list(WNIDS)
     assert found_labels(val) == truth
     assert val.load(0).size == (12, 10)
+
+
+def test_validation_images_sorted_into_class_folders_are_the_same_split_as_flat(tmp_path):
+    """Else a run could not go on, nor be scored, beside the other layout."""
+    flat, folders = tmp_path / "flat", tmp_path / "folders"
+    truth = flat_imagenet(flat, count=7)
+    write_solution(flat / "LOC_val_solution.csv", truth)
+    shutil.copytree(flat / "train", folders / "train")
+    for name, label in truth.items():
+        write_file(folders / "val" / WNIDS[label] / name.removeprefix("val/"), PICTURE)
+    (train, val), (_, ours) = find_imagenet(flat), find_imagenet(folders)
+    assert (ours.ids, ours.labels.tolist()) == (val.names, val.labels.tolist())
+    assert fingerprint(train, ours) == fingerprint(train, val)
+    assert ours.load(0).size == val.load(0).size
+    swapped = dataclasses.replace(ours, labels=ours.labels[::-1].copy())
+    assert fingerprint(train, swapped) != fingerprint(train, val)
 
 
 def test_flat_validation_images_take_their_classes_from_the_devkit(tmp_path):

@@ -83,6 +83,20 @@ def test_equal_images_within_one_split_are_no_duplicates(root):
     assert verify_data(*find_folder(root)).sound
 
 
+def test_what_imagenet_lacks_is_told_where_nothing_was_left_out_on_purpose(root, delving):
+    words = ["scale=paper", f"data.root={root}"]
+    code, out, _ = delving("data", "verify", *words)
+    assert code == 0
+    assert out.splitlines()[:3] == [
+        "not all of ImageNet: 2 classes (paper: 1,000)",
+        "not all of ImageNet: 6 training images (paper: 1,281,167)",
+        "not all of ImageNet: 4 validation images (paper: 50,000)",
+    ]
+    told = json.loads(delving("data", "verify", *words, "--json")[1])
+    assert told["lacking"][0] == "2 classes (paper: 1,000)"
+    assert "not all" not in delving("data", "verify", *words, "data.classes=2")[1]
+
+
 def test_the_command_says_sound_and_ends_with_zero(root, verify):
     code, out, _ = verify(root)
     assert code == 0

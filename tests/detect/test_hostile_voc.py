@@ -154,7 +154,7 @@ def test_links_and_devices_in_a_tar_are_no_files(tmp_path):
             member = tarfile.TarInfo("VOCdevkit/VOC2007/ImageSets/Main/trainval.txt")
             member.type, member.linkname = kind, "/etc/hostname"
             tar.addfile(member)
-    with pytest.raises(ValueError, match=r"trainval\.txt cannot be read: no such file in the tar"):
+    with pytest.raises(ValueError, match=r"trainval\.txt cannot be read: no such file in VOC"):
         load_split(find_voc(tmp_path), "trainval", NAMES)
 
 
