@@ -3,6 +3,7 @@ SCALE ?= cpu
 ARGS ?=
 DELVING = .venv/bin/delving
 READY = .venv/.ready
+VERSION = -c "import sys; print(*sys.version_info[:2])"
 ON_A_GPU = $(patsubst %,tests/test_%.py,kernels spp replay stem)
 
 .PHONY: help setup test test-long lint reproduce-all reference readme clean
@@ -13,7 +14,10 @@ help:  ## one line per target
 setup: $(READY)  ## create .venv with everything pinned (other targets do it by themselves)
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(PYTHON) is Python " + \
+	  sys.version.split()[0] + ": 3.11 or newer is needed, as in make setup PYTHON=python3.12")'
+	@clear=; [ "$$(.venv/bin/python $(VERSION) 2>&1)" = "$$($(PYTHON) $(VERSION))" ] || clear=--clear; \
+	  $(PYTHON) -m venv $$clear .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 

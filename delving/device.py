@@ -14,7 +14,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h's
 
 
 def pick_device(name: str, *, local_rank: int = 0, local_size: int = 1) -> torch.device:
-    """`auto` is CUDA, else MPS, else the CPU; of several ranks each takes a GPU of its own.
+    """`auto` is CUDA, else the CPU; MPS, which has neither float64 nor our operators, is taken
+    where it is named. Of several ranks each takes a GPU of its own.
 
     Raises:
         ValueError: a device that is not here, or fewer GPUs than this machine's ranks.
@@ -34,9 +35,7 @@ def pick_device(name: str, *, local_rank: int = 0, local_size: int = 1) -> torch
 
 
 def _pick_for_one(name: str) -> torch.device:
-    here = ["cpu"]
-    if torch.backends.mps.is_available():
-        here.insert(0, "mps")
+    here = ["cpu", "mps"] if torch.backends.mps.is_available() else ["cpu"]
     if torch.cuda.is_available():
         here = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *here]
     if name == "auto":

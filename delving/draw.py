@@ -200,7 +200,7 @@ def load_environment(folder: Path) -> dict:
 
 def scoring_seconds(folder: Path) -> float:
     """Of a run's protocols, all together; ValueError names the file that does not tell them."""
-    files = sorted((folder / "eval").glob("*.json"))
+    files = sorted((folder / "eval").glob("[!.]*.json"))
     told = [record.expect(record.read_json(path), TIMED, str(path)) for path in files]
     return sum(scores["seconds"] for scores in told)
 

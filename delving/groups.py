@@ -18,7 +18,7 @@ GROUPS = ("model", "act", "init", "data", "train", "eval", "scale")
 
 def choices(group: str) -> list[str]:
     """The names in a group: scales from small to large, artefacts in the paper's order."""
-    names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    names = sorted(path.stem for path in (CONF / group).glob("[!.]*.yaml"))
     if group == "paper":
         return sorted(names, key=_place)
     order = ["smoke", "cpu", "quarter", "paper"]

@@ -67,7 +67,7 @@ def copy_detection(source: Path, to: Path) -> None:
 
 def _copy(source: Path, to: Path, patterns: tuple[str, ...]) -> None:
     for pattern in patterns:
-        for path in sorted(source.glob(pattern)):
+        for path in sorted(p for p in source.glob(pattern) if p.name[0] != "."):
             target = to / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)

@@ -124,7 +124,7 @@ def _saved_scores(session: Session) -> dict[str, np.ndarray]:
     """{protocol: probabilities} that the folder holds of the session's own weights, images and
     settings."""
     found, images = {}, session.val_images.images
-    for path in sorted((session.folder / "eval").glob("*.json")):
+    for path in sorted((session.folder / "eval").glob("[!.]*.json")):
         with contextlib.suppress(ValueError):  # damaged ones are made anew
             summary = record.read_json(path)
             probabilities, _, names = record.load_scores(session.folder, path.stem)

@@ -220,7 +220,7 @@ def _check_run(folder: Path, scale: str) -> None:
         if not (folder / name).exists():
             raise ValueError(f"{folder.name}: no {name}, so no finished run")
     result, config = record.read_result(folder), configs.load(folder / "config.yaml")
-    for path in (folder / "env.json", *folder.glob("eval/*.json")):
+    for path in (folder / "env.json", *folder.glob("eval/[!.]*.json")):
         record.expect(record.read_json(path) if path.exists() else {}, {}, str(path))
     record.load_slopes(folder)
     told = {group: getattr(config, group).name for group in ("model", "act", "init")}

@@ -66,7 +66,9 @@ def test_every_other_group_composes(group):
 def test_a_new_file_in_conf_is_found_unedited(own_conf):
     text = (own_conf / "model" / "small14.yaml").read_text()
     (own_conf / "model" / "mine.yaml").write_text(text.replace("name: small14", "name: mine"))
+    (own_conf / "model" / "._mine.yaml").write_bytes(b"\0\5\x16\7")  # as macOS makes them
     assert "mine" in choices("model")
+    assert "._mine" not in choices("model")
     assert compose(["model=mine"]).model.name == "mine"
 
 

@@ -67,6 +67,16 @@ def test_a_freed_tensors_memory_is_kept_for_the_next_until_it_is_released():
     assert told.split() == ["0", "1", "0"]
 
 
+def test_mps_is_taken_where_it_is_named_and_not_by_itself(monkeypatch):
+    """It has no float64, in which the Fisher matrix is summed, and none of our operators."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert devices.pick_device("auto").type == "cpu"
+    assert devices.pick_device("mps").type == "mps"
+    with pytest.raises(ValueError, match=r"here there is cpu, mps \(or auto\)"):
+        devices.pick_device("cuda")
+
+
 class TestPrecision:
     @pytest.mark.parametrize("unit", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"])
     def test_bf16_where_a_cpu_multiplies_in_it(self, monkeypatch, unit):

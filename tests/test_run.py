@@ -400,9 +400,7 @@ def test_one_that_only_the_scores_need_ends_a_net_that_is_trained_and_scored_onc
 
     with monkeypatch.context() as patch:
         patch.setattr("delving.run.score_trained", score)
-        with pytest.raises(
-            ValueError, match=r"x\.jpg .* is trained: .* same command scores it"
-        ):
+        with pytest.raises(ValueError, match=r"x\.jpg .* is trained: .* same command scores it"):
             train(fresh)
     seen = []
     folder = train(fresh, watch=seen.append)

@@ -135,6 +135,15 @@ def test_the_same_runs_are_the_same_archive(there, archive, tmp_path):
     assert (tmp_path / "again.zip").read_bytes() == archive.read_bytes()
 
 
+def test_files_that_macos_puts_beside_others_keep_no_run(there, archive, tmp_path):
+    before = archive.read_bytes()
+    for run in sorted((there / "runs").iterdir()):
+        (run / "eval").mkdir(exist_ok=True)
+        (run / "eval" / "._ten_view.json").write_bytes(b"\0\5\x16\7")
+    export_runs(there, [], tmp_path / "again.zip")
+    assert (tmp_path / "again.zip").read_bytes() == before
+
+
 def test_neither_the_time_nor_the_disks_order_is_in_an_archive(archive):
     with zipfile.ZipFile(archive) as found:
         assert {info.date_time for info in found.infolist()} == {(1980, 1, 1, 0, 0, 0)}

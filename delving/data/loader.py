@@ -1,5 +1,6 @@
 """Batches for training and views for testing, in this process or by loader processes."""
 
+import multiprocessing
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -250,11 +251,20 @@ def _pin(item: Any) -> Any:
 def count_workers(wanted: int, sharing: int = 1) -> int:
     """-1: all cores but two of this process's share, at most MOST: `sharing` ranks have a share
     each, and so has every training beside this one. On two cores loading in this process is
-    fastest, since training itself keeps both busy."""
+    fastest, since training itself keeps both busy; so it is where processes are spawned, as on
+    macOS, and each would import torch anew for each pass over images."""
     if wanted >= 0:
         return wanted
+    if _start_method() == "spawn":
+        return 0
     sharing *= int(os.environ.get(SHARING, 1))
     return min(MOST, max(0, count_cores() // sharing - 2))
+
+
+def _start_method() -> str:
+    """How this system starts processes, without fixing it as asking for it plainly does."""
+    known = multiprocessing.get_start_method(allow_none=True)
+    return known or multiprocessing.get_all_start_methods()[0]
 
 
 def count_cores() -> int:

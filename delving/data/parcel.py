@@ -1,13 +1,13 @@
-"""Tensors on their way from a loader process, in memory that both sides see.
+"""Tensors on their way from a loader process, in memory that both sides see, or as bytes.
 
 torch's own way asks the sender for each tensor while it is unpacked, and waits for ever where that
 process has stopped; it also needs room in /dev/shm, of which containers have little.
 """
 
+import io
 import math
 import mmap
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+# Elsewhere, as on macOS, Python waits for a handle's receipt on this very pipe, where keys are.
+SHARED = hasattr(os, "memfd_create")
 ALIGNED = 64  # bytes, at whose multiples tensors begin
 
 
@@ -40,7 +42,10 @@ def send(pipe: Connection, item: Any) -> None:
         memory.write(bytes(1))  # nothing at all could not be mapped
         memory.flush()
         pipe.send(places)
-        send_handle(pipe, memory.fileno(), None)
+        if SHARED:
+            send_handle(pipe, memory.fileno(), None)
+        else:
+            pipe.send_bytes(memory.getbuffer())
 
 
 def receive(pipe: Connection) -> Any:
@@ -50,11 +55,7 @@ def receive(pipe: Connection) -> Any:
         EOFError, OSError, RuntimeError: the other side is gone, or no file can be opened here.
     """
     places = pipe.recv()
-    handle = recv_handle(pipe)
-    try:
-        memory = mmap.mmap(handle, 0)
-    finally:
-        os.close(handle)
+    memory = _map(recv_handle(pipe)) if SHARED else bytearray(pipe.recv_bytes())
     return map_tensors(places, lambda place: _read(memory, place), of=Place)
 
 
@@ -70,9 +71,14 @@ def map_tensors(item: Any, change: Callable, of: type = Tensor) -> Any:
 
 def _open_memory() -> BinaryIO:
     """A file without a name: it goes with the last process that holds it, however that ends."""
-    if hasattr(os, "memfd_create"):
-        return open(os.memfd_create("images"), "w+b")
-    return tempfile.TemporaryFile()
+    return open(os.memfd_create("images"), "w+b") if SHARED else io.BytesIO()
+
+
+def _map(handle: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(handle, 0)
+    finally:
+        os.close(handle)
 
 
 def _write(memory: BinaryIO, tensor: Tensor) -> Place:
@@ -81,7 +87,7 @@ def _write(memory: BinaryIO, tensor: Tensor) -> Place:
     return Place(tensor.dtype, tuple(tensor.shape), offset)
 
 
-def _read(memory: mmap.mmap, place: Place) -> Tensor:
+def _read(memory: mmap.mmap | bytearray, place: Place) -> Tensor:
     count = math.prod(place.shape)
     flat = torch.frombuffer(memory, dtype=place.dtype, count=count, offset=place.offset)
     return flat.view(place.shape)

@@ -41,8 +41,8 @@ def find_imagenette(root: Path) -> tuple[Images, Images]:
 
 def find_tiny_imagenet(root: Path) -> tuple[Images, Images]:
     """Tiny ImageNet's official layout: unpacked, in its zip, or in a folder of partial zips."""
-    if root.is_file() or any(root.glob("*.zip")):
-        zips = [root] if root.is_file() else sorted(root.glob("*.zip"))
+    if root.is_file() or any(root.glob("[!.]*.zip")):
+        zips = [root] if root.is_file() else sorted(root.glob("[!.]*.zip"))
         members = list_members(zips, f"{TINY}/")
         reader = ZipReader(members)
     else:

@@ -83,8 +83,9 @@ class Trainer:
         self.optimizer.zero_grad()
         sum(losses).backward()
         wrong = (scores.detach().argmax(1) != labels).float().mean()
-        told = torch.stack([*(part.detach().double() for part in losses), 100 * wrong.double()])
-        of_classes, of_boxes, error = told.tolist()
+        told = torch.stack([*(part.detach() for part in losses), wrong.to(losses[0].dtype)])
+        of_classes, of_boxes, error = told.tolist()  # on the CPU: not all devices have float64
+        error *= 100
         loss = of_classes + of_boxes
         if math.isfinite(loss):
             self.optimizer.step(learning_rate(self.settings, progress.step))

@@ -1,6 +1,7 @@
 """Batches that depend on the step alone; undecodable images counted here, fatal there."""
 
 import itertools
+import multiprocessing
 import re
 import signal
 import time
@@ -252,6 +253,15 @@ def test_ranks_and_trainings_side_by_side_share_the_cores(monkeypatch):
     monkeypatch.setenv(loader.SHARING, "4")
     assert [count_workers(-1, sharing) for sharing in (1, 2)] == [2, 0]
     assert count_workers(7) == 7
+
+
+def test_by_itself_no_process_is_started_where_each_would_import_torch_anew(monkeypatch):
+    """On macOS, for every pass over the validation images too."""
+    monkeypatch.setattr("delving.data.loader.count_cores", lambda: 16)
+    assert count_workers(-1) == 14
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn", "fork"])
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: None)
+    assert (count_workers(-1), count_workers(3)) == (0, 3)
 
 
 # --- a fixed s: images are resized once, as a whole ---

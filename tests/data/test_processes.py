@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from delving.data import processes
+from delving.data import parcel, processes
 from delving.data.images import UndecodableImageError
 from delving.data.loader import iterate
 from delving.data.processes import LoaderError
@@ -129,6 +129,37 @@ def refuse_a_text():
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_items_come_in_order_and_come_all(workers):
     assert [int(item[0]) for item in take(Numbers(), workers)] == list(KEYS)
+
+
+@dataclass(frozen=True)
+class Large(Numbers):
+    """Items that no pipe takes before somebody listens."""
+
+    def __getitem__(self, key):
+        return torch.full((2**20,), float(key)), (torch.tensor([key]), f"key {key}")
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """A system without memory that processes can hand on, as macOS is."""
+    monkeypatch.setattr(parcel, "SHARED", False)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_items_come_as_bytes_where_memory_cannot_be_handed_on(elsewhere, workers):
+    found = list(iterate(Large(), KEYS, workers=workers, pin=False))
+    for key, (many, (number, name)) in zip(KEYS, found, strict=True):
+        assert torch.equal(many, torch.full((2**20,), float(key)))
+        assert (number.tolist(), name) == ([key], f"key {key}")
+        number += 1  # the memory is ours to write to
+        assert number.tolist() == [key + 1]
+
+
+def test_a_closed_iterator_ends_processes_that_are_at_sending(elsewhere):
+    items = iterate(Large(), KEYS, workers=2, pin=False)
+    next(items)
+    items.close()
+    assert children() == []
 
 
 def test_the_processes_take_turns():
