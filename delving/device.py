@@ -110,6 +110,14 @@ def _keep_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # none
 
 
+def settle(device: torch.device) -> None:
+    """Waits until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def release_memory() -> None:
     """Hands what is kept back to the system, after work whose like may not follow."""
     libc = ctypes.CDLL(None)

@@ -106,6 +106,16 @@ def test_every_command_explains_itself(delving, command):
     [
         (["train", "model=d"], "model=d: choose from a, b, c"),
         (["compare-init", "init=he"], "init=he: compare-init takes inits=he,xavier"),
+        (["reproduce", "table2", "launcher=slurm"], "launcher=slurm: of `delving train -m`. Jobs"),
+        (["reproduce", "table2", "scale=paper"], "data=imagenet needs data.root=..."),
+        (
+            ["reproduce", "table2", "scale=paper", "data.root=/no/where"],
+            "/no/where: there is no such",
+        ),
+        (
+            ["reproduce", "detection", "scale=paper", "detect.root=/no/where"],
+            "detect.root=/no/where: neither VOCdevkit/VOC2007/ nor",
+        ),
         (["compare-init", "model=e"], "model=e: choose from a, b, c,"),
         (["compare-init", "model=b", "depth=22"], "depth=22 model=b: compare-init takes one of"),
         (["compare-init", "depth=13"], "depth=13: a number of conv and fc layers, from 14 to"),

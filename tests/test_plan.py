@@ -30,6 +30,7 @@ from delving.reproduce import list_tasks
 from delving.request import load_request
 from delving.tasks import DETECTING, estimate_task
 from delving.work import _work
+from delving.workers import Task
 
 ARTEFACTS = choices("paper")
 PAPER_ORDER = [
@@ -256,10 +257,34 @@ def test_a_run_that_was_tested_less_often_than_is_asked_for_is_kept_and_told():
     plan = plan_for("figure2")
     assert plan.finished(he)
     assert plan.rarer == {he: "eval.every 0.25 asked for, 1 there"}
-    said = io.StringIO()
-    tell_plan(plan, [], {}, 1, Overview(Console(file=said, width=200)))
-    assert f"tested less often: {he}, eval.every 0.25 asked for, 1 there" in said.getvalue()
+    assert f"tested less often: {he}, eval.every 0.25 asked for, 1 there" in say_plan(plan)
     assert plan_for("convergence").rarer == {}
+
+
+def test_a_run_by_plateaus_is_told_where_the_same_by_switches_is_to_be_trained():
+    """`delving train` makes such ones at scale paper, days of work that nobody else would name."""
+    words = ["scale=smoke", "train.switch=0.7,0.9"]
+    plan = make_plan(["figure1"], words)
+    by_plateaus = make_plan(["figure1"], ["scale=smoke", "train.switch=[]"])
+    make_planned(by_plateaus, "figure1", usual)
+    told, twin = say_plan(plan), by_plateaus.arms["figure1"]["prelu"][0]
+    assert f"{twin} is there, and is another run" in told
+    assert "train.switch=0.7,0.9" in told
+    assert "another run" not in say_plan(by_plateaus)
+
+
+def test_hours_of_a_cpu_that_nobody_waits_for_are_told_to_be_a_cpus():
+    plan = plan_for("figure1")
+    task = Task(next(iter(plan.runs)), {"kind": "train"})
+    assert "on this machine's CPU; `delving estimate" in say_plan(plan, [task], 3600 * 1000.0)
+    assert "CPU" not in say_plan(plan, [task], 3600.0)
+
+
+def say_plan(plan, tasks=(), seconds=1.0):
+    said = io.StringIO()
+    weights = {task.name: seconds for task in tasks}
+    tell_plan(plan, tasks, weights, 1, Overview(Console(file=said, width=200)))
+    return said.getvalue()
 
 
 def test_small_nets_tell_what_seeds_change_also_to_artefacts_that_do_not_ask_for_them(

@@ -8,8 +8,8 @@ from itertools import islice, repeat
 
 import torch
 
-from delving.bench.rounds import settle
 from delving.bench.training import build
+from delving.device import settle
 from delving.ranks import joined
 from delving.train import Progress, train
 

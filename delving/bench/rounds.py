@@ -7,6 +7,8 @@ from statistics import median
 
 import torch
 
+from delving.device import settle
+
 ROUNDS = 7  # at least 3; the first of each way is not counted
 SECONDS = 1.0  # of one way in one round, about
 
@@ -59,14 +61,6 @@ def seconds_each(
             count += 1
         settle(device)
     return (time.perf_counter() - start) / count
-
-
-def settle(device: torch.device) -> None:
-    """Waits until the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def in_turns(ways: dict[str, Callable[[], float]], rounds: int = ROUNDS) -> dict[str, list[float]]:

@@ -108,7 +108,8 @@ def _end(loaders: list[Loader], owner: int) -> None:
     for loader in loaders:
         with suppress(OSError):
             loader.pipe.send(None)
-        loader.pipe.close()  # one that is at sending an item hears nothing else
+        if not parcel.SHARED:
+            loader.pipe.close()  # one that is at sending an item hears nothing else
     latest = time.monotonic() + GRACE
     for loader in loaders:
         loader.process.join(max(0.0, latest - time.monotonic()))
@@ -116,6 +117,7 @@ def _end(loaders: list[Loader], owner: int) -> None:
     while loaders:
         loader = loaders.pop()
         loader.process.join(GRACE)  # one that the kernel keeps (a dead network disk) goes later
+        loader.pipe.close()
 
 
 def _give(loader: Loader, key: int, dataset: Dataset) -> None:

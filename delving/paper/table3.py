@@ -120,8 +120,7 @@ def _build_step(name: str, device: torch.device, precision: str) -> Callable[[in
 def _timed(step: Callable[[int], None], batch: int, device: torch.device) -> float:
     start = time.perf_counter()
     step(batch)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    devices.settle(device)
     return time.perf_counter() - start
 
 
