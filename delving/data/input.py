@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from delving.data.augment import crop_at
 from delving.data.images import UndecodableImageError
-from delving.data.loader import Cache
+from delving.data.loader import Cache, decoding_threads
 from delving.kernels import KERNELS
 
 # ours: mean image and colour eigenvectors come from at most 10,000 training images, evenly spaced,
@@ -100,17 +100,18 @@ def _tensor(x: np.ndarray) -> Tensor:
 
 
 def _center_crops(source: Cache, crop: int, s: int) -> Iterator[np.ndarray]:
-    """uint8 (n, crop, crop, 3), n of them at most TOGETHER."""
+    """uint8 (n, crop, crop, 3), n of them at most TOGETHER; decoded by all cores."""
     images = len(source.images)
     chosen = np.unique(np.linspace(0, images - 1, min(images, SAMPLED)).round().astype(int))
-    crops = []
-    for i in chosen:
+
+    def cut(index: int) -> np.ndarray | None:
         try:
-            crops.append(crop_at(source.load(int(i)), s, crop, (0.5, 0.5)))
+            return crop_at(source.load(index), s, crop, (0.5, 0.5))
         except UndecodableImageError:
-            continue
-        if len(crops) == TOGETHER:
-            yield np.stack(crops)
-            crops = []
-    if crops:
-        yield np.stack(crops)
+            return None
+
+    with decoding_threads() as pool:
+        for start in range(0, len(chosen), TOGETHER):
+            found = pool.map(cut, chosen[start : start + TOGETHER].tolist())
+            if crops := [one for one in found if one is not None]:
+                yield np.stack(crops)
