@@ -184,9 +184,9 @@ def draw_signal(nets: dict[str, dict[str, dict]]) -> Figure:
                 for i, net in by_init.items()
             ]
             depth = max(len(net["layers"]) for net in by_init.values())
-            panel.set_xticks(MaxNLocator(7, integer=True, prune="both").tick_values(0, depth))
-            panel.set_xlim(1, 1.25 * depth)
-            panel.set_ylim(*limits)
+            end = depth if depth > 3 else depth + 1  # the last is left out
+            panel.set_xticks(MaxNLocator(7, integer=True, prune="both").tick_values(0, end))
+            panel.set(xlim=(1, 1.25 * depth), ylim=limits)
             label_lines(panel, ends)
     return figure
 
