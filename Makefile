@@ -18,6 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	  sys.version.split()[0] + ": 3.11 or newer is needed, as in make setup PYTHON=python3.12")'
 	@clear=; [ "$$(.venv/bin/python $(VERSION) 2>&1)" = "$$($(PYTHON) $(VERSION))" ] || clear=--clear; \
 	  $(PYTHON) -m venv $$clear .venv
+	@echo 'setting up .venv (PyTorch and others, some 6 GB): a few minutes without a word'
 	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
