@@ -11,6 +11,7 @@ ours: a learned slope nearer to 0 than 2^-60 counts as 2^-60 of its sign, so tha
 """
 
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -78,29 +79,30 @@ def _dense(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
-def _serve(kernels, x: Tensor, slope: Tensor, bias: Tensor | None = None) -> bool:
-    """Whether kernels do for these: they read parameters in fp32, one bias a channel, and so many
-    slopes or one, without asking whether there are as many."""
+PLAIN = SimpleNamespace(rectify=rectify_plain, rectify_backward=rectify_backward_plain)
+
+
+def _pick(kernels, x: Tensor, slope: Tensor, bias: Tensor | None = None):
+    """The kernels where they do for these, else the plain forms. Kernels read parameters in fp32,
+    one bias a channel, and so many slopes or one, without asking whether there are as many."""
     if not kernels or slope.dtype != torch.float32 or not kernels.knows(x):
-        return False
-    if len(slope) not in (1, x.shape[1]):
-        return False
-    return bias is None or (bias.dtype == torch.float32 and len(bias) == x.shape[1])
+        return PLAIN
+    channels = x.shape[1]
+    if slope.shape[0] not in (1, channels):
+        return PLAIN
+    fits = bias is None or (bias.dtype == torch.float32 and bias.shape[0] == channels)
+    return kernels if fits else PLAIN
 
 
 def _rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool, kernels=None) -> Tensor:
     x = _dense(x)
-    if x.is_meta:  # shapes without storage: no slope has a sign to look at
-        return torch.empty_like(x)
-    does = kernels.rectify if _serve(kernels, x, slope, bias) else rectify_plain
-    return does(x, bias, slope, learned)
+    return _pick(kernels, x, slope, bias).rectify(x, bias, slope, learned)
 
 
 def _rectify_backward(
     grad: Tensor, out: Tensor, slope: Tensor, learned: bool, kernels=None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if not _serve(kernels, out, slope):
-        return rectify_backward_plain(grad, out, slope, learned)
+    kernels = _pick(kernels, out, slope)
     return kernels.rectify_backward(_lying_as(out, grad), out, slope, learned)
 
 
@@ -124,15 +126,17 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
-        out = _rectify(x, bias, slope, learned, KERNELS.get(x.device.type))
+        x = _dense(x)
+        ctx.kernels = _pick(KERNELS.get(x.device.type), x, slope, bias)
+        out = ctx.kernels.rectify(x, bias, slope, learned)
         _keep(ctx, (x, bias, slope, learned), out)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple:
         out, slope = ctx.saved_tensors
-        kernels = KERNELS.get(grad.device.type)
-        return _given(ctx, *_rectify_backward(grad, out, slope, ctx.learned, kernels))
+        grad = _lying_as(out, grad)
+        return _given(ctx, *ctx.kernels.rectify_backward(grad, out, slope, ctx.learned))
 
 
 def _keep(ctx, inputs: tuple, output: Tensor, *more: Tensor) -> None:
@@ -209,6 +213,6 @@ def rectify_pool(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool, s
     leave of the map is dropped: (N, C, H, W) to (N, C, H // side, W // side)."""
     kernels = KERNELS.get(x.device.type)
     fused = hasattr(kernels, "rectify_pool") and not torch.compiler.is_compiling()
-    if fused and min(x.shape[2:]) >= side and _serve(kernels, x, slope, bias):
+    if fused and min(x.shape[2:]) >= side and _pick(kernels, x, slope, bias) is kernels:
         return _Pooled.apply(x, bias, slope, learned, side)
     return F.max_pool2d(rectify(x, bias, slope, learned), side)

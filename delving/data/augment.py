@@ -187,8 +187,10 @@ def center_view(image: Picture, s: int, crop: int) -> np.ndarray:
 
 
 def ten_views(image: Picture, s: int, crop: int) -> np.ndarray:
-    """(10, crop, crop, 3): the four corners and the center, and their flips."""
-    views = np.stack([crop_at(image, s, crop, at) for at in (*CORNERS, *CENTER)])
+    """(10, crop, crop, 3): the four corners and the center, and their flips, of the image resized
+    once."""
+    whole = resize_whole(image, s)
+    views = np.stack([crop_at(whole, s, crop, at) for at in (*CORNERS, *CENTER)])
     return np.concatenate([views, views[:, :, ::-1]])
 
 

@@ -52,16 +52,16 @@ struct BFloat16 {
 long first(long rows, int chunk, int chunks = CHUNKS) { return rows * chunk / chunks; }
 
 // Values repeated until `period` numbers, so that vectors are full where channels are few.
-std::vector<float> repeat(const float *values, long channels, long period) {
+std::vector<float> repeat(const float *values, long count, long period) {
     std::vector<float> all(period, 0.0f);
-    for (long i = 0; values && i < period; i += channels)
-        std::copy(values, values + channels, all.begin() + i);
+    for (long i = 0; values && i < period; i += count)
+        std::copy(values, values + count, all.begin() + i);
     return all;
 }
 
 // Slopes as they are computed with: a learned one is kept away from 0 (fused.py says why).
-std::vector<float> reach(const float *slope, long channels, long period, bool learned) {
-    std::vector<float> all = repeat(slope, channels, period);
+std::vector<float> reach(const float *slope, long slopes, long period, bool learned) {
+    std::vector<float> all = repeat(slope, slopes, period);
     for (float &a : all)
         if (learned && std::fabs(a) < REACH) a = std::copysign(REACH, a);
     return all;
@@ -81,11 +81,11 @@ inline void rectify_row(const S *__restrict x, const float *__restrict a,
 }
 
 template <class T, class S = typename T::Stored>
-void rectify(const S *x, const float *bias, const float *slope, S *out, long numbers,
+void rectify(const S *x, const float *bias, const float *slope, S *out, long slopes, long numbers,
              long channels, long period, bool learned) {
-    const std::vector<float> slopes = reach(slope, channels, period, learned);
+    const std::vector<float> factors = reach(slope, slopes, period, learned);
     const std::vector<float> biases = repeat(bias, channels, period);
-    const float *a = slopes.data(), *b = biases.data();
+    const float *a = factors.data(), *b = biases.data();
     const bool falling = std::any_of(a, a + period, [](float one) { return one < 0; });
     const auto rectify_row_of = falling ? rectify_row<T, true, S> : rectify_row<T, false, S>;
     const long rows = (numbers + period - 1) / period;
@@ -118,9 +118,10 @@ inline void backward_row(const S *__restrict grad, const S *__restrict out,
 
 template <class T, class S = typename T::Stored>
 void rectify_backward(const S *grad, const S *out, const float *slope, S *grad_x, float *grad_bias,
-                      float *grad_slope, long numbers, long channels, long period, bool learned) {
-    const std::vector<float> slopes = reach(slope, channels, period, learned);
-    const float *a = slopes.data();
+                      float *grad_slope, long slopes, long numbers, long channels, long period,
+                      bool learned) {
+    const std::vector<float> factors = reach(slope, slopes, period, learned);
+    const float *a = factors.data();
     const long rows = (numbers + period - 1) / period;
     // Of few rows, as an fc layer's, few pieces: to add theirs up would take longer than they do.
     const int chunks = int(std::clamp(rows / BLOCK, 1L, long(CHUNKS)));
@@ -338,18 +339,19 @@ int tried(F work) {
 
 #define EXPORT(NAME, T)                                                                            \
     extern "C" int rectify_##NAME(const T::Stored *x, const float *bias, const float *slope,       \
-                                  T::Stored *out, long numbers, long channels, long period,        \
-                                  int learned) {                                                   \
+                                  T::Stored *out, long slopes, long numbers, long channels,        \
+                                  long period, int learned) {                                      \
         return tried([=] {                                                                         \
-            rectify<T>(x, bias, slope, out, numbers, channels, period, learned);                   \
+            rectify<T>(x, bias, slope, out, slopes, numbers, channels, period, learned);           \
         });                                                                                        \
     }                                                                                              \
     extern "C" int rectify_backward_##NAME(const T::Stored *grad, const T::Stored *out,            \
                                            const float *slope, T::Stored *grad_x,                  \
-                                           float *grad_bias, float *grad_slope, long numbers,      \
-                                           long channels, long period, int learned) {              \
+                                           float *grad_bias, float *grad_slope, long slopes,       \
+                                           long numbers, long channels, long period,               \
+                                           int learned) {                                          \
         return tried([=] {                                                                         \
-            rectify_backward<T>(grad, out, slope, grad_x, grad_bias, grad_slope, numbers,          \
+            rectify_backward<T>(grad, out, slope, grad_x, grad_bias, grad_slope, slopes, numbers,  \
                                 channels, period, learned);                                        \
         });                                                                                        \
     }                                                                                              \

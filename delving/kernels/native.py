@@ -13,8 +13,8 @@ TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 VECTOR = 64  # numbers in a row of which the kernels make good use
 P, N = ctypes.c_void_p, ctypes.c_long
 SIGNATURES = {
-    "rectify": [P] * 4 + [N] * 3 + [ctypes.c_int],
-    "rectify_backward": [P] * 6 + [N] * 3 + [ctypes.c_int],
+    "rectify": [P] * 4 + [N] * 4 + [ctypes.c_int],
+    "rectify_backward": [P] * 6 + [N] * 4 + [ctypes.c_int],
     "spp": [P] * 2 + [N] * 4 + [P, N, N],
     "spp_windows": [P] * 2 + [N] * 4 + [P, N, N, N],
     "spp_backward": [P] * 3 + [N] * 4 + [P, N, N],
@@ -28,9 +28,8 @@ def knows(x: Tensor) -> bool:
 
 def rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
     """fused.py's."""
-    out, slope = torch.empty_like(x), _each(slope, x)
-    pointers = _pointers(x, bias, slope, out)
-    _call("rectify", x, *pointers, *_sizes(x), int(learned))
+    out, slope = torch.empty_like(x), slope.contiguous()
+    _call("rectify", x, *_pointers(x, bias, slope, out), *_sizes(slope, x), learned)
     return out
 
 
@@ -38,10 +37,10 @@ def rectify_backward(
     grad: Tensor, out: Tensor, slope: Tensor, learned: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """fused.py's."""
-    grad_x, slope = torch.empty_like(out), _each(slope, out)
-    grad_bias, grad_slope = torch.empty_like(slope), torch.empty_like(slope)
+    grad_x, slope = torch.empty_like(out), slope.contiguous()
+    grad_bias, grad_slope = (slope.new_empty(out.shape[1]) for _ in range(2))
     pointers = _pointers(grad, out, slope, grad_x, grad_bias, grad_slope)
-    _call("rectify_backward", out, *pointers, *_sizes(out), int(learned))
+    _call("rectify_backward", out, *pointers, *_sizes(slope, out), learned)
     return grad_x, grad_bias, grad_slope
 
 
@@ -74,18 +73,14 @@ def channels_innermost(x: Tensor) -> bool:
     return x.dim() in (2, 4) and x.is_contiguous(memory_format=layout)
 
 
-def _each(slope: Tensor, x: Tensor) -> Tensor:
-    return slope.expand(x.shape[1]).contiguous()
-
-
 def _pointers(*tensors: Tensor | None) -> list[int | None]:
     """Where tensors lie, who must be held by a name until the call is over."""
     return [t if t is None else t.data_ptr() for t in tensors]
 
 
-def _sizes(x: Tensor) -> list[int]:
+def _sizes(slope: Tensor, x: Tensor) -> list[int]:
     channels = x.shape[1]
-    return [x.numel(), channels, channels * max(1, VECTOR // channels)]
+    return [slope.shape[0], x.numel(), channels, channels * max(1, VECTOR // channels)]
 
 
 def _shape(x: Tensor) -> list[int]:
