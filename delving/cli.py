@@ -185,15 +185,15 @@ def plot_curves(
     names = name_apart([record.find_run(run, root, scale) for run in wanted])
     if not names:
         raise ValueError("plot-curves: name at least one run")
-    disk.check_writable(to.parent)
+    target = disk.find_target(to)
     curves = pd.concat([load_curves(folder).assign(run=name) for name, folder in names.items()])
     labels = shortest_labels(list(names))
     if len(labels) > 1:  # a long one would leave its line no room
         labels = {name: terminal.plain(label, longest=24) for name, label in labels.items()}
     classes = {count_classes(folder) for folder in names.values()}
     figure = draw_curves(curves, labels=labels, classes=sorted(classes))
-    terminal.say(save_figure(figure, to))
-    record.write_text(to.with_suffix(".csv"), curves.to_csv(index=False))
+    terminal.say(save_figure(figure, target))
+    record.write_text(target.with_suffix(".csv"), curves.to_csv(index=False))
 
 
 @app.command()

@@ -34,8 +34,7 @@ def bench(
     from delving import record
     from delving.bench.table import measure
 
-    if to:
-        disk.check_writable(to.parent)
+    target = to and disk.find_target(to)
     records, failed = [], False
     try:
         for name, row in measure(what, overrides or [], rounds):
@@ -47,8 +46,8 @@ def bench(
             records.append(row.as_record())
             if not as_json:
                 _say(records[-1])
-            if to:
-                record.write_json(to, records)
+            if target:
+                record.write_json(target, records)
     finally:  # also where a signal ends it: a run of all takes minutes
         if as_json and (records or failed):
             terminal.write(json.dumps(records, indent=2))

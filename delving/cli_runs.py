@@ -37,8 +37,7 @@ def export(
     else:
         root = Path(root_of_all) / ("cpu" if scale == "*" else scale)
     to = to or Path(f"runs-{root.name}.zip")
-    disk.check_writable(to.parent)
-    exported = export_runs(root, names, to)
+    exported = export_runs(root, names, disk.find_target(to))
     terminal.say(f"{to}: {count(len(exported.names), 'run')}, {to.stat().st_size / 1e6:.2f} MB")
     for why in exported.left_out.values():
         terminal.say(f"  left out: {why}")

@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from delving.launched import RANK, SIZE, are_several
+from delving.words import at_home
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -14,22 +17,23 @@ Overrides = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
-Root = Annotated[str, typer.Option(help="Where outputs lie.")]
-RANK = "RANK"  # of this process, where torchrun or SLURM started several of a run
+Root = Annotated[
+    str, typer.Option(help="Where outputs lie.", callback=lambda path: os.path.expanduser(path))
+]
 
 
 def refuse_ranks(what: str) -> None:
     """ValueError where torchrun started this process, which is for the ranks of one run."""
-    if RANK in os.environ:
-        raise ValueError(f"{RANK} is set, as by torchrun: it starts the processes of one train or "
-                         f"eval; {what} starts its own")  # fmt: skip
+    if are_several():
+        raise ValueError(f"{RANK} and {SIZE} are set, as by torchrun: it starts the processes of "
+                         f"one train or eval; {what} starts its own")  # fmt: skip
 
 
 @contextmanager
 def found_once(find: Callable[[], Any]) -> Iterator[Any]:
     """What `find` returns, one of JSON: of several ranks the first alone looks, and the others,
     joined until the end of this, are told."""
-    if RANK not in os.environ:
+    if not are_several():
         yield find()
         return
     from delving.ranks import agree, joined
@@ -40,13 +44,13 @@ def found_once(find: Callable[[], Any]) -> Iterator[Any]:
 
 def speaks() -> bool:
     """Whether this process is the one of its run that prints."""
-    return os.environ.get(RANK, "0") == "0"
+    return not are_several() or os.environ[RANK] == "0"
 
 
 def asked_root(words: Sequence[str], usual: str = "outputs") -> str:
     """Where outputs shall lie by key=value words, the last one counting."""
     roots = [word.partition("=")[2] for word in words if word.startswith("output_root=")]
-    return roots[-1] if roots else usual
+    return at_home("output_root", roots[-1]) if roots else usual
 
 
 def split_places(words: Sequence[str], usual: str = "outputs") -> tuple[str, str, list[str]]:
@@ -62,17 +66,13 @@ def split_places(words: Sequence[str], usual: str = "outputs") -> tuple[str, str
 
 def make_display():
     """What shows one run, on this terminal."""
-    from rich.console import Console
+    from delving.display import Display, make_console
 
-    from delving.display import Display
-
-    return Display(Console())
+    return Display(make_console())
 
 
 def make_overview():
     """What shows many."""
-    from rich.console import Console
+    from delving.display import Overview, make_console
 
-    from delving.display import Overview
-
-    return Overview(Console())
+    return Overview(make_console())

@@ -34,7 +34,7 @@ from delving.schema import (
     validate,
 )
 from delving.sweep import Several, multiply, read_ranges, read_sweep
-from delving.words import cut, first_line, last_of_each, nearest, quote, shown
+from delving.words import at_home, cut, first_line, last_of_each, nearest, quote, shown
 
 
 @dataclass
@@ -234,7 +234,7 @@ def _check_knob(key: str, value: str) -> str:
         raise ValueError(f"{shown(f'{key}={value}')}: a value, no interpolation or random order")
     if key in TEXTS:  # a path is a path: its '~', ',' and '=' are no grammar
         _fitted(key, None if value == "null" else value)
-        return f"{key}=" + ("null" if value == "null" else quote(value))
+        return f"{key}=" + ("null" if value == "null" else quote(at_home(key, value)))
     word = f"{key}=[{value}]" if key in LISTS and not value.startswith("[") else f"{key}={value}"
     try:
         check_nesting(word)

@@ -23,6 +23,24 @@ def check_writable(folder: Path) -> None:
         raise ValueError(f"{folder} cannot be written: {why}") from error
 
 
+def find_target(path: Path) -> Path:
+    """The file that is written where `path` is asked for: a link's own.
+
+    Raises:
+        ValueError: a folder, device or pipe is there, which a file would replace; or its folder
+            cannot be written.
+    """
+    try:
+        target = path.resolve()
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is no plain file")
+    except (OSError, RuntimeError) as error:  # a link to itself
+        why = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"{path} cannot be written: {why}") from error
+    check_writable(target.parent)
+    return target
+
+
 def _try_to_write(folder: Path) -> None:
     # An attempt, since permissions say nothing of a read-only disk, of /proc, or to root.
     try:

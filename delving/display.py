@@ -1,6 +1,7 @@
 """What a person sees of a run: a progress bar on a terminal, plain timed lines elsewhere."""
 
 import contextlib
+import sys
 import time
 from types import TracebackType
 
@@ -19,6 +20,12 @@ def _unheard() -> contextlib.AbstractContextManager:
     """Work goes on where nothing can be shown any more, as when who read it is gone or a disk is
     full; of a reader that is gone rich makes a SystemExit."""
     return contextlib.suppress(OSError, SystemExit)
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A stream as it is: FORCE_COLOR makes no terminal of a file, in which a bar would be drawn."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, force_terminal=None if stream.isatty() else False)
 
 
 def speak(console: Console, text: str, *, working: bool = True) -> None:

@@ -70,10 +70,12 @@ def _devices() -> Iterator[tuple[str, str]]:
 
 def _kernels(kind: str) -> str:
     from delving.kernels import gpu, native
+    from delving.kernels.compiled import FAULTS
 
     if kind == "cpu":
-        compiled = native.load() is not None
-        return "compiled for this CPU" if compiled else "none: a C++ compiler makes training faster"
+        if native.load() is not None:
+            return "compiled for this CPU"
+        return f"none ({FAULTS['kernels.cpp']}): compiled by a C++ compiler they train faster"
     if kind == "cuda":
         found, fault = gpu.look_for_programs()
         return "Triton's" if found else f"none: {fault}"

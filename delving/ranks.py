@@ -9,6 +9,7 @@ import os
 import socket
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,10 +21,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from delving.launched import RANK, SIZE, are_several
 from delving.signals import ABOVE, Interrupted, counted, rank_of
 
-VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+VARIABLES = (RANK, SIZE, "MASTER_ADDR", "MASTER_PORT")
 MEETING = 300.0  # seconds for all ranks to come
+LATE = 10.0  # after which rank 0 says that it waits
+ATTEMPT = timedelta(seconds=3)  # to reach their meeting place
 SIGNS = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "gloo/")
 # A rank that was killed is noticed at once by gloo's closed connections; one whose machine
 # vanished, and either by NCCL's watchdog, after this long. Rank 0 may take some of it to save.
@@ -171,11 +175,6 @@ class Ranks:
 ALONE = Ranks()
 
 
-def are_several() -> bool:
-    """Whether torchrun or SLURM started this process as one of several."""
-    return os.environ.get("WORLD_SIZE", "1") not in ("", "1") and "RANK" in os.environ
-
-
 @contextmanager
 def joined() -> Iterator[Ranks]:
     """The ranks of this run; inside another `joined` the same ones.
@@ -197,7 +196,7 @@ def joined() -> Iterator[Ranks]:
 
 
 def _join(ranks: Ranks) -> None:
-    store, *_ = next(dist.rendezvous("env://", timeout=PATIENCE))
+    store = _open_store(ranks)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
         store=dist.PrefixStore(_meet(store, ranks), store),
@@ -207,16 +206,38 @@ def _join(ranks: Ranks) -> None:
     )
 
 
+def _open_store(ranks: Ranks) -> dist.TCPStore:
+    """Where ranks meet, as torch's env:// has it; tried again and again, and no rank is waited for,
+    since who waits within torch hears no signal. DistError where nobody answers."""
+    host, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT")
+    serves = ranks.first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    until = time.monotonic() + MEETING
+    while True:
+        try:
+            store = dist.TCPStore(
+                host, port, ranks.size, serves, ATTEMPT, wait_for_workers=False, multi_tenant=serves
+            )
+        except dist.DistError:
+            if serves or time.monotonic() > until:
+                raise
+        else:
+            store.set_timeout(PATIENCE)
+            return store
+
+
 def _meet(store: dist.Store, ranks: Ranks) -> str:
     """A name of this meeting, which all its ranks know and no earlier one had.
 
     torchrun keeps its store through restarts, and with it what ranks now dead have written there:
     who took their addresses for those of the living would wait for them in vain.
     """
-    own, until = uuid.uuid4().hex, time.monotonic() + MEETING
+    own, start, told = uuid.uuid4().hex, time.monotonic(), False
     if ranks.first:
         store.set("delving/meeting", own)
-    while time.monotonic() < until:
+    while time.monotonic() < start + MEETING:
+        if ranks.first and not told and time.monotonic() > start + LATE:
+            told = True
+            warnings.warn(f"waiting for {ranks.size} ranks (WORLD_SIZE)", stacklevel=2)
         if ranks.first:
             there = [f"delving/{own}/{rank}" for rank in range(1, ranks.size)]
             if store.check(there):
@@ -252,7 +273,7 @@ def _read_ranks() -> Ranks:
     if lacking:
         raise ValueError(f"one of several processes, but {', '.join(lacking)} is not set: torchrun "
                          "--nproc-per-node=N -m delving train ... sets it")  # fmt: skip
-    rank, size = _number("RANK"), _number("WORLD_SIZE")
+    rank, size = _number(RANK), _number(SIZE)
     local_rank, local_size = _number("LOCAL_RANK", rank), _number("LOCAL_WORLD_SIZE", size)
     if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
         raise ValueError(

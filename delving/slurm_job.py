@@ -14,11 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from rich.console import Console
-
 from delving import config as configs
 from delving import exits
-from delving.display import Display
+from delving.display import Display, make_console
 from delving.signals import REQUEUE, Interrupted
 
 EVERY = 30.0  # seconds between two lines of the job's log
@@ -63,7 +61,7 @@ class TrainingJob:
         from delving.run import train_run
 
         config = configs.from_yaml(self.config, self.name)
-        with Display(Console(), every=EVERY) as display:
+        with Display(make_console(), every=EVERY) as display:
             return str(train_run(config, display))
 
     def checkpoint(self):

@@ -1,5 +1,6 @@
 """A run's state: started anew or taken up from its checkpoint, and saved."""
 
+import os
 import platform
 import subprocess
 from dataclasses import asdict, fields
@@ -217,9 +218,11 @@ def git_revision() -> str | None:
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return None
+    # Where git runs us, as in a hook, its variables may name another repository.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
         command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"]
-        told = subprocess.run(command, capture_output=True, check=True).stdout
+        told = subprocess.run(command, capture_output=True, check=True, env=environment).stdout
         return told.decode("utf-8", "replace").strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -4,11 +4,13 @@ Weights stay where they are: what tables, figures and verdicts need of a run is 
 what was measured of its weights goes along.
 """
 
+import errno
 import hashlib
 import io
 import json
 import os
 import re
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -138,8 +140,7 @@ def import_runs(archive: Path, output_root: str) -> Moved:
         parts = {key: _new_parts(root / key / FILE, folder / FILE)
                  for key, folder in made.items() if key not in runs}  # fmt: skip
         for key, folder in new.items():
-            (root / key).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(folder, root / key)
+            _put(folder, root / key)
         for key, (lacking, _) in parts.items():
             clear_up(root / key)  # where one died that had added all
             if lacking:
@@ -149,6 +150,18 @@ def import_runs(archive: Path, output_root: str) -> Moved:
     moved.there = sorted(set(made) - set(moved.new))
     moved.others = sorted(key for key, (_, differ) in parts.items() if differ)
     return moved
+
+
+def _put(folder: Path, place: Path) -> None:
+    """Moves a folder to where nothing is, whole: also to another disk, as a scale may be a link."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.replace(folder, place)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with folder_beside(place) as scratch:
+            os.replace(shutil.copytree(folder, scratch / "run"), place)
 
 
 def _new_parts(place: Path, file: Path) -> tuple[list[dict], bool]:

@@ -1,6 +1,7 @@
 """Words as people type them: what is printed of them, and what they may have meant."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -34,6 +35,12 @@ def quote(value: str) -> str:
     """A text as Hydra reads it back unchanged."""
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
     return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
+
+
+def at_home(key: str, value: str) -> str:
+    """A place for outputs with its `~`, which not every shell sees behind a `=`; of other keys the
+    value as it is."""
+    return os.path.expanduser(value) if key == "output_root" else value
 
 
 def last_of_each(words: Iterable[str]) -> dict[str, str]:

@@ -3,10 +3,8 @@
 import contextlib
 import json
 import math
-import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -16,6 +14,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from delving.data.loader import SHARING, count_cores
+from delving.launched import child_environment, module_command
 from delving.signals import HEEDED, Interrupted, counted, heeding_signals
 
 REST = 3.0  # seconds until a task that another process is at is looked at again
@@ -87,13 +86,14 @@ class Worker:
     def _start(self) -> subprocess.Popen:
         count, self.said = str(self.threads), tempfile.TemporaryFile("w+", **TEXT)  # noqa: SIM115
         return subprocess.Popen(
-            [sys.executable, "-m", "delving.work"],
+            module_command("delving.work"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.said,
             **TEXT,
-            env=os.environ
-            | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, SHARING: str(self.sharing)},
+            env=child_environment(
+                OMP_NUM_THREADS=count, MKL_NUM_THREADS=count, **{SHARING: str(self.sharing)}
+            ),
             start_new_session=True,  # a terminal's Ctrl-C comes to us alone; we pass it on, once
         )
 

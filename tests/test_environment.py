@@ -387,6 +387,31 @@ def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["device", "pipe", "folder", "link to itself"])
+def test_a_file_replaces_nothing_but_a_file(delving, tmp_path, kind):
+    """As root would replace /dev/null for all."""
+    place = {"device": Path("/dev/null")}.get(kind, tmp_path / "there")
+    if kind == "pipe":
+        os.mkfifo(place)
+    if kind == "folder":
+        place.mkdir()
+    if kind == "link to itself":
+        place.symlink_to(place)
+    before = os.lstat(place)
+    with pytest.raises(ValueError, match=f"{place} "):
+        disk.find_target(place)
+    code, _, err = delving("runs", "export", "--to", place, "--output-root", tmp_path)
+    assert (code, one_line(err), str(place) in err) == (2, True, True)
+    assert (os.lstat(place).st_mode, os.lstat(place).st_ino) == (before.st_mode, before.st_ino)
+
+
+def test_through_a_link_its_own_file_is_written(tmp_path):
+    (tmp_path / "link").symlink_to("file")
+    assert disk.find_target(tmp_path / "link") == tmp_path / "file"
+    (tmp_path / "file").write_text("there")
+    assert disk.find_target(tmp_path / "link") == tmp_path / "file"
+
+
 WRITING = {
     "train": ["train", "scale=smoke", "output_root={}"],
     "train -m": ["train", "-m", "scale=smoke", "act=relu,prelu", "output_root={}"],

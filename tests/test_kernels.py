@@ -1,6 +1,8 @@
 """The fused kernels compute what the plain forms compute, and those what Eq. 1 to 3 say."""
 
 import importlib.util
+import os
+import re
 import shutil
 import signal
 from collections import defaultdict
@@ -20,6 +22,7 @@ from delving.bench.training import build
 from delving.build import build_model, materialise
 from delving.config import compose
 from delving.device import prepare_backend
+from delving.doctor import examine
 from delving.fused import rectify, rectify_backward_plain, rectify_plain, rectify_pool
 from delving.kernels import gpu, native
 from delving.rectifier import PReLU
@@ -315,7 +318,20 @@ def test_where_nothing_compiles_the_plain_forms_serve(monkeypatch, tmp_path, com
         assert native.load() is None
         torch.testing.assert_close(act(x), wanted)
         torch.testing.assert_close(SPP((2, 1))(x), pool_levels(x, (2, 1)))
+        told = dict(examine(str(tmp_path)))["kernels"]
+    assert re.match(r"none \(.+\): compiled by a C\+\+ compiler", told)
+    assert compiler != "no-such-compiler" or "no C++ compiler (no-such-compiler)" in told
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+@compiled
+@pytest.mark.parametrize("words", ["", "{} -O1", "env {}"])
+def test_the_compiler_is_a_command_with_words_or_none(monkeypatch, tmp_path, words):
+    """As with ccache, or a cross compiler's own flags."""
+    command = words.format(shutil.which(os.environ.get("CXX") or "c++"))
+    with loading_anew(monkeypatch, CXX=command, XDG_CACHE_HOME=tmp_path):
+        assert native.load() is not None
+    assert [*tmp_path.rglob("*.so")]
 
 
 @compiled

@@ -66,10 +66,11 @@ for line in iter(sys.stdin.readline, ""):
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A working directory whose workers are the ones above: python looks there first."""
+    """A working directory; its workers are the ones above."""
     (tmp_path / "delving").mkdir()
     (tmp_path / "delving" / "__init__.py").write_text("")
     (tmp_path / "delving" / "work.py").write_text(WORK)
+    monkeypatch.setattr("delving.launched.PACKAGE", tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("delving.multirun.with_images", lambda tasks, runs: tasks)
     return tmp_path
@@ -213,6 +214,7 @@ def test_what_is_for_many_runs_is_refused_of_one(train, no_workers, home, option
 
 def test_it_is_not_for_torchrun(train, no_workers, home, monkeypatch):
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = train("-m", *SMOKE, "seed=0..1")
     assert code == 2
     assert "torchrun" in err

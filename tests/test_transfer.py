@@ -1,5 +1,6 @@
 """Runs go from one machine to another as one archive: the same records, and nothing else."""
 
+import errno
 import hashlib
 import io
 import json
@@ -119,6 +120,24 @@ def test_an_import_that_was_killed_leaves_nothing_once_it_is_done_again(
         file: data for file, (data, _) in theirs.items()
     }
     assert not list(Path(here).glob(".*"))
+
+
+def test_a_scale_may_lie_on_another_disk(archive, here, tmp_path, monkeypatch):
+    real = os.replace
+
+    def across(path, to):
+        if ".import." in str(path) and ".import." not in str(to):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        real(path, to)
+
+    import_runs(archive, str(tmp_path / "whole"))
+    monkeypatch.setattr(os, "replace", across)
+    import_runs(archive, here)
+    ours, theirs = (snapshot(root) for root in (Path(here), tmp_path / "whole"))
+    assert {file: data for file, (data, _) in ours.items()} == {
+        file: data for file, (data, _) in theirs.items()
+    }
+    assert not list(Path(here).rglob(".*"))
 
 
 def test_what_arrived_is_finished_and_measured_for_a_reproduction(archive, here):

@@ -84,11 +84,12 @@ for line in iter(sys.stdin.readline, ""):
 
 @pytest.fixture(autouse=True)
 def _fake_worker(tmp_path_factory, monkeypatch):
-    """`python -m delving.work` finds the script above: it looks in the working directory first."""
+    """`python -m delving.work` finds the script above."""
     folder = tmp_path_factory.mktemp("fake")
     (folder / "delving").mkdir()
     (folder / "delving" / "__init__.py").write_text("")
     (folder / "delving" / "work.py").write_text(WORK)
+    monkeypatch.setattr("delving.launched.PACKAGE", folder)
     monkeypatch.chdir(folder)
 
 

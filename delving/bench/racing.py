@@ -1,15 +1,14 @@
 """Nets that train side by side in processes of their own, and in ranks that share their batches."""
 
 import json
-import os
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
 from delving.artefact import published
 from delving.bench.rounds import ROUNDS, Row, compare, in_turns
+from delving.launched import child_environment, module_command
 
 STEPS = 40  # of a round
 GRACE = 60.0  # seconds for a process to end
@@ -21,11 +20,11 @@ class Racer:
     def __init__(self, words: Sequence[str], *, plain: bool, threads: int, **environment: str):
         own = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "delving.bench.racer", json.dumps([plain, list(words)])],
+            module_command("delving.bench.racer", json.dumps([plain, list(words)])),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             encoding="utf-8",
-            env=os.environ | own | environment,
+            env=child_environment(**own, **environment),
         )
 
     def start(self, steps: int) -> None:

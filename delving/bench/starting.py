@@ -10,6 +10,7 @@ from pathlib import Path
 from delving.bench.rounds import ROUNDS, Row, compare, in_turns
 from delving.config import compose
 from delving.device import name_device, pick_device
+from delving.launched import child_environment, module_command
 
 POLL = 0.005  # seconds between two looks
 
@@ -21,8 +22,8 @@ def bench_start(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
         scratch = Path(folder)
         found = in_turns(
             {
-                "help": lambda: _seconds([sys.executable, "-m", "delving", "--help"]),
-                "torch": lambda: _seconds([sys.executable, "-c", "import torch"]),
+                "help": lambda: _seconds(module_command("delving", "--help")),
+                "torch": lambda: _seconds([sys.executable, "-P", "-c", "import torch"]),
                 "step": lambda: _first_step(scratch, words),
             },
             rounds,
@@ -38,7 +39,7 @@ def bench_start(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
 
 def _seconds(command: Sequence[str]) -> float:
     start = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=child_environment())
     return time.perf_counter() - start
 
 
@@ -47,10 +48,10 @@ def _first_step(scratch: Path, words: Sequence[str]) -> float:
     folder = Path(tempfile.mkdtemp(dir=scratch))
     (scratch / "data").mkdir(exist_ok=True)
     (folder / "data").symlink_to(scratch / "data")  # the images are generated once
-    command = [sys.executable, "-m", "delving", "train", "scale=smoke", "train.log_every=1",
-               *words, f"output_root={folder}"]  # fmt: skip
+    command = module_command("delving", "train", "scale=smoke", "train.log_every=1", *words,
+                             f"output_root={folder}")  # fmt: skip
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=child_environment())
     try:
         while process.poll() is None and not _has_stepped(folder):
             time.sleep(POLL)

@@ -61,11 +61,12 @@ def _md5(path: Path) -> str:
 
 
 def _fetch(url: str, to: Path) -> None:
-    from rich.console import Console
     from rich.progress import wrap_file
 
+    from delving.display import make_console
+
     request = urllib.request.Request(url, headers={"User-Agent": "delving"})
-    screen = Console(stderr=True)
+    screen = make_console(stderr=True)
     with (
         urllib.request.urlopen(request, timeout=SILENCE) as answer,
         wrap_file(answer, answer.length or 0, description=to.name, console=screen, transient=True)

@@ -9,15 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+from delving.launched import child_environment, module_command
+
 SECONDS, BYTES = 60, 4 * 2**30  # of the process
 
 
 def read_synsets(path: Path) -> dict[str, list[str]]:
     """{ILSVRC2012_ID in digits: [WordNet id, its names]}; ValueError where it is not the devkit's
     meta.mat."""
-    command = [sys.executable, "-m", "delving.data.mat", str(path)]
+    command, environment = module_command("delving.data.mat", str(path)), child_environment()
     try:
-        done = subprocess.run(command, capture_output=True, timeout=SECONDS)
+        done = subprocess.run(command, capture_output=True, timeout=SECONDS, env=environment)
         found = json.loads(done.stdout) if done.returncode == 0 else {}
     except (subprocess.TimeoutExpired, ValueError):
         found = {}

@@ -4,12 +4,14 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from delving.beside import folder_beside
+from delving.words import shown
 
 FOLDER = Path(__file__).parent
 # Products are not fused into sums, so that results are those of the plain forms.
@@ -23,6 +25,7 @@ TUNED = (
     (),
 )
 SECONDS = 120
+FAULTS: dict[str, str] = {}  # by source: why the last attempt to have it failed
 
 
 def compile_and_load(
@@ -37,9 +40,17 @@ def compile_and_load(
     for tuning in tuned:
         try:
             return _load(_compiled(FOLDER / source, [*FLAGS, *tuning], links))
-        except (OSError, subprocess.SubprocessError):
-            continue
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            FAULTS[source] = _tell(error)
     return None
+
+
+def _tell(error: Exception) -> str:
+    """Why a source is not compiled, in a line."""
+    told = getattr(error, "stderr", None)
+    lines = told.decode("utf-8", "replace").splitlines() if told else []
+    faults = [line for line in lines if "error" in line.lower()] or lines
+    return shown(faults[0] if faults else error, most=160)
 
 
 def _load(library: Path) -> ctypes.CDLL:
@@ -48,6 +59,7 @@ def _load(library: Path) -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
     except OSError:
         library.unlink(missing_ok=True)
+        library.with_suffix(".sha256").unlink(missing_ok=True)
         raise
 
 
@@ -57,24 +69,33 @@ def _compiled(source: Path, flags: list[str], links: Sequence[str]) -> Path:
     Raises:
         OSError, SubprocessError: there is no compiler, it fails, or nothing can be written.
     """
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        raise FileNotFoundError("no C++ compiler")
-    known = [source.read_text(encoding="utf-8"), *flags, *links, compiler, _processor()]
+    compiler = _compiler()
+    known = [source.read_text(encoding="utf-8"), *flags, *links, *compiler, _processor()]
     library = _folder() / f"{_hash(chr(10).join(known).encode())[:16]}.so"
     if not _is_whole(library):
         with folder_beside(library) as scratch:
-            _compile([compiler, *flags], source, links, scratch)
+            _compile(compiler, flags, source, links, scratch)
             for suffix in (".so", ".sha256"):
                 made = (scratch / "made").with_suffix(suffix)
                 os.replace(made, library.with_suffix(suffix))
     return library
 
 
-def _compile(compiler: list[str], source: Path, links: Sequence[str], scratch: Path) -> None:
+def _compiler() -> list[str]:
+    """The command of CXX with its words, as `ccache g++`, or c++."""
+    first, *words = shlex.split(os.environ.get("CXX") or "") or ["c++"]
+    found = shutil.which(first)
+    if found is None:
+        raise FileNotFoundError(f"no C++ compiler ({first})")
+    return [found, *words]
+
+
+def _compile(
+    compiler: list[str], flags: list[str], source: Path, links: Sequence[str], scratch: Path
+) -> None:
     # Linked without OpenMP's own library: a second one would have threads of its own.
-    for words in ([*compiler, "-c", str(source), "-o", "made.o"],
-                  [compiler[0], "-shared", "made.o", *links, "-o", "made.so"]):  # fmt: skip
+    for words in ([*compiler, *flags, "-c", str(source), "-o", "made.o"],
+                  [*compiler, "-shared", "made.o", *links, "-o", "made.so"]):  # fmt: skip
         subprocess.run(words, cwd=scratch, check=True, capture_output=True, timeout=SECONDS)
     of_library = _hash((scratch / "made.so").read_bytes())
     (scratch / "made.sha256").write_text(of_library, encoding="utf-8")
