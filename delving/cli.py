@@ -181,11 +181,11 @@ def plot_curves(
 
     root, scale, wanted = split_places(runs, output_root)
     to = to or Path(root) / "curves" / "curves.png"
-    check_ending(to)
+    target = disk.find_target(to)
+    check_ending(target)
     names = name_apart([record.find_run(run, root, scale) for run in wanted])
     if not names:
         raise ValueError("plot-curves: name at least one run")
-    target = disk.find_target(to)
     curves = pd.concat([load_curves(folder).assign(run=name) for name, folder in names.items()])
     labels = shortest_labels(list(names))
     if len(labels) > 1:  # a long one would leave its line no room

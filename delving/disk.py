@@ -31,7 +31,7 @@ def find_target(path: Path) -> Path:
             cannot be written.
     """
     try:
-        target = path.resolve()
+        target = path.resolve() if path.is_symlink() else path
         if path.exists() and not path.is_file():
             raise ValueError(f"{path} is no plain file")
     except (OSError, RuntimeError) as error:  # a link to itself

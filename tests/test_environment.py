@@ -412,6 +412,13 @@ def test_through_a_link_its_own_file_is_written(tmp_path):
     assert disk.find_target(tmp_path / "link") == tmp_path / "file"
 
 
+def test_a_link_makes_no_picture_of_another_file(delving, tmp_path):
+    (tmp_path / "link.png").symlink_to("notes.txt")
+    code, _, err = delving("plot-curves", "some-run", "--to", tmp_path / "link.png")
+    assert code == 2
+    assert "notes.txt: a picture ends in .png or .svg" in err
+
+
 WRITING = {
     "train": ["train", "scale=smoke", "output_root={}"],
     "train -m": ["train", "-m", "scale=smoke", "act=relu,prelu", "output_root={}"],
