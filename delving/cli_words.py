@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from delving.launched import RANK, SIZE, are_several
-from delving.words import at_home
 
 Overrides = Annotated[
     list[str] | None,
@@ -49,6 +48,8 @@ def speaks() -> bool:
 
 def asked_root(words: Sequence[str], usual: str = "outputs") -> str:
     """Where outputs shall lie by key=value words, the last one counting."""
+    from delving.words import at_home
+
     roots = [word.partition("=")[2] for word in words if word.startswith("output_root=")]
     return at_home("output_root", roots[-1]) if roots else usual
 

@@ -204,7 +204,7 @@ def test_nets_that_race_all_train():
 
 def test_a_racer_that_died_is_told_and_not_taken_for_a_reader_that_left(monkeypatch):
     """`delving ... | head` ends well by a broken pipe; a race does not."""
-    monkeypatch.setattr(racing.sys, "executable", "false")
+    monkeypatch.setattr("sys.executable", "false")
     with racing.Racer([], plain=True, threads=1) as one:
         one.process.wait()
         with pytest.raises(RuntimeError, match="exit code 1"):
