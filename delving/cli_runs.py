@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from delving import disk, terminal
-from delving.cli_words import Root, split_places
+from delving.cli_words import Root, asked_root, split_places
 
 runs_app = typer.Typer(no_args_is_help=True, help="Take finished runs from one machine to another.")
 
@@ -53,9 +53,10 @@ def import_(
     """Put exported runs where they belong, verified, each whole or not at all."""
     from delving.transfer import import_runs
 
-    disk.check_writable(Path(output_root))
+    root = asked_root([], output_root)
+    disk.check_writable(Path(root))
     for archive in archives:
-        moved = import_runs(archive, output_root)
+        moved = import_runs(archive, root)
         terminal.say(f"{archive}: {len(moved.new)} new, {len(moved.there)} there already")
         for name in moved.new:
             terminal.say(f"  {name}")

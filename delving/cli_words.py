@@ -16,9 +16,7 @@ Overrides = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
-Root = Annotated[
-    str, typer.Option(help="Where outputs lie.", callback=lambda path: os.path.expanduser(path))
-]
+Root = Annotated[str, typer.Option(help="Where outputs lie.")]
 
 
 def refuse_ranks(what: str) -> None:
@@ -47,11 +45,9 @@ def speaks() -> bool:
 
 
 def asked_root(words: Sequence[str], usual: str = "outputs") -> str:
-    """Where outputs shall lie by key=value words, the last one counting."""
-    from delving.words import at_home
-
+    """Where outputs shall lie by key=value words, the last one counting; `~` is one's home."""
     roots = [word.partition("=")[2] for word in words if word.startswith("output_root=")]
-    return at_home("output_root", roots[-1]) if roots else usual
+    return os.path.expanduser(roots[-1] if roots else usual)
 
 
 def split_places(words: Sequence[str], usual: str = "outputs") -> tuple[str, str, list[str]]:

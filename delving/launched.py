@@ -5,24 +5,20 @@ import os
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 RANK, SIZE = "RANK", "WORLD_SIZE"  # as torchrun and SLURM jobs of ours set them
 PACKAGE = Path(__file__).parent.parent
 
 
-def module_command(module: str, *words: str) -> list[str]:
-    """The command of a module of this package, to be run with `child_environment`. What lies in
-    the folder it is called from, which is the user's, is not imported."""
-    return [sys.executable, "-P", "-m", module, *words]
-
-
-def child_environment(**more: str) -> dict[str, str]:
-    """This process's, by which a child finds this very package wherever it was started from."""
-    found = os.environ | more
+def child(module: str, *words: str, **variables: str) -> dict[str, Any]:
+    """The arguments by which `subprocess` runs a module of this very package, wherever that lies,
+    and imports nothing of the working directory, which is the user's."""
+    environment = os.environ | variables
     if str(PACKAGE) not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        before = found.get("PYTHONPATH")
-        found["PYTHONPATH"] = os.pathsep.join([str(PACKAGE), *([before] if before else [])])
-    return found
+        before = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGE), *([before] if before else [])])
+    return {"args": [sys.executable, "-P", "-m", module, *words], "env": environment}
 
 
 def are_several() -> bool:

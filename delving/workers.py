@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from delving.data.loader import SHARING, count_cores
-from delving.launched import child_environment, module_command
+from delving.launched import child
 from delving.signals import HEEDED, Interrupted, counted, heeding_signals
 
 REST = 3.0  # seconds until a task that another process is at is looked at again
@@ -86,14 +86,16 @@ class Worker:
     def _start(self) -> subprocess.Popen:
         count, self.said = str(self.threads), tempfile.TemporaryFile("w+", **TEXT)  # noqa: SIM115
         return subprocess.Popen(
-            module_command("delving.work"),
+            **child(
+                "delving.work",
+                OMP_NUM_THREADS=count,
+                MKL_NUM_THREADS=count,
+                **{SHARING: str(self.sharing)},
+            ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.said,
             **TEXT,
-            env=child_environment(
-                OMP_NUM_THREADS=count, MKL_NUM_THREADS=count, **{SHARING: str(self.sharing)}
-            ),
             start_new_session=True,  # a terminal's Ctrl-C comes to us alone; we pass it on, once
         )
 

@@ -14,7 +14,7 @@ from delving import launched
 from delving.cli_words import asked_root, found_once, refuse_ranks, speaks
 from delving.config import compose
 from delving.display import make_console
-from delving.launched import child_environment, module_command
+from delving.launched import child
 from delving.ranks import LostRankError, Ranks, _meet
 from delving.state import git_revision
 
@@ -25,10 +25,8 @@ def test_a_child_imports_nothing_of_the_folder_it_is_started_from(tmp_path, thei
     """A user's own files there may bear any name."""
     (tmp_path / theirs).parent.mkdir(exist_ok=True)
     (tmp_path / theirs).write_text("raise SystemExit('mine')")
-    done = subprocess.run(
-        module_command("delving", "--help"), env=child_environment(), cwd=tmp_path,
-        capture_output=True, text=True,
-    )  # fmt: skip
+    command = child("delving", "--help")
+    done = subprocess.run(**command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "reproduce" in done.stdout
 
@@ -36,16 +34,17 @@ def test_a_child_imports_nothing_of_the_folder_it_is_started_from(tmp_path, thei
 def test_a_child_is_of_this_very_package_before_any_other_that_is_known(monkeypatch):
     here = str(Path(launched.__file__).parents[1])
     monkeypatch.setenv("PYTHONPATH", "/theirs")
-    assert child_environment(MORE="1")["PYTHONPATH"].split(os.pathsep) == [here, "/theirs"]
-    assert child_environment(MORE="1")["MORE"] == "1"
+    variables = child("delving", MORE="1")["env"]
+    assert variables["PYTHONPATH"].split(os.pathsep) == [here, "/theirs"]
+    assert variables["MORE"] == "1"
     monkeypatch.delenv("PYTHONPATH")
-    assert child_environment()["PYTHONPATH"] == here
+    assert child("delving")["env"]["PYTHONPATH"] == here
 
 
 def test_of_an_installed_package_a_child_knows_by_itself(monkeypatch):
     monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.setattr(launched, "PACKAGE", Path(launched.sysconfig.get_path("purelib")))
-    assert "PYTHONPATH" not in child_environment()
+    assert "PYTHONPATH" not in child("delving")["env"]
 
 
 # --- several of a run ---
@@ -99,7 +98,7 @@ def test_who_waits_for_ranks_that_never_come_hears_signals(rank):
     variables = {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2",
                  "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, "-c", WAITING], env=child_environment(**variables), text=True,
+        [sys.executable, "-c", WAITING], env=child("", **variables)["env"], text=True,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -132,6 +131,6 @@ def test_a_file_is_no_terminal_though_colours_are_forced(monkeypatch, capsys):
 def test_outputs_may_lie_at_home(monkeypatch, tmp_path):
     """zsh leaves the ~ behind a = as it is."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert asked_root(["output_root=~/x"]) == f"{tmp_path}/x"
+    assert asked_root(["output_root=~/x"]) == asked_root([], "~/x") == f"{tmp_path}/x"
     assert compose(["output_root=~/x"]).output_root == f"{tmp_path}/x"
     assert compose(["output_root=./~"]).output_root == "./~"

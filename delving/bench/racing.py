@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 
 from delving.artefact import published
 from delving.bench.rounds import ROUNDS, Row, compare, in_turns
-from delving.launched import child_environment, module_command
+from delving.launched import child
 
 STEPS = 40  # of a round
 GRACE = 60.0  # seconds for a process to end
@@ -20,11 +20,10 @@ class Racer:
     def __init__(self, words: Sequence[str], *, plain: bool, threads: int, **environment: str):
         own = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen(
-            module_command("delving.bench.racer", json.dumps([plain, list(words)])),
+            **child("delving.bench.racer", json.dumps([plain, list(words)]), **own, **environment),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             encoding="utf-8",
-            env=child_environment(**own, **environment),
         )
 
     def start(self, steps: int) -> None:

@@ -6,11 +6,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from delving.bench.rounds import ROUNDS, Row, compare, in_turns
 from delving.config import compose
 from delving.device import name_device, pick_device
-from delving.launched import child_environment, module_command
+from delving.launched import child
 
 POLL = 0.005  # seconds between two looks
 
@@ -22,8 +23,8 @@ def bench_start(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
         scratch = Path(folder)
         found = in_turns(
             {
-                "help": lambda: _seconds(module_command("delving", "--help")),
-                "torch": lambda: _seconds([sys.executable, "-P", "-c", "import torch"]),
+                "help": lambda: _seconds(child("delving", "--help")),
+                "torch": lambda: _seconds({"args": [sys.executable, "-c", "import torch"]}),
                 "step": lambda: _first_step(scratch, words),
             },
             rounds,
@@ -37,9 +38,9 @@ def bench_start(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
     ]  # fmt: skip
 
 
-def _seconds(command: Sequence[str]) -> float:
+def _seconds(command: dict[str, Any]) -> float:
     start = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=child_environment())
+    subprocess.run(**command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
@@ -48,10 +49,10 @@ def _first_step(scratch: Path, words: Sequence[str]) -> float:
     folder = Path(tempfile.mkdtemp(dir=scratch))
     (scratch / "data").mkdir(exist_ok=True)
     (folder / "data").symlink_to(scratch / "data")  # the images are generated once
-    command = module_command("delving", "train", "scale=smoke", "train.log_every=1", *words,
-                             f"output_root={folder}")  # fmt: skip
+    command = child("delving", "train", "scale=smoke", "train.log_every=1", *words,
+                    f"output_root={folder}")  # fmt: skip
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=child_environment())
+    process = subprocess.Popen(**command, stdout=subprocess.DEVNULL)
     try:
         while process.poll() is None and not _has_stepped(folder):
             time.sleep(POLL)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from delving.launched import child_environment, module_command
+from delving.launched import child
 
 SECONDS, BYTES = 60, 4 * 2**30  # of the process
 
@@ -17,9 +17,9 @@ SECONDS, BYTES = 60, 4 * 2**30  # of the process
 def read_synsets(path: Path) -> dict[str, list[str]]:
     """{ILSVRC2012_ID in digits: [WordNet id, its names]}; ValueError where it is not the devkit's
     meta.mat."""
-    command, environment = module_command("delving.data.mat", str(path)), child_environment()
+    command = child("delving.data.mat", str(path))
     try:
-        done = subprocess.run(command, capture_output=True, timeout=SECONDS, env=environment)
+        done = subprocess.run(**command, capture_output=True, timeout=SECONDS)
         found = json.loads(done.stdout) if done.returncode == 0 else {}
     except (subprocess.TimeoutExpired, ValueError):
         found = {}
