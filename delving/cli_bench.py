@@ -81,6 +81,9 @@ def estimate(
         float | None,
         typer.Option(min=1e-6, help="Images a second from all loader processes: `bench loader`."),
     ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Runs side by side: arms of a seed share their images.")
+    ] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Hours, GB of memory and GB of disk of artefacts, before anything is started.
@@ -95,7 +98,9 @@ def estimate(
     from delving.estimate import estimate as reckon
 
     say = (lambda line: None) if as_json else terminal.say
-    rows = reckon(artefacts, overrides, stated=stated, tflops=tflops, loader=loader, say=say)
+    rows = reckon(
+        artefacts, overrides, stated=stated, tflops=tflops, loader=loader, jobs=jobs, say=say
+    )
     if as_json:
         terminal.write(json.dumps(rows, indent=2))
         return

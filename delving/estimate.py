@@ -1,6 +1,7 @@
 """`delving estimate`: hours, memory and disk of artefacts before anything is started."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -45,12 +46,13 @@ class Cost:
 @dataclass(frozen=True)
 class Rate:
     """Images a second of a net in training, GB of memory, and where both are from; how many images
-    a second there are at most to be trained on, and to be tested on."""
+    a second are delivered at most, and to how many nets at once when they are trained on."""
 
     images: float
     memory: float
     source: str
     delivered: float = math.inf
+    together: int = 1
 
 
 def estimate(
@@ -60,6 +62,7 @@ def estimate(
     stated: Mapping[str, float] | None = None,
     tflops: float | None = None,
     loader: float | None = None,
+    jobs: int = 1,
     say: Callable[[str], None],
 ) -> list[dict]:
     """A row for each artefact, alone, and one for all of them, which share runs.
@@ -68,6 +71,7 @@ def estimate(
         stated: images a second by model, where known; the others' follow from `tflops`, so many
             10^12 operations a second, or else from a probe of each net here.
         loader: images a second that all loader processes deliver, where known.
+        jobs: runs side by side, of which the arms of a seed share their images.
 
     Raises:
         ValueError: as make_plan; a model that no artefact trains.
@@ -79,14 +83,15 @@ def estimate(
     if strange := sorted(set(stated) - models):
         raise ValueError(f"--rate {strange[0]}=...: choose from {', '.join(sorted(models))}")
     costs = {}
-    for run, rate in _rates_of(plan, stated, tflops, loader, say).items():
+    rates = _rates_of(plan, stated, tflops, loader, say)
+    for run, rate in _side_by_side(plan, rates, jobs, say).items():
         costs[run] = cost_of(plan.runs[run], rate)
         if run in plan.detectors():
             settings = configs.compose_detect(plan.scale, plan.detect)
             costs[f"{run} detection"] = cost_of_detection(plan.runs[run], settings, rate)
-    return [_row(name, dict.fromkeys(_runs_of(plan, name)), costs) for name in plan.requests] + [
-        _row("all of them", costs, costs)
-    ]
+    rows = {name: dict.fromkeys(_runs_of(plan, name)) for name in plan.requests}
+    rows["all of them"] = costs
+    return [_row(name, runs, costs, jobs) for name, runs in rows.items()]
 
 
 def _tell(plan: Plan, say: Callable[[str], None]) -> None:
@@ -155,6 +160,21 @@ def _fed(
     return replace(rate, delivered=delivered)
 
 
+def _side_by_side(
+    plan: Plan, rates: dict[str, Rate], jobs: int, say: Callable[[str], None]
+) -> dict[str, Rate]:
+    """Each run's rate where as many as `jobs` of those that see the same images share them."""
+    alike = {run: repr((c.data, c.train.batch, c.train.s, c.train.flip, c.seed))
+             for run, c in plan.runs.items()}  # fmt: skip
+    arms = Counter(alike.values())
+    found = {run: replace(rate, together=min(jobs, arms[alike[run]]))
+             for run, rate in rates.items()}  # fmt: skip
+    shared = [rate.together for rate in found.values() if rate.delivered < rate.images]
+    if max(shared, default=1) > 1:
+        say(f"nets that wait: up to {max(shared)} at once share what is delivered (--jobs {jobs})")
+    return found
+
+
 def _runs_of(plan: Plan, artefact: str) -> Iterable[str]:
     """Its own and, where it shows what another has measured, that one's."""
     shown = [artefact, *plan.requests[artefact].needs]
@@ -162,12 +182,12 @@ def _runs_of(plan: Plan, artefact: str) -> Iterable[str]:
     return runs + [f"{run} detection" for run in runs if plan.requests[artefact].detect]
 
 
-def _row(name: str, runs: Iterable[str], costs: dict[str, Cost]) -> dict:
+def _row(name: str, runs: Iterable[str], costs: dict[str, Cost], jobs: int) -> dict:
     found = [costs[run] for run in runs]
     total = Cost(
         sum(c.hours for c in found),
         sum(c.scoring for c in found),
-        max((c.memory for c in found), default=0.0),
+        sum(sorted(c.memory for c in found)[-jobs:]),
         sum(c.disk for c in found),
     )
     numbers = {key: round_off(value) for key, value in asdict(total).items()}
@@ -206,7 +226,7 @@ def cost_of(config: Config, rate: Rate) -> Cost:
     """Of one run."""
     net, multiply_adds = _measure_net(config)
     train_images, val_images = count_images(config)
-    training = config.train.epochs * train_images / min(rate.images, rate.delivered)
+    training = config.train.epochs * train_images / min(rate.images, rate.delivered * rate.together)
     looks = config.train.epochs / config.eval.every * min(config.eval.images, val_images)
     views = looks + val_images * sum(_forwards(net, config, multiply_adds).values())
     decoded = len(config.eval.protocols) * val_images

@@ -166,8 +166,8 @@ def train_here(
 def _work(sweep: Sweep, weights: dict[str, float], jobs: int, say: Overview) -> dict[str, str]:
     runs = {label: plan.runs[name] for label, plan, name in sweep.missing()}
     tasks = [train_task(label, config) for label, config in runs.items()]
-    # Longest first, so that none is left for the end alone.
-    tasks.sort(key=lambda task: weights[task.name], reverse=True)
+    # As Plan.missing has them.
+    tasks.sort(key=lambda task: (-weights[task.name], runs[task.name].seed))
     tasks = with_images(tasks, runs)
     say.begin({task.name: weights.get(task.name, task.seconds) for task in tasks})
     try:

@@ -88,9 +88,10 @@ class Plan:
         return list(dict.fromkeys(run for one in arms for names in one.values() for run in names))
 
     def missing(self) -> list[str]:
-        """The runs to be trained, longest first, so that none is left for the end alone."""
+        """The runs to be trained, longest first, so that none is left for the end alone; of those
+        as long the arms of a seed together, which share their images."""
         missing = [run for run in self.runs if run not in self.refused and not self.finished(run)]
-        return sorted(missing, key=self.estimate, reverse=True)
+        return sorted(missing, key=lambda run: (-self.estimate(run), self.runs[run].seed))
 
     def to_train(self) -> list[Config]:
         """The configurations of the runs that are missing."""

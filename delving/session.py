@@ -20,9 +20,9 @@ from delving.data.loader import (
     TrainingBatches,
     cached,
     count_workers,
-    iterate,
 )
 from delving.data.resident import Resident, ResidentBatches, load_resident
+from delving.data.shared import iterate_shared
 from delving.evaluate import Tester
 from delving.momentum import Momentum
 from delving.net import Net
@@ -134,7 +134,7 @@ def open_session(
             config.device, local_rank=ranks.local_rank, local_size=ranks.local_size
         )
         devices.prepare_backend(device)
-        workers = count_workers(config.data.workers, sharing)
+        workers = count_workers(config.data.workers, sharing, gpu=device.type == "cuda")
         if ranks.local_rank == 0:  # generated images are written by one process of a machine
             caches = _open_caches(config, workers, shelf, ranks)
     with ranks.same_fate():
@@ -247,9 +247,11 @@ def supply_batches(session: Session, steps: range) -> Iterator[Batch]:
     if resident:
         batches = ResidentBatches(resident, **about)
         return (batches[step] for step in steps)
-    return iterate(
+    place = Path(config.data.root or config.output_root).expanduser().resolve()
+    return iterate_shared(
         TrainingBatches(session.train_images, **about),
         steps,
+        data=f"{config.data.name} {place} {session.data}",
         workers=session.workers,
         pin=session.device.type == "cuda",
         timeout=config.data.timeout,

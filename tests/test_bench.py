@@ -178,7 +178,8 @@ def test_the_loader_is_measured_on_the_files_that_are_given(kind, tmp_path, monk
         for number, data in enumerate(files):
             (tmp_path / "val" / f"{number}.jpg").write_bytes(data)
         words.append(f"data.root={tmp_path}")
-    rate, waiting = loading.bench_loader(words, rounds=1)
+    rate, arms, waiting = loading.bench_loader(words, rounds=1)
+    assert (arms.ours > 0, arms.baseline > 0) == (True, True)
     assert ("generated" in rate.row) == (kind == "generated")
     assert rate.ours > 0
     assert rate.baseline > 0

@@ -69,6 +69,29 @@ def test_a_net_that_waits_is_told_and_a_stated_loader_counts():
     assert rows[-1]["hours"] == pytest.approx(training + rows[-1]["scoring"], rel=1e-3)
 
 
+def test_nets_side_by_side_that_see_the_same_images_wait_for_them_once():
+    """figure3 has two arms of one seed; a third run beside them would find no third."""
+    words, said = ["scale=paper"], []
+    about = {"tflops": 400.0, "loader": 1000.0}
+    [alone, _] = estimate(["figure3"], words, **about, say=said.append)
+    assert not any("--jobs" in line for line in said)
+    [both, _] = estimate(["figure3"], words, **about, jobs=3, say=said.append)
+    assert said[-1] == "nets that wait: up to 2 at once share what is delivered (--jobs 3)"
+    training = [row["hours"] - row["scoring"] for row in (alone, both)]
+    assert training[0] / training[1] == pytest.approx(2, rel=1e-3)
+    seeds = [*words, "reproduce.seeds.deep=2"]
+    [more, _] = estimate(["figure3"], seeds, **about, jobs=4, say=said.append)
+    assert more["hours"] == pytest.approx(2 * both["hours"], rel=1e-3)
+
+
+def test_nets_that_keep_step_with_their_loader_share_the_device():
+    rate = Rate(1500.0, 1.0, "", delivered=1000.0, together=2)
+    config = compose(["scale=paper", "model=small14"])
+    assert cost_of(config, rate).hours == pytest.approx(
+        75 * 1_281_167 / 1500 / 3600 + cost_of(config, rate).scoring
+    )
+
+
 def test_in_training_no_more_images_are_looked_at_than_there_are():
     """100 validation images, every third of 75 epochs."""
     words = ["data.val_images=100", "eval.every=3", "eval.protocols=[center]"]
@@ -100,10 +123,12 @@ def test_a_rate_that_is_reckoned_is_of_operations_and_its_memory_of_weights_and_
     assert rate.memory == pytest.approx((3 * 4 * weights + 2 * responses) / 1e9)
 
 
-def test_hours_and_disks_add_up_but_one_net_after_the_other_takes_the_memory():
+@pytest.mark.parametrize(("jobs", "memory"), [(1, 4.0), (2, 7.0), (3, 7.0)])
+def test_hours_and_disks_add_up_but_memory_is_taken_by_those_side_by_side(jobs, memory):
     costs = {"a": Cost(1.0, 0.5, 3.0, 5.0), "b": Cost(2.0, 0.25, 4.0, 6.0)}
-    assert estimates._row("table9", ["a", "b"], costs) == {
-        "artefact": "table9", "runs": 2, "hours": 3.0, "scoring": 0.75, "memory": 4.0, "disk": 11.0,
+    assert estimates._row("table9", ["a", "b"], costs, jobs) == {
+        "artefact": "table9", "runs": 2, "hours": 3.0, "scoring": 0.75, "memory": memory,
+        "disk": 11.0,
     }  # fmt: skip
 
 

@@ -487,6 +487,12 @@ def test_the_longest_run_comes_first():
     assert min(estimates) > 0
 
 
+def test_the_arms_of_a_seed_that_take_as_long_follow_one_another():
+    """Side by side they see the same images, which are decoded once."""
+    missing = plan_for("figure3", words=["reproduce.seeds.deep=2"]).missing()
+    assert [run[-2:] for run in missing] == ["s0", "s0", "s1", "s1"]
+
+
 def test_finished_runs_correct_the_estimate_of_the_others():
     plan = plan_for("figure1")
     before = {run: plan.estimate(run) for run in plan.runs}

@@ -1,6 +1,7 @@
 """Training images from JPEG files, against torchvision's ImageFolder and v2 transforms."""
 
 import io
+import os
 import tempfile
 import time
 import zipfile
@@ -19,6 +20,7 @@ from delving.bench.training import build
 from delving.config import compose
 from delving.data.images import SUFFIXES, FolderReader, Images
 from delving.data.loader import TrainingBatches, cached, count_cores, count_workers, iterate
+from delving.data.shared import iterate_shared
 from delving.device import name_device, pick_device
 from delving.meter import Meter
 from delving.train import Progress, train
@@ -27,6 +29,7 @@ COUNT, CLASSES = 100, 10  # images, repeated for as long as it takes
 SIZE, QUALITY = (500, 375), 90  # as ImageNet's are on average
 CROP, SIDES, BATCH = 224, (256, 512), 16
 SECONDS = 3.0  # of a round
+STEPS = range(1_000_000)  # more than there is time for
 
 
 def bench_loader(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
@@ -35,6 +38,7 @@ def bench_loader(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
     net that trains with them waits: A on a GPU, small14 on a CPU, or the one that words name."""
     config = compose([*words, "scale=paper"])
     workers, root = count_workers(config.data.workers), config.data.root
+    half = max(1, workers // 2)
     with tempfile.TemporaryDirectory() as scratch:
         images = write_folder(Path(scratch), _given(Path(root)) if root else _generated())
         ways = {
@@ -43,6 +47,11 @@ def bench_loader(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
             "decoding": lambda: _decode_rate(images),
         }
         found = in_turns(ways, rounds)
+        ways = {
+            "shared": lambda: _rate(_two_arms(images, half, f"bench {os.getpid()}")),
+            "apart": lambda: _rate(_two_arms(images, half, None)),
+        }
+        arms = in_turns(ways, rounds)
         waiting = _waiting(words, images, rounds)
     limit = median(found["decoding"]) * max(1, min(workers, count_cores()))
     kind = "real" if root else "generated"
@@ -50,7 +59,10 @@ def bench_loader(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
     # The limit is that of who decodes whole images.
     rate = compare(f"{name}: against torchvision's", found["ours"], found["torchvision"],
                    limit=limit, unit="images/s", device=f"{count_cores()} cores")  # fmt: skip
-    return [rate, waiting]
+    two = compare(f"loader, the same to two nets of one seed, {half} processes each: against each "
+                  "its own", arms["shared"], arms["apart"], unit="images/s",
+                  device=f"{count_cores()} cores")  # fmt: skip
+    return [rate, two, waiting]
 
 
 def _waiting(words: Sequence[str], images: Images, rounds: int) -> Row:
@@ -63,7 +75,7 @@ def _waiting(words: Sequence[str], images: Images, rounds: int) -> Row:
     workers, meter = count_workers(bench.config.data.workers), Meter(0.0)
     source, count = cached(images, gigabytes=0, workers=workers), bench.recipe.batch
     batches = TrainingBatches(source, batch=count, crop=CROP, sides=SIDES, flip=True, seed=0)
-    supply = iterate(batches, range(1_000_000), workers=workers, pin=device.type == "cuda")
+    supply = iterate(batches, STEPS, workers=workers, pin=device.type == "cuda")
     with closing(supply):
         steps = train(
             bench.net, bench.input, bench.optimizer, batches=meter.timed(supply, bench.device),
@@ -137,11 +149,23 @@ def _rate(batches: Iterator[int]) -> float:
     return count / (time.perf_counter() - start)
 
 
-def _ours(images: Images, workers: int) -> Iterator[int]:
+def _ours(images: Images, workers: int, data: str | None = None) -> Iterator[int]:
+    """`data`: see iterate_shared; None: shared with nobody."""
     source = cached(images, gigabytes=0, workers=workers)
     batches = TrainingBatches(source, batch=BATCH, crop=CROP, sides=SIDES, flip=True, seed=0)
-    for batch in iterate(batches, range(1_000_000), workers=workers, pin=False):
+    how = {"workers": workers, "pin": False}
+    supply = iterate(batches, STEPS, **how)
+    if data:
+        supply = iterate_shared(batches, STEPS, data=data, **how)
+    for batch in supply:
         yield len(batch.labels)
+
+
+def _two_arms(images: Images, workers: int, data: str | None) -> Iterator[int]:
+    """To two trainings of one seed, which keep step."""
+    with closing(_ours(images, workers, data)) as one, closing(_ours(images, workers, data)) as two:
+        for counts in zip(one, two, strict=True):
+            yield sum(counts)
 
 
 def _torchvision(root: Path, workers: int) -> Iterator[int]:

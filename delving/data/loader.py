@@ -26,7 +26,7 @@ from delving.data.augment import (
 )
 from delving.data.images import Images, UndecodableImageError, decode
 from delving.data.parcel import map_tensors
-from delving.data.processes import Dataset, started, take
+from delving.data.processes import AHEAD, Dataset, started, take
 from delving.data.regions import agrees, cut_region, look_at
 
 SHARING = "DELVING_SHARING"  # how many worker processes share the cores, told to each of them
@@ -203,7 +203,13 @@ def name_few(images: Images, indices: np.ndarray) -> str:
 
 
 def iterate(
-    dataset: Dataset, keys: range, *, workers: int, pin: bool, timeout: float | None = None
+    dataset: Dataset,
+    keys: range,
+    *,
+    workers: int,
+    pin: bool,
+    timeout: float | None = None,
+    ahead: int = AHEAD,
 ) -> Iterator:
     """The items of `keys` in order, from `workers` loader processes (0: this one).
 
@@ -212,6 +218,7 @@ def iterate(
     Args:
         pin: whether tensors go to page-locked memory, from where copies to a GPU are fast.
         timeout: seconds a loader process may take for an item; None: no limit.
+        ahead: items that a loader process is given before the first of them is taken.
 
     Raises:
         LoaderError: a loader process died, hangs or failed.
@@ -222,7 +229,7 @@ def iterate(
             yield _pin(dataset[key]) if pin else dataset[key]
         return
     with _pinning_thread(pin) as thread, started(dataset, workers) as loaders:
-        items = take(dataset, keys, loaders, timeout)
+        items = take(dataset, keys, loaders, timeout=timeout, ahead=ahead)
         yield from _pinned_ahead(items, thread) if pin else items
 
 
@@ -248,17 +255,19 @@ def _pin(item: Any) -> Any:
     return map_tensors(item, Tensor.pin_memory)
 
 
-def count_workers(wanted: int, sharing: int = 1) -> int:
+def count_workers(wanted: int, sharing: int = 1, *, gpu: bool = False) -> int:
     """-1: all cores but two of this process's share, at most MOST: `sharing` ranks have a share
     each, and so has every training beside this one. On two cores loading in this process is
     fastest, since training itself keeps both busy; so it is where processes are spawned, as on
-    macOS, and each would import torch anew for each pass over images."""
+    macOS, and each would import torch anew for each pass over images. Trainings side by side on a
+    `gpu` have one each, since they wait for one another there, and load for one another."""
     if wanted >= 0:
         return wanted
     if _start_method() == "spawn":
         return 0
-    sharing *= int(os.environ.get(SHARING, 1))
-    return min(MOST, max(0, count_cores() // sharing - 2))
+    beside = int(os.environ.get(SHARING, 1))
+    spare = 1 if gpu and beside > 1 else 2
+    return min(MOST, max(0, count_cores() // (sharing * beside) - spare))
 
 
 def _start_method() -> str:

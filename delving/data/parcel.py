@@ -31,32 +31,49 @@ class Place:
     offset: int
 
 
-def send(pipe: Connection, item: Any) -> None:
-    """Sends an item: a tensor or a tuple of them, with small other things among them.
+@dataclass(frozen=True)
+class Packed:
+    """An item as it travels: a Place for each of its tensors, and the open file that has them."""
+
+    places: Any
+    file: BinaryIO
+
+    def unpack(self) -> Any:
+        """The item; the file is closed, and its memory freed with the last of the tensors."""
+        with self.file as file:
+            return _unpack(self.places, _map(file.fileno()))
+
+
+def send(pipe: Connection, made: bool, item: Any) -> None:
+    """Sends an item: a tensor or a tuple of them, with small other things among them, or what is
+    Packed. `made`: whether it is the one that was asked for.
 
     Raises:
         OSError: no memory is left, or nobody listens.
     """
-    with _open_memory() as memory:
-        places = map_tensors(item, lambda tensor: _write(memory, tensor))
-        memory.write(bytes(1))  # nothing at all could not be mapped
-        memory.flush()
-        pipe.send(places)
+    packed = item if isinstance(item, Packed) else _pack(item)
+    with packed.file as memory:
+        pipe.send((made, packed.places))
         if SHARED:
             send_handle(pipe, memory.fileno(), None)
         else:
             pipe.send_bytes(memory.getbuffer())
 
 
-def receive(pipe: Connection) -> Any:
-    """The item that was sent; its tensors' memory is freed with the last of them.
+def receive(pipe: Connection) -> tuple[bool, Any]:
+    """What was sent; its tensors' memory is freed with the last of them.
 
     Raises:
         EOFError, OSError, RuntimeError: the other side is gone, or no file can be opened here.
     """
-    places = pipe.recv()
-    memory = _map(recv_handle(pipe)) if SHARED else bytearray(pipe.recv_bytes())
-    return map_tensors(places, lambda place: _read(memory, place), of=Place)
+    made, places = pipe.recv()
+    if not SHARED:
+        return made, _unpack(places, bytearray(pipe.recv_bytes()))
+    handle = recv_handle(pipe)
+    try:
+        return made, _unpack(places, _map(handle))
+    finally:
+        os.close(handle)
 
 
 def map_tensors(item: Any, change: Callable, of: type = Tensor) -> Any:
@@ -74,11 +91,25 @@ def _open_memory() -> BinaryIO:
     return open(os.memfd_create("images"), "w+b") if SHARED else io.BytesIO()
 
 
-def _map(handle: int) -> mmap.mmap:
+def _pack(item: Any) -> Packed:
+    memory = _open_memory()
     try:
-        return mmap.mmap(handle, 0)
-    finally:
-        os.close(handle)
+        places = map_tensors(item, lambda tensor: _write(memory, tensor))
+        memory.write(bytes(1))  # nothing at all could not be mapped
+        memory.flush()
+    except BaseException:
+        memory.close()
+        raise
+    return Packed(places, memory)
+
+
+def _map(handle: int) -> mmap.mmap:
+    """The file's memory; what is written there changes no other's."""
+    return mmap.mmap(handle, 0, access=mmap.ACCESS_COPY)
+
+
+def _unpack(places: Any, memory: mmap.mmap | bytearray) -> Any:
+    return map_tensors(places, lambda place: _read(memory, place), of=Place)
 
 
 def _write(memory: BinaryIO, tensor: Tensor) -> Place:

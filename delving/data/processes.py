@@ -70,22 +70,27 @@ def started(dataset: Dataset, count: int) -> Iterator[list[Loader]]:
 
 
 def take(
-    dataset: Dataset, keys: range, loaders: list[Loader], timeout: float | None
+    dataset: Dataset,
+    keys: range,
+    loaders: list[Loader],
+    *,
+    timeout: float | None,
+    ahead: int = AHEAD,
 ) -> Iterator[Any]:
-    """The items of `keys` in their order, the processes taking turns.
+    """The items of `keys` in their order, the processes taking turns, each given `ahead`.
 
     Raises:
         LoaderError: one died, gave nothing for `timeout` seconds, or failed.
         ValueError: what one raised itself, with its message.
     """
-    ahead = AHEAD * len(loaders)
-    for number, key in enumerate(keys[:ahead]):
+    given = ahead * len(loaders)
+    for number, key in enumerate(keys[:given]):
         _give(loaders[number % len(loaders)], key, dataset)
     for number, key in enumerate(keys):
         loader = loaders[number % len(loaders)]
         item = _receive(key, loader, loaders, dataset=dataset, timeout=timeout)
-        if number + ahead < len(keys):
-            _give(loader, keys[number + ahead], dataset)
+        if number + given < len(keys):
+            _give(loader, keys[number + given], dataset)
         yield item
 
 
@@ -157,10 +162,10 @@ def _ticks(timeout: float | None) -> Iterator[float]:
 
 def _open(loader: Loader, dataset: Dataset) -> Any:
     try:
-        done, item = parcel.receive(loader.pipe)
+        made, item = parcel.receive(loader.pipe)
     except (EOFError, OSError, RuntimeError) as error:
         raise _loss(loader, dataset, error) from error
-    if done:
+    if made:
         return item
     key, error = item
     if isinstance(error, ValueError):
@@ -206,9 +211,9 @@ def _work(dataset: Dataset, pipe: Connection, at: ctypes.c_longlong) -> None:
 
 def _answer(dataset: Dataset, key: int, pipe: Connection) -> None:
     try:
-        parcel.send(pipe, (True, dataset[key]))
+        parcel.send(pipe, True, dataset[key])
     except Exception as error:  # also where no memory is left for the item
-        parcel.send(pipe, (False, (key, _portable(error))))
+        parcel.send(pipe, False, (key, _portable(error)))
 
 
 def _portable(error: Exception) -> Exception:

@@ -255,6 +255,13 @@ def test_ranks_and_trainings_side_by_side_share_the_cores(monkeypatch):
     assert count_workers(7) == 7
 
 
+@pytest.mark.parametrize(("jobs", "workers"), [(1, 14), (2, 7), (5, 2), (7, 1), (16, 0)])
+def test_trainings_side_by_side_on_a_gpu_leave_a_core_each(monkeypatch, jobs, workers):
+    monkeypatch.setattr(loader, "count_cores", lambda: 16)
+    monkeypatch.setenv(loader.SHARING, str(jobs))
+    assert count_workers(-1, gpu=True) == workers
+
+
 def test_by_itself_no_process_is_started_where_each_would_import_torch_anew(monkeypatch):
     """On macOS, for every pass over the validation images too."""
     monkeypatch.setattr("delving.data.loader.count_cores", lambda: 16)
