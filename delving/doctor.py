@@ -66,6 +66,7 @@ def _devices() -> Iterator[tuple[str, str]]:
     yield "device", f"{devices.name_device(device)}, precision {precision}; fitting scale: {scale}"
     yield "kernels", _kernels(device.type)
     yield "loading", _loading()
+    yield "sharing", _sharing()
 
 
 def _kernels(kind: str) -> str:
@@ -88,6 +89,17 @@ def _loading() -> str:
     if regions.agrees():
         return "of a JPEG file only the region of a view, by libjpeg-turbo"
     return "whole images; a C++ compiler and libjpeg-turbo 2.1 with its headers make it faster"
+
+
+def _sharing() -> str:
+    """Where arms of a seed, side by side, leave their batches for one another."""
+    from delving.data.shared import MEMORY
+
+    try:
+        free = shutil.disk_usage(MEMORY).free / 1e9
+    except OSError as error:
+        return f"none: {MEMORY}: {error.strerror}"
+    return f"of batches in {MEMORY}, {free:.1f} GB free (scale paper: 2 to 6 wanted)"
 
 
 def _proposals() -> str:

@@ -471,8 +471,8 @@ def test_doctor_tells_versions_devices_data_and_disk(delving, root, tmp_path):
     code, out, _ = delving("doctor", "--output-root", root)
     assert code == 0
     found = [line.split()[0] for line in out.splitlines()]
-    assert found == ["python", "packages", "operators", "device", "kernels", "loading", "proposals",
-                     "shapes", "disk"]  # fmt: skip
+    assert found == ["python", "packages", "operators", "device", "kernels", "loading", "sharing",
+                     "proposals", "shapes", "disk"]  # fmt: skip
     assert "compiled operators load" in out
     assert "missing" not in out
     assert "-4x96+24" in out
@@ -480,3 +480,14 @@ def test_doctor_tells_versions_devices_data_and_disk(delving, root, tmp_path):
     assert "not generated yet" in delving("doctor", f"output_root={tmp_path / 'none'}")[1]
     assert "doctor gpu: it takes output_root=... alone" in delving("doctor", "gpu")[2]
     assert not (tmp_path / "none").exists()
+
+
+def test_doctor_tells_whether_memory_can_be_shared(delving, monkeypatch, tmp_path):
+    def told():
+        [line] = [one for one in delving("doctor")[1].splitlines() if one.startswith("sharing")]
+        return line
+
+    monkeypatch.setattr("delving.data.shared.MEMORY", tmp_path)
+    assert f"of batches in {tmp_path}, " in told()
+    monkeypatch.setattr("delving.data.shared.MEMORY", tmp_path / "none")
+    assert told().endswith(f"none: {tmp_path / 'none'}: No such file or directory")
