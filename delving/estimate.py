@@ -22,7 +22,7 @@ from delving.data.sources import SIZES
 from delving.device import release_memory
 from delving.evaluate import name_protocols
 from delving.net import Net, map_side
-from delving.plan import Plan, make_plan
+from delving.plan import Plan, images_of, make_plan
 from delving.schema import Config, Detect
 
 STEPS, SECONDS = 20, 30.0  # of a probe: so many steps, or as many as fit
@@ -164,11 +164,9 @@ def _side_by_side(
     plan: Plan, rates: dict[str, Rate], jobs: int, say: Callable[[str], None]
 ) -> dict[str, Rate]:
     """Each run's rate where as many as `jobs` of those that see the same images share them."""
-    alike = {run: repr((c.data, c.train.batch, c.train.s, c.train.flip, c.seed))
-             for run, c in plan.runs.items()}  # fmt: skip
-    arms = Counter(alike.values())
-    found = {run: replace(rate, together=min(jobs, arms[alike[run]]))
-             for run, rate in rates.items()}  # fmt: skip
+    seen = {run: images_of(config) for run, config in plan.runs.items()}
+    arms = Counter(seen.values())
+    found = {run: replace(rate, together=min(jobs, arms[seen[run]])) for run, rate in rates.items()}
     shared = [rate.together for rate in found.values() if rate.delivered < rate.images]
     if max(shared, default=1) > 1:
         say(f"nets that wait: up to {max(shared)} at once share what is delivered (--jobs {jobs})")

@@ -13,9 +13,10 @@ from delving.artefact import Run, mean_and_spread
 from delving.checkpoint import NAMES
 from delving.cost import measure_work
 from delving.data import find_source
+from delving.device import pick_device
 from delving.display import Overview
 from delving.naming import name_run
-from delving.plan import Plan, add_run
+from delving.plan import Plan, add_run, in_order
 from delving.schema import Config, check_families, differences
 from delving.tasks import count_jobs, estimate_run, train_task, watching, with_images
 from delving.words import count, duration
@@ -165,10 +166,9 @@ def train_here(
 
 def _work(sweep: Sweep, weights: dict[str, float], jobs: int, say: Overview) -> dict[str, str]:
     runs = {label: plan.runs[name] for label, plan, name in sweep.missing()}
-    tasks = [train_task(label, config) for label, config in runs.items()]
-    # As Plan.missing has them.
-    tasks.sort(key=lambda task: (-weights[task.name], runs[task.name].seed))
-    tasks = with_images(tasks, runs)
+    gpu = any(pick_device(config.device).type == "cuda" for config in runs.values())
+    order = in_order(runs, weights.__getitem__, gpu=gpu)
+    tasks = with_images([train_task(label, runs[label]) for label in order], runs)
     say.begin({task.name: weights.get(task.name, task.seconds) for task in tasks})
     try:
         outcomes = work_through(tasks, jobs=jobs, watch=watching(say, lambda outcome: None))

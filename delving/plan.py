@@ -1,7 +1,7 @@
 """What artefacts ask for: by which runs, which of them are there, how long the others will take."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -88,10 +88,8 @@ class Plan:
         return list(dict.fromkeys(run for one in arms for names in one.values() for run in names))
 
     def missing(self) -> list[str]:
-        """The runs to be trained, longest first, so that none is left for the end alone; of those
-        as long the arms of a seed together, which share their images."""
-        missing = [run for run in self.runs if run not in self.refused and not self.finished(run)]
-        return sorted(missing, key=lambda run: (-self.estimate(run), self.runs[run].seed))
+        """The runs to be trained."""
+        return [run for run in self.runs if run not in self.refused and not self.finished(run)]
 
     def to_train(self) -> list[Config]:
         """The configurations of the runs that are missing."""
@@ -236,6 +234,24 @@ def _plan_arm(plan: Plan, arm: Arm) -> list[str]:
         config.train.switch = list(plan.budget.switch)
     return [add_run(plan, dataclasses.replace(config, seed=seed))
             for seed in range(getattr(plan.budget.seeds, arm.seeds))]  # fmt: skip
+
+
+def images_of(config: Config) -> str:
+    """The same for runs that see the same views of the same images, and so share their decoding."""
+    train = config.train
+    return repr((config.data, train.batch, train.s, train.flip, config.seed))
+
+
+def in_order(
+    runs: Mapping[str, Config], seconds: Callable[[str], float], *, gpu: bool
+) -> list[str]:
+    """Runs as they are to be begun: longest first, so that none is left for the end alone; on a GPU
+    those together that see the same images."""
+    lots = {name: images_of(config) if gpu else "" for name, config in runs.items()}
+    longest: dict[str, float] = {}
+    for name, lot in lots.items():
+        longest[lot] = max(seconds(name), longest.get(lot, 0.0))
+    return sorted(runs, key=lambda name: (-longest[lots[name]], lots[name], -seconds(name)))
 
 
 def add_run(plan: Plan, config: Config) -> str:

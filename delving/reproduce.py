@@ -26,7 +26,7 @@ from delving.exits import describe
 from delving.groups import choices
 from delving.lock import clear_up, holding_when_free
 from delving.measured import measures
-from delving.plan import Plan, make_plan, part_words
+from delving.plan import Plan, in_order, make_plan, part_words
 from delving.report import ledger_rows, tell_words
 from delving.tasks import (
     count_jobs,
@@ -55,10 +55,11 @@ class Ledger:
 
 
 def list_tasks(plan: Plan, words: Sequence[str], device: str = "auto") -> list[Task]:
-    """What is missing: runs, longest first, then measurements as soon as theirs are there; those
-    of nets as they start are made on the CPU, beside what a GPU does."""
+    """What is missing: runs, then measurements as soon as theirs are there; those of nets as they
+    start are made on the CPU, beside what a GPU does."""
     gpu, missing = pick_device(device).type != "cpu", plan.missing()
-    tasks = [train_task(name, plan.runs[name]) for name in missing]
+    runs = {name: plan.runs[name] for name in missing}
+    tasks = [train_task(name, runs[name]) for name in in_order(runs, plan.estimate, gpu=gpu)]
     for artefact, request in plan.requests.items():
         names = {name for arm in plan.arms[artefact].values() for name in arm}
         ready = not names & set(missing) and is_measured(plan, artefact)

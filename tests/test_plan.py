@@ -25,7 +25,7 @@ from delving.groups import CONF, choices
 from delving.measured import measure_missing, save_measured
 from delving.net import describe
 from delving.paper import fisher
-from delving.plan import SMALL, make_plan
+from delving.plan import SMALL, in_order, make_plan
 from delving.reproduce import list_tasks
 from delving.request import load_request
 from delving.tasks import DETECTING, estimate_task
@@ -481,16 +481,26 @@ def test_the_work_of_a_net_is_that_of_all_its_layers_for_the_classes_there_are()
 
 def test_the_longest_run_comes_first():
     plan = plan_for("figure3", "figure1")
-    estimates = [plan.estimate(run) for run in plan.missing()]
+    order = in_order(plan.runs, plan.estimate, gpu=False)
+    estimates = [plan.estimate(run) for run in order]
     assert estimates == sorted(estimates, reverse=True)
-    assert plan.missing()[0].startswith("small30")
+    assert order[0].startswith("small30")
     assert min(estimates) > 0
+    trainings = [task.name for task in list_tasks(plan, []) if task.message["kind"] == "train"]
+    assert trainings == order
 
 
-def test_the_arms_of_a_seed_that_take_as_long_follow_one_another():
-    """Side by side they see the same images, which are decoded once."""
-    missing = plan_for("figure3", words=["reproduce.seeds.deep=2"]).missing()
-    assert [run[-2:] for run in missing] == ["s0", "s0", "s1", "s1"]
+def test_on_a_gpu_those_that_see_the_same_images_follow_one_another():
+    """Side by side they share what is decoded: the arms of a seed, whichever net's they are."""
+    words = ["reproduce.seeds.deep=2", "reproduce.seeds.rectifiers=2"]
+    plan = plan_for("figure3", "figure1", "table4", words=words)
+    order = in_order(plan.runs, plan.estimate, gpu=True)
+    assert sorted(order) == sorted(plan.runs)
+    small = [run for run in order if run.startswith("small")]
+    assert [run[-2:] for run in small] == ["s0"] * 3 + ["s1"] * 3
+    assert [run[:7] for run in small[:3]] == ["small30", "small30", "small14"]
+    places = [order.index(run) for run in small]
+    assert places[2] - places[0] == places[5] - places[3] == 2  # large nets have s of their own
 
 
 def test_finished_runs_correct_the_estimate_of_the_others():
