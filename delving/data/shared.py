@@ -73,8 +73,8 @@ class SharedBatches:
     full: bool = False
 
     def __getitem__(self, step: int) -> Batch | Packed:
-        # Somebody may have removed the folder.
-        with suppress(NoRoomError, FileNotFoundError):
+        # No fault of the memory stops a training; somebody may have removed the folder.
+        with suppress(NoRoomError, OSError):
             self._tell(step)
             while not self.full and self._others(step):
                 found = self._find(step)
