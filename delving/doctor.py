@@ -93,7 +93,7 @@ def _loading() -> str:
 
 def _sharing() -> str:
     """Where arms of a seed, side by side, leave their batches for one another."""
-    from delving.data.shared import MEMORY
+    from delving.data.memory import MEMORY
 
     try:
         free = shutil.disk_usage(MEMORY).free / 1e9

@@ -487,7 +487,7 @@ def test_doctor_tells_whether_memory_can_be_shared(delving, monkeypatch, tmp_pat
         [line] = [one for one in delving("doctor")[1].splitlines() if one.startswith("sharing")]
         return line
 
-    monkeypatch.setattr("delving.data.shared.MEMORY", tmp_path)
+    monkeypatch.setattr("delving.data.memory.MEMORY", tmp_path)
     assert f"of batches in {tmp_path}, " in told()
-    monkeypatch.setattr("delving.data.shared.MEMORY", tmp_path / "none")
+    monkeypatch.setattr("delving.data.memory.MEMORY", tmp_path / "none")
     assert told().endswith(f"none: {tmp_path / 'none'}: No such file or directory")

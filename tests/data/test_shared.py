@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -16,10 +17,12 @@ from helpers import make_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from delving.data import memory as memory_of
 from delving.data import shared
 from delving.data.loader import Cache, TrainingBatches, iterate
+from delving.data.memory import claimed, hear
 from delving.data.parcel import Packed
-from delving.data.shared import SharedBatches, batches_in, iterate_shared, ranges_in
+from delving.data.shared import Other, SharedBatches, iterate_shared, sharing
 
 STEPS, BATCH, REACH = 40, 3, 10
 IMAGES = make_images([(16 + i, 20 + i % 3) for i in range(11)], classes=3)
@@ -39,7 +42,8 @@ def alone():
 @pytest.fixture
 def memory(tmp_path, monkeypatch):
     """Where the shared memory is a folder of this test's own."""
-    monkeypatch.setattr(shared, "MEMORY", tmp_path / "memory")
+    monkeypatch.setattr(memory_of, "MEMORY", tmp_path / "memory")
+    monkeypatch.setattr(shared, "LEAST", 0)
     (tmp_path / "memory").mkdir()
     return tmp_path / "memory" / f"delving-{os.getuid()}"
 
@@ -51,9 +55,7 @@ def join(memory):
 
         def enter(dataset=None, **others):
             about = {"data": "images", "reach": REACH} | others
-            return trainings.enter_context(
-                shared._sharing(dataset or batches(), range(STEPS), **about)
-            )
+            return trainings.enter_context(sharing(dataset or batches(), range(STEPS), **about))
 
         yield enter
 
@@ -77,6 +79,15 @@ def assert_same(ours, theirs):
     ours = opened(ours)
     assert all(torch.equal(a, b) for a, b in zip(ours[:3], theirs[:3], strict=True))
     assert ours.bad == theirs.bad
+
+
+def made_in(folder):
+    """The steps whose batches lie there."""
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+
+
+def folders_in(memory):
+    return [path for path in memory.iterdir() if path.is_dir()]
 
 
 def opened(batch):
@@ -108,7 +119,7 @@ def test_loader_processes_of_two_trainings_divide_the_work(alone, memory, reads)
                 assert_same(next(stream), expected)
     # The first of them has begun alone.
     assert STEPS * BATCH <= count() <= (STEPS + 2 * shared.AHEAD) * BATCH
-    assert not list(memory.iterdir())
+    assert not folders_in(memory)
 
 
 @settings(deadline=None, derandomize=True, max_examples=12)
@@ -116,17 +127,17 @@ def test_loader_processes_of_two_trainings_divide_the_work(alone, memory, reads)
 def test_any_order_of_steps_gives_the_same(alone, order, reach):
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        patch.setattr(shared, "MEMORY", scratch)
+        patch.setattr(memory_of, "MEMORY", scratch)
         patch.setattr(shared, "PATIENCE", 0.0)
-        about = (batches(), range(STEPS), "images")
-        three = [stack.enter_context(shared._sharing(*about, reach=reach)) for _ in range(3)]
+        patch.setattr(shared, "PAUSE", 0.001)
+        three = [stack.enter_context(sharing(batches(), range(STEPS), data="images", reach=reach))
+                 for _ in range(3)]  # fmt: skip
         at = [0, 0, 0]
         for turn, further in order:
             for step in range(at[turn], min(STEPS, at[turn] + further)):
                 assert_same(three[turn][step], alone[step])
                 at[turn] = step + 1
-            [folder] = (scratch / f"delving-{os.getuid()}").iterdir()
-            assert len(batches_in(folder)) <= 3 * 2 * reach
+            assert len(made_in(three[0].folder)) <= 3 * 2 * reach + 1
 
 
 @pytest.mark.parametrize("change", [
@@ -137,43 +148,52 @@ def test_trainings_that_see_other_batches_share_nothing(join, memory, change):
     ours, theirs = join(), join(batches(**change))
     assert ours.folder != theirs.folder
     join(data="others of these names")
-    assert len(list(memory.iterdir())) == 3
+    assert len(folders_in(memory)) == 3
 
 
 def test_a_training_that_is_alone_leaves_nothing_in_memory(alone, join):
     training = join()
     assert_same(training[0], alone[0])
-    assert not batches_in(training.folder)
+    assert not made_in(training.folder)
 
 
-def test_while_another_makes_a_batch_one_makes_the_next(alone, join):
-    ours, _ = join(), join()
-    maker = FORK.Process(target=hold_forever, args=(ours, 0))
-    maker.start()
-    wait_until(lambda: not_free(ours, 0))
-    ours._make_one(0)
-    ours._make_one(0)
-    assert sorted(int(path.name) for path in batches_in(ours.folder)) == [1, 2]
-    maker.kill()  # whose batch is then made by who is next
-    maker.join()
-    assert_same(ours[0], alone[0])
-
-
-def hold_forever(training, step):
-    with training._claim(step, wait=True):
-        time.sleep(600)
-
-
-def not_free(training, step):
-    def ask(answer):
-        with training._claim(step, wait=False) as free:
-            answer.value = free
-
-    answer = FORK.Value("b", True)
-    asking = FORK.Process(target=ask, args=(answer,))  # a process's own lock does not stop it
+def test_while_another_makes_a_batch_one_makes_later_ones(alone, join):
+    ours, theirs = join(), join()
+    maker = start(hold_forever, ours.folder, 0)
+    found = []
+    asking = threading.Thread(target=lambda: found.append(ours[0]))
     asking.start()
+    wait_until(lambda: made_in(ours.folder) == list(range(1, REACH)))
+    assert not found
+    maker.kill()  # whose batch is then made by who waits for it
+    maker.join()
     asking.join()
-    return not answer.value
+    assert_same(found[0], alone[0])
+    assert_same(theirs[0], alone[0])
+
+
+def test_a_batch_that_another_never_ends_to_make_is_made_here(alone, join, monkeypatch):
+    """As where that process was stopped, by Ctrl-Z or a debugger."""
+    monkeypatch.setattr(shared, "PATIENCE", 0.1)
+    ours, _ = join(), join()
+    maker = start(hold_forever, ours.folder, 0)
+    assert_same(ours[0], alone[0])
+    maker.kill()
+    maker.join()
+
+
+def start(work, *args):
+    process = FORK.Process(target=work, args=(*args, held := FORK.Event()))
+    process.start()
+    assert held.wait(20)
+    return process
+
+
+def hold_forever(folder, step, held):
+    with claimed(folder, step) as free:
+        assert free
+        held.set()
+        time.sleep(600)
 
 
 def wait_until(done, seconds=20):
@@ -188,9 +208,9 @@ def test_who_is_ahead_waits_until_the_others_come_near(alone, join):
     far, found = REACH + 1, []
     asking = threading.Thread(target=lambda: found.append(ahead[far]))
     asking.start()
-    wait_until(lambda: ranges_in(ahead.folder)[ahead.reader] == range(1, far + REACH))
-    assert not batches_in(ahead.folder)
-    behind._tell(2)
+    wait_until(lambda: hear(ahead.reader) == (far, REACH))
+    assert not made_in(ahead.folder)
+    memory_of.tell(behind.reader, 2, REACH)
     asking.join()
     assert_same(found[0], alone[far])
 
@@ -201,13 +221,46 @@ def test_a_training_far_behind_is_left_behind_until_it_is_near(alone, join, read
     ahead, behind = join(batches(images)), join(batches(images))
     far = REACH + 1
     assert_same(ahead[far], alone[far])
-    assert ahead.left == {behind.reader.name}
-    behind._tell(far)
+    assert [other.left for other in ahead.others.values()] == [True]
+    memory_of.tell(behind.reader, far, REACH)
     before = count()
     assert_same(ahead[far + 1], alone[far + 1])
     assert_same(behind[far + 1], alone[far + 1])
     assert count() - before == BATCH
-    assert not ahead.left
+
+
+def test_a_slower_training_is_not_waited_for_for_ever(alone, join, monkeypatch):
+    """Else a small net would go at the pace of a large one, which always comes near in time."""
+    monkeypatch.setattr(shared, "PATIENCE", 10 * shared.PAUSE)
+    fast, slow = join(), join()
+    pauses = 0
+
+    def crawl(seconds):
+        nonlocal pauses
+        pauses += 1
+        memory_of.tell(slow.reader, pauses // 3, REACH)
+
+    monkeypatch.setattr(shared.time, "sleep", crawl)
+    for step, expected in enumerate(alone):
+        assert_same(fast[step], expected)
+    assert 10 < pauses < 3 * (STEPS - REACH) / 2
+
+
+def test_patience_with_one_behind_halves_each_time_and_is_new_once_it_is_level():
+    other = Other(patience=4 * shared.PAUSE)
+    other.see(0, REACH, step=100)
+    waits = [0, 0]
+    for lot in range(2):
+        other.left = False
+        while not other.left:
+            other.wait()
+            waits[lot] += 1
+    assert waits == [5, 3]
+    other.wait()
+    other.see(99, REACH, step=100)
+    assert (other.left, other.waited) == (False, shared.PAUSE)
+    other.see(100, REACH, step=100)
+    assert other.waited == 0
 
 
 def test_a_batch_tells_the_images_that_could_not_be_decoded(join):
@@ -218,74 +271,129 @@ def test_a_batch_tells_the_images_that_could_not_be_decoded(join):
     assert len(once[0].bad) >= 2
 
 
-def test_a_killed_training_is_not_waited_for_and_leaves_nothing(alone, memory):
+def test_once_the_others_are_gone_what_they_made_is_used_and_then_goes(alone, memory, join, reads):
+    images, count = reads
+    ours = join(batches(images))
+    with sharing(batches(images), range(STEPS), data="images", reach=REACH) as theirs:
+        for step in range(5):
+            assert_same(theirs[step], alone[step])
+    assert made_in(ours.folder) == list(range(5))
+    before = count()
+    for step in range(5):
+        assert_same(ours[step], alone[step])
+    assert count() == before
+    assert_same(ours[5], alone[5])
+    assert not made_in(ours.folder)
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+def test_a_killed_training_is_not_waited_for_and_leaves_nothing(alone, memory, reaped, monkeypatch):
+    """Nor where its parent does not look after it, so that its number lives on."""
+    monkeypatch.setattr(shared, "PULSE", 0.0)
+
     def train(begun):
         how = {"data": "images", "workers": 1, "pin": False}
         for _ in iterate_shared(batches(), range(STEPS), **how):
             begun.set()
             time.sleep(600)
 
-    begun = FORK.Event()
-    other = FORK.Process(target=train, args=(begun,))
-    other.start()
-    assert begun.wait(60)
-    with shared._sharing(batches(), range(STEPS), "images", reach=REACH) as training:
+    other = start(train)
+    with sharing(batches(), range(STEPS), data="images", reach=REACH) as training:
         assert_same(training[0], alone[0])
-        assert batches_in(training.folder)
+        assert made_in(training.folder)
         os.kill(other.pid, signal.SIGKILL)
-        other.join()
-        start = time.monotonic()
+        if reaped:
+            other.join()
+        begun = time.monotonic()
         for step, expected in enumerate(alone):
             assert_same(training[step], expected)
-        assert time.monotonic() - start < shared.PATIENCE
-    assert not list(memory.iterdir())
+        assert time.monotonic() - begun < shared.PATIENCE / 2
+    assert not folders_in(memory)
+    other.join()
 
 
-def test_what_killed_trainings_left_is_not_taken_for_ours(alone, join):
-    ours = join()
-    ours._place(0).write_bytes(b"of another time")
-    ours.reader.unlink()
+def test_what_killed_trainings_left_is_not_taken_for_ours(alone, join, memory):
+    folder = join().folder
+    (folder / "0").write_bytes(b"of another time")
+    [reader] = folder.glob("reader-*")
+    reader.unlink()
+    (folder / "reader-killed").write_bytes(bytes(16))
     ours, _ = join(), join()
     assert_same(ours[0], alone[0])
+    assert len(list(ours.folder.glob("reader-*"))) == 2
 
 
-def test_a_folder_without_readers_goes_when_the_next_training_begins(join, memory, monkeypatch):
-    folder = join().folder
-    for reader in ranges_in(folder):
-        reader.unlink()
+def test_folders_of_killed_trainings_go_when_the_next_one_begins(join, memory):
+    folder = memory / "killed"
+    join()
+    folder.mkdir()
+    (folder / "17").write_bytes(b"of another time")
+    (folder / "reader-killed").write_bytes(bytes(16))
     join(data="others")
-    assert folder.exists()  # where somebody may be about to join
-    os.utime(folder, (0, 0))
-    join(data="again others")
     assert not folder.exists()
 
 
-def test_a_folder_removed_meanwhile_costs_but_the_sharing(alone, join, memory):
+def test_trainings_that_come_and_go_never_lose_their_folder(memory):
+    def come_and_go(failed, held):
+        held.set()
+        for _ in range(100):
+            with sharing(batches(), range(STEPS), data="images", reach=REACH) as training:
+                if not isinstance(training, SharedBatches) or not training.reader.exists():
+                    failed.value = True
+
+    failed = FORK.Value("b", False)
+    processes = [start(come_and_go, failed) for _ in range(4)]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert not failed.value
+    assert not folders_in(memory)
+
+
+def test_a_folder_removed_meanwhile_costs_but_the_sharing(alone, join):
     ours, theirs = join(), join()
     assert_same(ours[0], alone[0])
-    for path in ours.folder.iterdir():
-        path.unlink()
-    ours.folder.rmdir()
+    shutil.rmtree(ours.folder)
     for training in (ours, theirs):
         assert_same(training[1], alone[1])
 
 
-def test_where_memory_is_short_each_loads_for_itself(alone, join, monkeypatch):
-    monkeypatch.setattr(shared, "ROOM", 1e-15)
-    assert join().crop == 14  # the training's own batches
+def test_another_that_was_stopped_while_it_joined_costs_but_the_sharing(join, memory, monkeypatch):
+    monkeypatch.setattr(memory_of, "PATIENCE", 0.05)
+    join()
+    with memory_of._alone(memory):
+        assert not isinstance(join(), SharedBatches)
+    assert isinstance(join(), SharedBatches)
 
 
-def test_memory_that_fills_up_costs_but_the_sharing(alone, join, monkeypatch):
+def test_where_memory_is_short_each_loads_for_itself(join, monkeypatch):
+    monkeypatch.setattr(memory_of, "ROOM", 1e-15)
+    assert not isinstance(join(), SharedBatches)
+
+
+def test_small_batches_are_not_shared(memory, monkeypatch):
+    monkeypatch.setattr(shared, "LEAST", 14 * 14 * 3 * BATCH + 1)
+    stream = iterate_shared(batches(), range(STEPS), data="images", workers=1, pin=False)
+    with closing(stream):
+        next(stream)
+        assert not memory.exists()
+
+
+def test_memory_that_fills_up_costs_but_the_sharing_until_there_is_room(alone, join, monkeypatch):
     ours, _ = join(), join()
 
     def fail(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(shared, "save_file", fail)
-    for step in (0, 1):
-        assert_same(ours[step], alone[step])
-    assert ours.full
-    assert not batches_in(ours.folder)
+    with monkeypatch.context() as full:
+        full.setattr(shared, "save_file", fail)
+        for step in (0, 1):
+            assert_same(ours[step], alone[step])
+    assert_same(ours[2], alone[2])
+    assert not made_in(ours.folder)
+    ours.retry = 0.0
+    assert_same(ours[3], alone[3])
+    assert made_in(ours.folder) == [3]
 
 
 @pytest.mark.parametrize("spoil", [
@@ -299,5 +407,5 @@ def test_nothing_is_shared_where_others_could_put_something(memory, join, spoil)
 
 
 def test_a_system_without_such_memory_shares_nothing(join, monkeypatch, tmp_path):
-    monkeypatch.setattr(shared, "MEMORY", tmp_path / "none")
+    monkeypatch.setattr(memory_of, "MEMORY", tmp_path / "none")
     assert not isinstance(join(), SharedBatches)
