@@ -2,11 +2,13 @@
 
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import tempfile
 import threading
 import time
+import zlib
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -409,3 +411,61 @@ def test_nothing_is_shared_where_others_could_put_something(memory, join, spoil)
 def test_a_system_without_such_memory_shares_nothing(join, monkeypatch, tmp_path):
     monkeypatch.setattr(memory_of, "MEMORY", tmp_path / "none")
     assert not isinstance(join(), SharedBatches)
+
+
+# --- trainings that are killed at any time ---
+def count_wrong(seed, alone, folder):
+    """Of some trainings, one or none of them killed: those that saw a wrong batch, or of those left
+    alone not all of them."""
+    rng, paths = random.Random(seed), []
+    for number in range(rng.randint(2, 4)):
+        paths.append(folder / f"{seed}-{number}")
+        paths[-1].touch()
+    about = [(path, rng.randint(1, 2), rng.choice([0.0, 0.01])) for path in paths]
+    trainings = [FORK.Process(target=note_batches, args=one) for one in about]
+    for training in trainings:
+        training.start()
+    victim = rng.choice([None, *range(len(trainings))])
+    if victim is not None:
+        time.sleep(rng.uniform(0, 0.5))
+        trainings[victim].kill()
+    for training in trainings:
+        training.join(60)
+        training.kill()  # one that hangs is a wrong one
+    expected = [f"{hash_of(batch)}" for batch in alone]
+    wrong = 0
+    for number, path in enumerate(paths):
+        seen = path.read_text().splitlines()
+        all_of_them = number == victim or len(seen) == STEPS
+        wrong += not all_of_them or seen != expected[: len(seen)]
+    return wrong
+
+
+def note_batches(path, workers, pause):
+    how = {"data": "images", "workers": workers, "pin": False}
+    with path.open("w", buffering=1) as file:
+        for batch in iterate_shared(batches(), range(STEPS), **how):
+            file.write(f"{hash_of(batch)}\n")
+            time.sleep(pause)
+
+
+def hash_of(batch):
+    return zlib.crc32(b"".join(tensor.numpy().tobytes() for tensor in batch[:3]))
+
+
+@pytest.mark.parametrize(
+    "tries", [3, pytest.param(60, marks=pytest.mark.long)], ids=["few", "many"]
+)
+def test_whenever_one_is_killed_the_others_see_their_batches(tries, alone, memory, tmp_path, tally):
+    failures = sum(bool(count_wrong(seed, alone, tmp_path)) for seed in range(tries))
+    failures += bool(folders_in(memory)) and bool(join_and_leave(memory))
+    what = "trainings that share their batches, kill one at any time: no wrong batch, nothing left"
+    tally(what, tries, failures)
+    assert failures == 0
+
+
+def join_and_leave(memory):
+    """What is left once another training has come and gone, where the last one was killed."""
+    with sharing(batches(), range(STEPS), data="others", reach=REACH):
+        pass
+    return folders_in(memory)
