@@ -50,7 +50,7 @@ def joined(key: str, *, step: int, reach: int, size: int) -> Iterator[Path | Non
     finally:
         file.close()
         with suppress(OSError):
-            reader.unlink()
+            reader.unlink(missing_ok=True)  # another may have seen that it is not locked
             with _alone(reader.parents[1]):
                 _remove_unread(reader.parent)
 

@@ -39,9 +39,10 @@ class Packed:
     file: BinaryIO
 
     def unpack(self) -> Any:
-        """The item; the file is closed, and its memory freed with the last of the tensors."""
+        """The item; the file is closed. What is written to its tensors changes no other's."""
         with self.file as file:
-            return _unpack(self.places, _map(file.fileno()))
+            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            return _unpack(self.places, memory)
 
 
 def send(pipe: Connection, made: bool, item: Any) -> None:
@@ -67,13 +68,9 @@ def receive(pipe: Connection) -> tuple[bool, Any]:
         EOFError, OSError, RuntimeError: the other side is gone, or no file can be opened here.
     """
     made, places = pipe.recv()
-    if not SHARED:
-        return made, _unpack(places, bytearray(pipe.recv_bytes()))
-    handle = recv_handle(pipe)
-    try:
-        return made, _unpack(places, _map(handle))
-    finally:
-        os.close(handle)
+    if SHARED:
+        return made, Packed(places, open(recv_handle(pipe), "rb")).unpack()
+    return made, _unpack(places, bytearray(pipe.recv_bytes()))
 
 
 def map_tensors(item: Any, change: Callable, of: type = Tensor) -> Any:
@@ -101,11 +98,6 @@ def _pack(item: Any) -> Packed:
         memory.close()
         raise
     return Packed(places, memory)
-
-
-def _map(handle: int) -> mmap.mmap:
-    """The file's memory; what is written there changes no other's."""
-    return mmap.mmap(handle, 0, access=mmap.ACCESS_COPY)
 
 
 def _unpack(places: Any, memory: mmap.mmap | bytearray) -> Any:
