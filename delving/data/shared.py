@@ -126,7 +126,8 @@ class SharedBatches:
             if not others or waited > self.patience or time.monotonic() < self.retry:
                 return None
             behind = [other for other in others if other.kept.stop <= step]
-            stops = [self.stop, *(other.kept.stop for other in others)]
+            # No further than what is kept, for this one either: else it would go and be made anew.
+            stops = [self.stop, step + self.reach, *(other.kept.stop for other in others)]
             if not behind and self._make_one(range(step, min(stops)), made):
                 continue
             # One behind would make again what was made, and never catch up. Or another process has

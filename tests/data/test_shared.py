@@ -184,6 +184,20 @@ def test_a_batch_that_another_never_ends_to_make_is_made_here(alone, join, monke
     maker.join()
 
 
+def test_beside_one_far_ahead_nothing_is_made_that_is_not_kept(alone, join, monkeypatch, reads):
+    """Else it would go at the next look, and be made anew, as long as the batch is waited for."""
+    monkeypatch.setattr(shared, "PATIENCE", 5 * shared.PAUSE)
+    images, count = reads
+    ours, theirs = join(batches(images)), join()
+    memory_of.tell(theirs.reader, 5 * REACH, REACH)
+    maker = start(hold_forever, ours.folder, 0)
+    assert_same(ours[0], alone[0])
+    assert made_in(ours.folder) == list(range(1, REACH))
+    assert count() == REACH * BATCH  # those, and the one that was asked for
+    maker.kill()
+    maker.join()
+
+
 def start(work, *args):
     process = FORK.Process(target=work, args=(*args, held := FORK.Event()))
     process.start()
