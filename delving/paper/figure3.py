@@ -42,6 +42,10 @@ from delving.plot import (
 
 LONGER = 5  # times He's steps to leave ln(classes), before Xavier is said to stall
 DIMINISHED = 1.0  # powers of ten
+# Where all nets leave ln(classes) early, that much is drawn: times the steps after which the last
+# one has, and looks. The paper's two figures show 3 and 9 epochs.
+SHOWN = 4
+LOOKS = 8
 TITLES = {"he": "He", "xavier": "Xavier", "he_backward": "He, backward", "gaussian": "Gaussian"}
 COLORS = {"he": BLUE, "xavier": RED, "he_backward": GREEN, "gaussian": ORANGE}
 
@@ -80,18 +84,20 @@ def tabulate(run: Run) -> pd.DataFrame:
 def draw_inits(arms: dict[str, list[Run]]) -> Figure:
     """Errors, and norms of gradients and decay, one colour per initialiser, one line per seed."""
     figure, ((errors, norms),) = new_figure(1, 2, size=(7.2, 3.0))
-    errors.set(xlabel="epoch", ylabel="top-1 error (%)")
-    norms.set(xlabel="epoch", ylabel="norm, conv weights", yscale="log")
     logged = {arm: [run for run in runs if run.logged] for arm, runs in arms.items()}
     every = rarest(run for runs in logged.values() for run in runs)
+    until, trained = _beginning([run for runs in logged.values() for run in runs], every)
+    epoch = "epoch" if until == trained else f"epoch, the first {until:.2g} of {trained:.3g}"
+    errors.set(xlabel=epoch, ylabel="top-1 error (%)")
+    norms.set(xlabel=epoch, ylabel="norm, conv weights", yscale="log")
     ends: dict[Axes, list] = {errors: [], norms: []}
     colors = colors_of(logged)
     for arm, runs in logged.items():
         if runs:
             title, color = title_of(arm), colors[arm]
-            x, y = np.transpose([_draw_errors(errors, run, every, color) for run in runs])
+            x, y = np.transpose([_draw_errors(errors, run, every, until, color) for run in runs])
             ends[errors].append((x.max(), y.mean(), title, color))
-            x, y = np.transpose([_draw_norms(norms, run, color) for run in runs])
+            x, y = np.transpose([_draw_norms(norms, run, until, color) for run in runs])
             ends[norms].append((x.max(), np.exp(np.log(y).mean()), title, color))
     for axes, own in ends.items():
         end_at_last(axes, room=0.2)
@@ -110,21 +116,38 @@ def colors_of(inits: Iterable[str]) -> dict[str, str]:
     return {init: COLORS[init] if init in COLORS else next(others) for init in inits}
 
 
-def _draw_errors(axes: Axes, run: Run, every: float, color: str) -> tuple[float, float]:
+def _beginning(runs: list[Run], every: float) -> tuple[float, float]:
+    """Epochs to draw and epochs trained. In a long training the beginning, which these figures are
+    about, would be a corner of the picture; where a net stalls, its whole training is told."""
+    trained = max((run.steps.epoch.iloc[-1] for run in runs), default=0.0)
+    left = max((_epochs_until(run, run.departure) for run in runs), default=math.inf)
+    until = max(SHOWN * left, LOOKS * every)
+    return (until if until < trained / 2 else trained), trained
+
+
+def _epochs_until(run: Run, step: float) -> float:
+    return step * run.steps.epoch.iloc[-1] / run.steps.step.iloc[-1]
+
+
+def _draw_errors(
+    axes: Axes, run: Run, every: float, until: float, color: str
+) -> tuple[float, float]:
     """The validation error each `every` epochs, from chance on; where the line ends."""
     shown = run.looks_each(every)
+    shown = shown[shown.epoch <= until + every / 2]  # a look is half a batch off its place
     chance = 100 * (1 - math.exp(-run.blind_loss))
     x, y = [0.0, *shown.epoch], [chance, *shown.top1_err]
     axes.plot(x, y, color=color, lw=1.4)
     return x[-1], y[-1]
 
 
-def _draw_norms(axes: Axes, run: Run, color: str) -> tuple[float, float]:
-    gradient = np.exp(smooth(np.log(run.steps.conv_grad_norm.clip(lower=1e-12))))
+def _draw_norms(axes: Axes, run: Run, until: float, color: str) -> tuple[float, float]:
+    steps = run.steps[run.steps.epoch <= until]
+    gradient = np.exp(smooth(np.log(steps.conv_grad_norm.clip(lower=1e-12))))
     points = mark(gradient)
-    axes.plot(run.steps.epoch, gradient, color=color, lw=1.4, **points)
-    axes.plot(run.steps.epoch, run.steps.conv_decay_norm, color=color, lw=1.2, ls=":", **points)
-    return run.steps.epoch.iloc[-1], gradient.iloc[-1]
+    axes.plot(steps.epoch, gradient, color=color, lw=1.4, **points)
+    axes.plot(steps.epoch, steps.conv_decay_norm, color=color, lw=1.2, ls=":", **points)
+    return steps.epoch.iloc[-1], gradient.iloc[-1]
 
 
 def _claims(asked: Asked) -> list[Claim]:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,16 +45,43 @@ def test_a_drawn_detection_is_coloured_as_vocs_metric_counts_it(random):
 def test_a_net_that_was_tested_more_often_is_drawn_as_often_as_the_others_and_to_its_end(tmp_path):
     def net(epochs, error):
         looks = pd.DataFrame({"epoch": epochs, "top1_err": np.full(len(epochs), error)})
-        steps = pd.DataFrame({"epoch": [1.0, 2.5], "conv_grad_norm": 1.0, "conv_decay_norm": 0.1})
-        run = SimpleNamespace(looks=looks, steps=steps, logged=True, blind_loss=math.log(4))
-        run.looks_each = partial(Run.looks_each, run)
-        return run
+        return _net(looks, epochs=[1.0, 2.5], departure=math.inf)
 
     figure = draw_inits({"he": [net(np.arange(0.25, 2.51, 0.25), 40.0), net([1.0, 2.0, 2.5], 60.0)],
                          "xavier": []})  # fmt: skip
     often, rarely = figure.axes[0].lines
     assert often.get_xdata().tolist() == rarely.get_xdata().tolist() == [0.0, 1.0, 2.0, 2.5]
     assert [note.xy for note in figure.axes[0].texts] == [(2.5, 50.0)]
+
+
+def _net(looks, *, epochs, departure):
+    """What a figure draws of a run of 100 steps an epoch, a stand-in for it."""
+    steps = pd.DataFrame({"epoch": epochs, "step": np.multiply(epochs, 100),
+                          "conv_grad_norm": 1.0, "conv_decay_norm": 0.1})  # fmt: skip
+    run = SimpleNamespace(looks=looks, steps=steps, logged=True, blind_loss=math.log(4))
+    run.departure, run.looks_each = departure, partial(Run.looks_each, run)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("departures", "drawn", "label"),
+    [
+        ((50, 100), 4.0, "epoch, the first 4 of 75"),  # Figure 2's place in the paper's training
+        ((20, 30), 2.0, "epoch, the first 2 of 75"),  # as few looks as one can see
+        ((50, math.inf), 75.0, "epoch"),  # one that stalls: for how long is the point
+        ((50, 1000), 75.0, "epoch"),  # most of it anyway
+    ],
+)
+def test_of_a_long_training_in_which_all_nets_soon_learn_the_beginning_is_drawn(
+    departures, drawn, label
+):
+    epochs = np.arange(0.25, 75.01, 0.25)
+    looks = pd.DataFrame({"epoch": epochs + 0.004, "top1_err": 50.0})
+    he, xavier = (_net(looks, epochs=epochs, departure=step) for step in departures)
+    figure = draw_inits({"he": [he], "xavier": [xavier]})
+    for axes in figure.axes:
+        assert {round(line.get_xdata()[-1]) for line in axes.lines} == {drawn}
+        assert axes.get_xlabel() == label
 
 
 def test_an_initialiser_has_one_colour_in_every_figure():
