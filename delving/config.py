@@ -31,6 +31,7 @@ from delving.schema import (
     Seeds,
     check_value,
     leaves,
+    refusal,
     validate,
 )
 from delving.sweep import Several, multiply, read_ranges, read_sweep
@@ -249,15 +250,14 @@ def _fitted(key: str, value: object) -> object:
     """The value as its knob has it; ValueError, naming the key, where it cannot."""
     f = KNOBS[key]
     if f.type is bool and value not in (True, False):  # any number would do for OmegaConf
-        raise ValueError(f"{key}={shown(value)}: must be true or false")
+        raise ValueError(refusal(key, value, f))
     cell = OmegaConf.structured(make_dataclass("Cell", [(f.name, f.type)]))
     try:
         OmegaConf.update(cell, f.name, value)
         found = OmegaConf.to_container(cell, throw_on_missing=True)[f.name]
     except (OmegaConfBaseException, OverflowError) as error:
-        raise ValueError(f"{key}={shown(value)}: {first_line(error)}") from error
-    check_value(key, found, f)
-    return found
+        raise ValueError(refusal(key, value, f)) from error
+    return check_value(key, found, f)
 
 
 def _sweep_of(text: str) -> Several | None:

@@ -280,15 +280,21 @@ def differences(ours: Config, theirs: Config) -> dict[str, tuple]:
     }
 
 
-def check_value(key: str, value: Any, f: Field) -> None:
-    """ValueError naming the key, its value and what it may be."""
-    check = f.metadata.get("check")
-    if check and value is not None and not check[1](value):
-        raise ValueError(f"{key}={shown(value)}: must be {check[0]}")
+def check_value(key: str, value: Any, f: Field) -> Any:
+    """Returns `value`, or raises ValueError naming the key, its value and what it may be."""
+    if value is not None and (check := f.metadata.get("check")) and not check[1](value):
+        raise ValueError(refusal(key, value, f))
+    return value
+
+
+def refusal(key: str, value: Any, f: Field) -> str:
+    """What is told of a value that cannot be."""
+    what = "true or false" if f.type is bool else f.metadata["check"][0]
+    return f"{key}={'null' if value is None else shown(value)}: must be {what}"
 
 
 def validate(config: Config) -> Config:
-    """Returns `config`, or raises ValueError naming the key, its value and what it may be."""
+    """The same for every knob of `config`."""
     for key, value, f in leaves(config):
         check_value(key, value, f)
     return config

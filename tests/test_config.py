@@ -10,7 +10,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from delving import groups
-from delving.config import KEYS, amend, compose, load, to_yaml
+from delving.config import KEYS, TEXTS, WORDS, amend, compose, load, to_yaml
 from delving.groups import GROUPS, choices
 from delving.naming import deviations, name_run
 from delving.schema import NEUTRAL, check_families, differences, leaves
@@ -178,6 +178,29 @@ def test_a_list_is_refused_where_one_value_belongs(word):
 
 
 # --- what is refused ---
+NO_TEXTS = [key for key in WORDS if key not in TEXTS]
+NEEDED = [
+    key
+    for key, f in WORDS.items()
+    if "None" not in str(f.type) and key not in (*GROUPS, *(f"{g}.name" for g in GROUPS))
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [*((key, "{a: 1}") for key in NO_TEXTS), *((key, "null") for key in NEEDED)],
+)
+def test_of_a_value_of_a_wrong_kind_it_is_told_what_there_may_be(key, value):
+    what = "true or false" if WORDS[key].type is bool else WORDS[key].metadata["check"][0]
+    with pytest.raises(ValueError, match=f"^{key}=.*: must be {re.escape(what)}$"):
+        compose([f"{key}={value}"])
+
+
+def test_no_value_is_told_as_it_was_typed():
+    with pytest.raises(ValueError, match=r"^output_root=null: must be a path"):
+        compose(["output_root=null"])
+
+
 def misspell(word, place, kind):
     place %= len(word)
     if kind == "drop":
