@@ -199,6 +199,48 @@ def test_what_is_told_of_slopes_after_more_steps_is_in_their_records(folder):
             f"the paper's {falls[-1]:.2f})") in told  # fmt: skip
 
 
+def test_what_is_told_of_raw_input_is_in_its_records():
+    told, folder = " ".join(README.read_text(encoding="utf-8").split()), REFERENCE / "raw"
+    starts = pd.read_csv(folder / "starts.csv").assign(wide=lambda rows: rows.width == 1)
+    ratios = (starts.gradient / starts.decay).map(lambda x: f"{x:#.2g}".rstrip("."))
+    ratios.index = pd.MultiIndex.from_frame(starts[["net", "crop", "input", "wide"]])
+    columns = [(224, "raw", True), (56, "raw", True), (56, "raw", False),
+               (56, "normalised", True), (56, "normalised", False)]  # fmt: skip
+    for net, title in (("small14", "small14"), ("b", "B"), ("small30", "small30")):
+        cells = [ratios[(net, *column)] for column in columns]
+        assert f"| {title} | {' | '.join(cells)} |" in told
+    ends, errors = pd.read_csv(folder / "ends.csv").set_index("run"), {}
+    for path in sorted(folder.glob("*.json")):
+        result = record.read_json(path)
+        net = (result["model"], result["init"])
+        errors.setdefault(net, []).append(result["eval"]["ten_view"]["top1_err"])
+        assert result["status"] == ("stalled" if net == ("small30", "xavier") else "converged")
+
+    def ended(net, key):
+        values = [ends[key][run] for run in ends.index if run.startswith(net)]
+        *others, last = [f"{x:.2f}" if key == "center_err" else f"{x:,.0f}" for x in values]
+        return f"{', '.join(others)} and {last}" if others else last
+
+    he, xavier = "-relu-he_backward", "-relu-xavier"
+    assert (f"at steps {ended('b' + he, 'first')} with He, {ended('b' + xavier, 'first')} with "
+            f"Xavier; 2 % below for good at {ended('b' + he, 'departure')}, and at "
+            f"{ended('b' + xavier, 'departure')}") in told  # fmt: skip
+    assert (f"at {ended('b' + he, 'center_err')} % with He, at {ended('b' + xavier, 'center_err')} "
+            "% with Xavier") in told  # fmt: skip
+    [stays], [leaves] = (ends[ends.index.str.startswith("small30" + net)].itertuples()
+                         for net in (xavier, he))  # fmt: skip
+    assert math.isinf(stays.departure)
+    assert (f"in all of {stays.steps:,} steps, seed 0; He left it by step {leaves.departure:,.0f} "
+            f"for good, so that is {stays.steps / leaves.departure:.1f} times") in told  # fmt: skip
+    assert (f"steps {ended('small14' + he, 'departure')} with He and "
+            f"{ended('small14' + xavier, 'departure')} with Xavier") in told  # fmt: skip
+    pair = [errors["small14", init] for init in ("he_backward", "xavier")]
+    assert " % and ".join(map(mean_and_spread, pair)) in told
+    seen = mean_interval([a - b for a, b in zip(*pair, strict=True)])
+    assert (f"He's {seen.mean:.1f} points more (95 % interval {seen.low:.1f} to {seen.high:.1f})"
+            ) in told  # fmt: skip
+
+
 def test_that_relu_is_behind_in_every_epoch_is_in_the_record():
     assert "it errs more at the end of every epoch" in " ".join(
         README.read_text(encoding="utf-8").split()
