@@ -7,7 +7,7 @@ diminishing as monitored in the experiments", and more epochs do not help.
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import cycle
+from itertools import chain, cycle
 
 import numpy as np
 import pandas as pd
@@ -85,8 +85,9 @@ def draw_inits(arms: dict[str, list[Run]]) -> Figure:
     """Errors, and norms of gradients and decay, one colour per initialiser, one line per seed."""
     figure, ((errors, norms),) = new_figure(1, 2, size=(7.2, 3.0))
     logged = {arm: [run for run in runs if run.logged] for arm, runs in arms.items()}
-    every = rarest(run for runs in logged.values() for run in runs)
-    until, trained = _beginning([run for runs in logged.values() for run in runs], every)
+    drawn = list(chain.from_iterable(logged.values()))
+    every = rarest(drawn)
+    until, trained = _beginning(drawn, every)
     epoch = "epoch" if until == trained else f"epoch, the first {until:.2g} of {trained:.3g}"
     errors.set(xlabel=epoch, ylabel="top-1 error (%)")
     norms.set(xlabel=epoch, ylabel="norm, conv weights", yscale="log")
