@@ -60,9 +60,14 @@ class Ahead:
     def __next__(self):
         self.fetch()
         item, error = self.fetched.pop()
-        if error:
+        if not error:
+            return item
+        try:
             raise error
-        return item
+        finally:
+            # It holds this frame, and so the training's: with them in a ring, the recording and its
+            # memory would stay until the ring is looked for, which may be in a loader process.
+            del error
 
 
 class Replay:

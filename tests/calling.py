@@ -51,10 +51,15 @@ def killed_at(owner, name, work, which=lambda *arguments: True):
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
+def python_path(*folders):
+    """These first; what is found by the variable here, as a cluster's packages may be, stays."""
+    return os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def run_apart(program, *words, **environment):
     """A Python program in a process of its own, where tests' modules can be imported too."""
     here = os.path.dirname(__file__)
-    path = os.pathsep.join([here, os.path.join(here, "data"), os.path.dirname(here)])
+    path = python_path(here, os.path.join(here, "data"), os.path.dirname(here))
     return subprocess.run(
         [sys.executable, "-c", program, *map(str, words)],
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment,

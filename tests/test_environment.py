@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from calling import python_path
 from rich.console import Console
 
 from delving import disk, exits, record, terminal
@@ -37,7 +38,7 @@ RESULT = {
 
 def run(*words, code=ENTRY, shell="", cwd=None, **settings):
     """The same in a process of its own, with redirections and other variables; None unsets one."""
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **settings}
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path(ROOT), **settings}
     variables = {key: value for key, value in variables.items() if value is not None}
     command = [sys.executable, "-c", code, *map(str, words)]
     if shell:
@@ -214,7 +215,8 @@ def test_a_training_goes_on_where_nothing_can_be_shown(number, on_terminal):
     assert display.steps == 2
 
 
-def test_a_plan_that_cannot_be_shown_is_not_begun_and_begun_work_goes_on():
+def test_a_plan_that_cannot_be_shown_is_not_begun_and_begun_work_goes_on(capsys):
+    """The standard output, silent from then on, is capsys's: it is no file of pytest's own."""
     overview = Overview(Console(file=Lost(OSError(errno.ENOSPC, "No space left")), width=80))
     with pytest.raises(OSError, match="No space left"):
         overview.say("About 0:09 minutes")
@@ -644,7 +646,8 @@ def test_every_command_fails_in_a_line_where_nothing_can_be_printed(trained, com
 def test_a_training_on_a_terminal_of_twenty_columns_stays_in_them(tmp_path):
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 20, 0, 0))
-    variables = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    variables = os.environ | {"TERM": "xterm", "PYTHONPATH": python_path(ROOT)}
+    variables |= {"OMP_NUM_THREADS": "1"}
     variables.pop("COLUMNS", None)
     words = ["train", "scale=smoke", "train.epochs=9", f"output_root={tmp_path}"]
     command = [sys.executable, "-c", ENTRY, *words]

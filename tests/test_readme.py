@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from calling import python_path
 from scipy.stats import spearmanr
 
 from delving import record
@@ -115,7 +116,7 @@ def extended(tmp_path_factory):
 
     def run(*words):
         command = [sys.executable, "-m", "delving", *words, "scale=smoke", "output_root=out"]
-        env = os.environ | {"PYTHONPATH": str(root)}
+        env = os.environ | {"PYTHONPATH": python_path(root)}
         return subprocess.run(
             command, cwd=root, env=env, capture_output=True, text=True, check=False
         )
@@ -144,7 +145,7 @@ def test_the_tests_pick_all_of_them_up_unedited(extended):
         for name in ("rectifier", "initializer", "net", "spp", "plan", "signal", "house", "config")
     ]
     command = [sys.executable, "-m", "pytest", "-q", *files]
-    env = os.environ | {"PYTHONPATH": str(root)}
+    env = os.environ | {"PYTHONPATH": python_path(root)}
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "elu" in subprocess.run([*command, "--collect-only"], cwd=root, env=env, text=True,

@@ -1,5 +1,7 @@
 """A GPU replays a step that was recorded, and it is the step that launches one by one make."""
 
+import gc
+import weakref
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import islice, repeat
@@ -40,6 +42,24 @@ def test_an_error_met_ahead_is_raised_where_its_item_would_have_come():
     items.fetch()
     with pytest.raises(OSError, match="gone"):
         next(items)
+
+
+def test_at_the_end_nothing_is_left_to_the_garbage_collector():
+    """It would be the training, with all that a GPU recorded of it."""
+
+    class Net:
+        pass
+
+    def work():
+        net = Net()
+        assert list(Ahead("ab")) == ["a", "b"]
+        return weakref.ref(net)
+
+    gc.disable()
+    try:
+        assert work()() is None
+    finally:
+        gc.enable()
 
 
 def small(act="relu"):
@@ -93,10 +113,10 @@ def trained(words, *, replay, steps=EAGER + 4):
     bench = build(words)
     bench.recipe = replace(bench.recipe, lr=1e-3, warmup=0.5, steps=steps)
     made = train(
-        bench.net, bench.input, bench.optimizer, batches=repeat(bench.batch), recipe=bench.recipe,
-        progress=Progress(), autocast=bench.autocast, replay=replay,
+        bench.net, bench.input, bench.optimizer, batches=repeat(bench.batch, steps),
+        recipe=bench.recipe, progress=Progress(), autocast=bench.autocast, replay=replay,
     )  # fmt: skip
-    return list(islice(made, steps)), bench.net
+    return list(made), bench.net
 
 
 @gpu
@@ -149,9 +169,10 @@ class Recorded:
         pass
 
     @contextmanager
-    def recording(self, replay):
-        weights = [p.detach() for group in replay.optimizer.param_groups for p in group["params"]]
-        kept = [*weights, *replay.optimizer.velocity.values()]
+    def recording(self):
+        optimizer = self.replayed.optimizer
+        weights = [p.detach() for group in optimizer.param_groups for p in group["params"]]
+        kept = [*weights, *optimizer.velocity.values()]
         before = [x.clone() for x in kept]
         yield
         for x, old in zip(kept, before, strict=True):
@@ -170,10 +191,10 @@ def on_a_cpu(monkeypatch, error=None):
 
     def recording(self):
         graph.replayed = self
-        monkeypatch.setattr("torch.cuda.graph", lambda *_, **__: graph.recording(self))
         original(self)
 
     original = Replay._record
+    monkeypatch.setattr("torch.cuda.graph", lambda *_, **__: graph.recording())
     monkeypatch.setattr(Replay, "_record", recording)
     monkeypatch.setattr("torch.cuda.CUDAGraph", lambda: graph)
     monkeypatch.setattr("torch.cuda.Event", MagicMock)

@@ -6,6 +6,7 @@ checkpoint is written, say), cannot tell what the process was at, and leaves beh
 
 import atexit
 import ctypes
+import gc
 import math
 import multiprocessing
 import os
@@ -99,11 +100,25 @@ def _start(dataset: Dataset) -> Loader:
         ours, theirs = multiprocessing.Pipe()
         at = multiprocessing.RawValue(ctypes.c_longlong, IDLE)
         process = multiprocessing.Process(target=_work, args=(dataset, theirs, at), daemon=True)
-        process.start()
+        with _uncollected():
+            process.start()
     except OSError as error:
         raise LoaderError(f"a loader process cannot be started: {error}") from error
     theirs.close()  # else its death would not close the pipe
     return Loader(process, ours, at)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage is collected in a process that is forked meanwhile: what belongs to the parent's
+    GPU (a recorded step, memory that it copies from) cannot be freed there, and aborts it."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _end(loaders: list[Loader], owner: int) -> None:
@@ -197,6 +212,8 @@ def _work_of(loader: Loader, dataset: Dataset) -> str:
 
 # --- in the loader process ---
 def _work(dataset: Dataset, pipe: Connection, at: ctypes.c_longlong) -> None:
+    gc.freeze()  # all that was the parent's
+    gc.enable()
     # A signal to the whole process group must not end the loaders before the state is saved.
     for number in HEEDED:
         signal.signal(number, signal.SIG_IGN)

@@ -255,6 +255,24 @@ def test_an_item_that_cannot_be_sent_is_told_too():
 
 
 # --- who stops before the end ---
+class Ours:
+    """As what lies on a GPU: it may be freed by the process alone that made it."""
+
+    def __init__(self):
+        self.ring, self.owner = self, os.getpid()
+
+    def __del__(self):
+        if os.getpid() != self.owner:
+            os.abort()
+
+
+def test_garbage_of_the_parent_is_not_collected_in_the_processes():
+    Ours()
+    assert len(take(Numbers(gc.collect), workers=1)) == len(KEYS)
+    assert gc.isenabled()
+    gc.collect()
+
+
 def test_a_closed_iterator_ends_its_processes():
     with closing(iterate(Numbers(), KEYS, workers=3, pin=False)) as items:
         next(items)
