@@ -4,7 +4,7 @@ ARGS ?=
 DELVING = .venv/bin/delving
 READY = .venv/.ready
 VERSION = -c "import sys; print(*sys.version_info[:2])"
-ON_A_GPU = $(patsubst %,tests/test_%.py,kernels spp replay stem)
+ON_A_GPU = $(patsubst %,tests/test_%.py,kernels spp replay stem signal)
 
 .PHONY: help setup test test-long lint reproduce-all reference readme clean
 

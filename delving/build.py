@@ -177,8 +177,11 @@ def _give_storage(net: Net, device: torch.device, number: torch.dtype) -> None:
             setattr(module, name, torch.empty(buffer.shape, dtype=number, device=device))
 
 
-def materialise(net: Net, config: Config, device: torch.device) -> Net:
-    """Gives a meta net its storage and its initial values, drawn in fp32 whatever it is kept in.
+def materialise(
+    net: Net, config: Config, device: torch.device, drawn: dict[tuple, Tensor] | None = None
+) -> Net:
+    """Gives a meta net its storage and its initial values, drawn in fp32 whatever it is kept in;
+    for `drawn` see initialize.
 
     Raises:
         ValueError: a module of the net leaves a parameter or buffer of its own without a value, or
@@ -190,7 +193,7 @@ def materialise(net: Net, config: Config, device: torch.device) -> Net:
     for _, value in values:
         if value.is_floating_point():
             value.data.fill_(torch.nan)
-    initialize(net, stds, seed=config.seed)
+    initialize(net, stds, seed=config.seed, drawn=drawn)
     lost = [name for name, _ in net.named_buffers() if name not in net.state_dict()]
     if lost:
         raise ValueError(f"{lost[0]} is a buffer that is not persistent: no checkpoint keeps it")

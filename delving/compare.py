@@ -10,9 +10,10 @@ from delving import record
 from delving.artefact import Run
 from delving.bounds import DEEPEST
 from delving.display import Overview
+from delving.draws import measure_nets
 from delving.groups import PAPER_DEPTH
 from delving.paper.figure3 import draw_inits, tabulate_runs
-from delving.paper.signal import draw_signal, list_layers, measure_net
+from delving.paper.signal import draw_signal, list_layers
 from delving.paper.table1 import draw_slopes, list_slopes
 from delving.plan import Plan, add_run
 from delving.plot import save_figure
@@ -84,7 +85,8 @@ def _read_net(own: Mapping[str, str]) -> tuple[str, str]:
 def _write_signal(inits: Iterable[str], words: Sequence[str], to: Path) -> Path:
     """Per layer, what each initialiser does to responses and gradients before training."""
     settings = load_request("signal").settings
-    seen = {init: measure_net([*words, f"init={init}"], settings, bits=False) for init in inits}
+    nets = {init: configs.compose([*words, f"init={init}"]) for init in inits}
+    seen = measure_nets(nets, settings, bits=False)
     by_net = {words[0].removeprefix("model="): seen}
     record.write_text(to / "signal.csv", list_layers(by_net).to_csv(index=False))
     return save_figure(draw_signal(by_net), to / "signal.png")

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from delving.schema import RANGES
 
@@ -91,22 +91,37 @@ def fans(layer: nn.Module) -> tuple[int, int]:
 
 
 def initialize(
-    net: nn.Module, stds: Callable[[Sequence[nn.Module]], list[float]], *, seed: int
+    net: nn.Module,
+    stds: Callable[[Sequence[nn.Module]], list[float]],
+    *,
+    seed: int,
+    drawn: dict[tuple, Tensor] | None = None,
 ) -> None:
     """Draws every parameter of `net`, in place; `stds` gives its weight layers' (see layer_stds).
 
     The normal draws of a layer depend on the seed and its name alone: two initialisers of the same
     net differ by a factor per layer and nothing else, and layers of equal shape in two nets agree.
+    So where they are kept in `drawn`, on the net's device, another initialiser finds them there.
     """
     named = [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     with torch.no_grad():
         for (name, layer), std in zip(named, stds([m for _, m in named]), strict=True):
-            draws = torch.Generator().manual_seed(key_of(seed, name))
-            layer.weight.copy_(torch.randn(layer.weight.shape, generator=draws) * std)
+            layer.weight.copy_(_normal(seed, name, layer.weight, drawn)).mul_(std)
             layer.bias.zero_()
     for module in net.modules():
         if hasattr(module, "reset_parameters") and not isinstance(module, nn.Conv2d | nn.Linear):
             module.reset_parameters()  # a rectifier's own, such as slopes
+
+
+def _normal(seed: int, name: str, weight: Tensor, drawn: dict[tuple, Tensor] | None) -> Tensor:
+    key = (seed, name, weight.shape)
+    if drawn is not None and key in drawn:
+        return drawn[key]
+    generator = torch.Generator().manual_seed(key_of(seed, name))
+    draws = torch.randn(weight.shape, generator=generator)
+    if drawn is not None:
+        draws = drawn[key] = draws.to(weight.device)
+    return draws
 
 
 def key_of(seed: object, what: object) -> int:

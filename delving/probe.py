@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from delving import config as configs
-from delving.build import allocate, load_weights, materialise
+from delving import device as devices
+from delving.build import allocate, load_weights
 from delving.checkpoint import load_checkpoint
 from delving.data import load_splits
 from delving.data.augment import crop_at
 from delving.data.images import Images
 from delving.data.loader import Cache
-from delving.net import Net
 from delving.ranks import ALONE, Ranks
 from delving.schema import Config
 from delving.session import Session, Watch, check_same_data, measure_for, open_session
@@ -53,14 +53,14 @@ def open_run(folder: Path | str, *words: str) -> Session:
     return open_trained(folder, configs.amend(folder / "config.yaml", ["device=auto", *words]))
 
 
-def open_fresh(config: Config) -> tuple[Net, Session]:
-    """A net with its initial weights on the CPU, and the session it would be trained in, with the
-    input measured on a few training images."""
-    config = replace(config, device="cpu")
-    session = open_session(config, Path(), lambda event: None)
+def open_fresh(config: Config, shelf: dict) -> Session:
+    """The session that a net would be trained in, with the input measured on a few training images;
+    the net is a meta one still. On a device that knows float64. For `shelf` see open_session."""
+    device = "cpu" if devices.pick_device(config.device).type == "mps" else config.device
+    session = open_session(replace(config, device=device), Path(), lambda event: None, shelf)
     images = session.train_images.images
     session.input = measure_for(session, Cache(images.take(_spread(len(images), MEASURED)), 0))
-    return materialise(session.net, config, session.device), session
+    return session
 
 
 def _spread(images: int, count: int) -> np.ndarray:
@@ -71,7 +71,7 @@ def _spread(images: int, count: int) -> np.ndarray:
 @torch.no_grad()
 def some_images(session: Session, count: int) -> tuple[Tensor, Tensor]:
     """Center crops of validation images, evenly spaced, and of training images where those are too
-    few: input (n, 3, crop, crop), labels (n,)."""
+    few: input (n, 3, crop, crop), labels (n,), on the session's device."""
     crop, [s] = session.config.data.crop, session.sides([session.config.eval.ten_view_s])
     pixels, labels = [], []
     for images in (session.val_images.images, session.train_images.images):
@@ -79,7 +79,7 @@ def some_images(session: Session, count: int) -> tuple[Tensor, Tensor]:
         pixels += [crop_at(images.load(int(i)), s, crop, (0.5, 0.5)) for i in chosen]
         labels += images.labels[chosen].tolist()
     batch = torch.from_numpy(np.stack(pixels)).to(session.input.mean.device)
-    return session.input(batch), torch.tensor(labels)
+    return session.input(batch), torch.tensor(labels, device=batch.device)
 
 
 def open_images(folder: Path) -> Images:

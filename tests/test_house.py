@@ -55,7 +55,7 @@ FLOORS = [
     ["session", "fisher", "ensemble", "artefact"],
     ["state"],
     ["probe", "detect", "cost"],
-    ["score", "doctor"],
+    ["score", "doctor", "draws"],
     ["run"],
     ["plan"],
     ["measured"],

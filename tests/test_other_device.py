@@ -58,6 +58,7 @@ def do_everything(root):
         **{net: told_of(folder) for net, folder in folders.items()},
         "batch": batch_of_resident_images(),
         "fisher": fisher(folders["small14"]),
+        "signal": signal(words),
         "detector": detect(folders["c"]),
     }
 
@@ -118,6 +119,14 @@ def fisher(folder):
     return [describe_fisher(gradients, chosen), response_statistics(session.net, x)]
 
 
+def signal(words):
+    from delving.config import compose
+    from delving.draws import measure_nets
+
+    nets = {init: compose([*words, "model=a", f"init={init}"]) for init in ("he", "gaussian")}
+    return [*measure_nets(nets, {"images": 4, "draws": 2}).values()]
+
+
 def detect(folder):
     from delving import config as configs
     from delving.detect.run import detect_run
@@ -146,7 +155,7 @@ def test_the_other_device_refuses_tensors_of_the_cpu(found):
     assert not found["cpu"]["refused"]
 
 
-@pytest.mark.parametrize("what", ["small14", "c", "batch", "fisher", "detector"])
+@pytest.mark.parametrize("what", ["small14", "c", "batch", "fisher", "signal", "detector"])
 def test_another_device_computes_what_the_cpu_does(found, what):
     assert_near(found["other"][what], found["cpu"][what])
 

@@ -12,10 +12,10 @@ from oracles import gain
 from torch import nn
 
 from delving.config import compose
+from delving.draws import measure_nets
 from delving.initializer import gaussian, he, he_backward, initialize, layer_stds, xavier
 from delving.net import build_net
 from delving.notation import read_layers
-from delving.paper.signal import measure_net
 from delving.rectifier import RECTIFIERS
 from delving.signal import (
     bits_per_layer,
@@ -400,8 +400,31 @@ def test_any_net_is_measured_layer_by_layer(own_conf, tmp_path):
         "# One.\nname: shallow\nlayers:\n  - conv1: 3x3, 64\n  - fc1: classes\n"
     )
     words = ["scale=smoke", "model=shallow", f"output_root={tmp_path}"]
-    found = measure_net(words, {"images": 4, "draws": 2}, bits=False)
-    assert [row["name"] for row in found["layers"]] == ["conv1", "fc1"]
+    found = measure_nets({0: compose(words)}, {"images": 4, "draws": 2}, bits=False)
+    assert [row["name"] for row in found[0]["layers"]] == ["conv1", "fc1"]
+
+
+def test_nets_measured_together_are_measured_as_each_alone(tmp_path):
+    """What they share, images and normal draws of a seed, is theirs alone too."""
+    usual = ["scale=smoke", "model=small14", f"output_root={tmp_path}"]
+    nets = {word: compose([*usual, word]) for word in
+            ("act=prelu", "act=relu", "init=xavier", "init=gaussian")}  # fmt: skip
+    some = {"images": 4, "draws": 2}
+    alone = {word: measure_nets({0: net}, some)[0] for word, net in nets.items()}
+    assert measure_nets(nets, some) == alone
+    assert len({str(found) for found in alone.values()}) == len(nets)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("init", ["he", "gaussian"])
+def test_on_a_gpu_the_same_is_measured(tmp_path, init):
+    words = ["scale=smoke", "model=a", f"init={init}", f"output_root={tmp_path}"]
+    devices = {device: compose([*words, f"device={device}"]) for device in ("cpu", "cuda")}
+    found = {device: measure_nets({0: config}, {"images": 4, "draws": 2})[0]
+             for device, config in devices.items()}  # fmt: skip
+    for here, there in zip(found["cpu"]["layers"], found["cuda"]["layers"], strict=True):
+        assert list(here.values())[:2] == list(there.values())[:2]  # its name and kind
+        assert list(there.values())[2:] == pytest.approx(list(here.values())[2:], abs=1e-3)
 
 
 def test_he_and_xavier_are_exactly_one_bit_a_layer_apart_in_every_draw():

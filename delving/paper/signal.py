@@ -5,8 +5,6 @@ Also the text's example, VGG's model B: with std 0.01 the gradient that reaches 
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -17,24 +15,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from delving.artefact import Asked, Claim, Shown, model_title, published
-from delving.build import materialise, plan_stds
+from delving.build import plan_stds
 from delving.config import compose
+from delving.draws import measure_nets
 from delving.initializer import gaussian, he_backward, initialize, layer_stds
 from delving.judge import all_of, judge_alike, mean_interval, of_log_normal, settled
 from delving.net import build_net
 from delving.notation import read_layers
 from delving.paper.figure3 import colors_of, title_of
 from delving.plot import label_lines, new_figure
-from delving.probe import open_fresh, some_images
 from delving.rectifier import build_relu
 from delving.signal import (
-    bits_per_layer,
     constant_std_ratio,
     layer_moments,
     propagated_gradient,
     shrink_classifier,
-    summarise,
-    theory,
     weight_layers,
 )
 
@@ -49,42 +44,13 @@ EXAMPLE_STD = 0.01  # paper: 2.2
 def measure(asked: Asked) -> dict:
     """Moments over draws of the weights for every net and initialiser, and the text's example."""
     usual = [f"scale={asked.scale}", *asked.overrides]
-    nets = {
-        act: {
-            model: {
-                init: measure_net(
-                    [f"model={model}", f"act={act}", f"init={init}", *usual], asked.settings
-                )
-                for init in INITS[act]
-            }
-            for model in asked.settings["models"]
-        }
-        for act in asked.settings["acts"]
-    }
+    nets = {act: {} for act in asked.settings["acts"]}
+    for model in asked.settings["models"]:
+        asked_of = {(act, init): compose([f"model={model}", f"act={act}", f"init={init}", *usual])
+                    for act in nets for init in INITS[act]}  # fmt: skip
+        for (act, init), found in measure_nets(asked_of, asked.settings).items():
+            nets[act].setdefault(model, {})[init] = found
     return {"nets": nets, "example": _measure_example(asked.settings)}
-
-
-def measure_net(words: Sequence[str], settings: dict, *, bits: bool = True) -> dict:
-    """{layers: signal.summarise, bits: signal.bits_per_layer} of the net that `words` compose, over
-    settings' `draws` of the weights, on so many `images`."""
-    config = compose(words)
-    net, session = open_fresh(config)  # on the CPU, which knows float64
-    x, labels = some_images(session, settings["images"])
-    layers = weight_layers(net)
-    predicted = theory(layers, plan_stds(config)(list(layers.values())), slope=config.act.slope)
-    draws = []
-    for seed in range(settings["draws"]):
-        net = materialise(net, replace(config, seed=seed), session.device)
-        net = net.double() if config.init.name == "gaussian" else net  # it ends below fp32
-        draws.append(layer_moments(net, x, labels))
-    rows = [row | {"pool_forward": _mean(draws, i, "pool_forward"),
-                   "pool_backward": _mean(draws, i, "pool_backward")}
-            for i, row in enumerate(summarise(draws, predicted))]  # fmt: skip
-    return {"layers": rows} | ({"bits": bits_per_layer(draws, predicted)} if bits else {})
-
-
-def _mean(draws: list, layer: int, key: str) -> float:
-    return float(np.mean([rows[layer][key] for rows in draws]))
 
 
 def _measure_example(settings: dict) -> dict:
