@@ -41,8 +41,8 @@ reproduce-all: $(READY)  ## every table and figure at SCALE (cpu): train what is
 reference: $(READY)  ## commit-sized records of the runs at SCALE (cpu), to outputs/reference/SCALE
 	.venv/bin/python -m delving.reference outputs/$(SCALE) outputs/reference/$(SCALE)
 
-readme: $(READY)  ## refresh the README's generated lists and tables
-	.venv/bin/python -m delving.readme README.md
+readme: $(READY)  ## refresh the READMEs' generated lists and tables
+	.venv/bin/python -m delving.readme
 
 clean:  ## remove .venv and everything generated below outputs/, but not outputs/reference/
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

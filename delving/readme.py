@@ -1,12 +1,11 @@
-"""The README's generated blocks: assumptions, deviations, and results as committed.
+"""The generated blocks of the READMEs: assumptions, deviations, and results as committed.
 
-`python -m delving.readme README.md` writes them between their markers.
+`python -m delving.readme` writes them between their markers.
 """
 
 import re
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from delving.words import duration
 
 TAG = re.compile(r"(?:^\s*|# |\. |\"\"\")(assumed|ours): (.*)")
 REFERENCE = Path(__file__).parent.parent / "outputs" / "reference"
+READMES = (REFERENCE.parent.parent / "README.md", REFERENCE / "bench" / "README.md")
 
 
 def collect(kind: str) -> list[str]:
@@ -129,14 +129,47 @@ def robustness() -> list[str]:
 
 
 SPEED = ("ours", "baseline", "ratio", "low", "high", "limit")
+SHORT = {
+    "h100": (
+        "bias + PReLU, forward and backward, bf16 [128, 256, 56, 56]: against eager PReLU",
+        "bias + PReLU, forward and backward, bf16 [128, 256, 56, 56]: against fused ReLU",
+        "train a prelu, 128 images of 224, bf16: against plain PyTorch",
+        "train a prelu, 128 images of 224, bf16: against the same net with ReLU",
+        "train a prelu, 128 images of 224, bf16: peak memory, against ReLU",
+        "dense a prelu, 289 windows at 480: against a forward pass per window",
+        "loader, real JPEG files, s in [256, 512], crop 224, 14 processes: against torchvision's",
+    ),
+    "cpu": (
+        "bias + PReLU, forward and backward, bf16 [8, 256, 56, 56]: against eager PReLU",
+        "train scale=cpu device=cpu, 2 nets side by side: against a plain net with 2 threads",
+        "train small14 prelu, 128 images of 224, bf16: against plain PyTorch",
+        "dense a prelu, 289 windows at 480: against a forward pass per window",
+        "loader, real JPEG files, s in [256, 512], crop 224, 0 processes: against torchvision's",
+    ),
+}
 
 
 def speed(machine: str) -> list[str]:
     """The rows of `delving bench all --json` there, as committed."""
-    lines = ["| what | " + " | ".join(SPEED) + " | |", "|---" * (len(SPEED) + 2) + "|"]
-    for row in read_json(REFERENCE / "bench" / f"{machine}.json"):
-        numbers = ["" if row[key] is None else f"{row[key]:,.4g}" for key in SPEED]
-        lines.append(f"| {row['row']} | " + " | ".join(numbers) + f" | {row['unit']} |")
+    return _speed_table(read_json(REFERENCE / "bench" / f"{machine}.json"), SPEED, ("unit",))
+
+
+def speed_short() -> list[str]:
+    """Those that tell most, of a GPU and of a CPU."""
+    rows = []
+    for machine, names in SHORT.items():
+        of_all = read_json(REFERENCE / "bench" / f"{machine}.json")
+        found = {row["row"]: row for row in of_all}
+        rows += [found[name] for name in names]
+    return _speed_table(rows, SPEED[:-1], ("unit", "device"))
+
+
+def _speed_table(rows: list[dict], numbers: Sequence[str], words: Sequence[str]) -> list[str]:
+    lines = ["| what | " + " | ".join(numbers) + " |" * (len(words) + 1),
+             "|---" * (1 + len(numbers) + len(words)) + "|"]  # fmt: skip
+    for row in rows:
+        cells = ["" if row[key] is None else f"{row[key]:,.4g}" for key in numbers]
+        lines.append("| " + " | ".join([row["row"], *cells, *(row[key] for key in words)]) + " |")
     return lines
 
 
@@ -153,6 +186,7 @@ BLOCKS: dict[str, Callable[[], list[str]]] = {
     "table4_quarter": partial(table, "quarter", "table4"),
     "ledger": partial(ledger, "cpu"),
     "robustness": robustness,
+    "speed_short": speed_short,
     "speed": partial(speed, "cpu"),
     "speed_gpu": partial(speed, "h100"),
     "table2": partial(table, "cpu", "table2"),
@@ -167,7 +201,7 @@ BLOCKS: dict[str, Callable[[], list[str]]] = {
 
 
 def refresh(readme: str) -> str:
-    """The README with every block as source and results have it now."""
+    """A README with every block as source and results have it now."""
     for title, make in BLOCKS.items():
         if f"<!-- {title} -->" not in readme:
             continue
@@ -178,5 +212,5 @@ def refresh(readme: str) -> str:
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1])
-    target.write_text(refresh(target.read_text(encoding="utf-8")), encoding="utf-8")
+    for target in READMES:
+        target.write_text(refresh(target.read_text(encoding="utf-8")), encoding="utf-8")

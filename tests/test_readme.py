@@ -1,4 +1,4 @@
-"""The README's generated blocks say what source and results say now."""
+"""The READMEs' generated blocks, and what their sentences tell of records, are as these are now."""
 
 import math
 import os
@@ -16,21 +16,32 @@ from scipy.stats import spearmanr
 from delving import record
 from delving.artefact import mean_and_spread, published
 from delving.judge import mean_interval
-from delving.readme import BLOCKS, REFERENCE, collect, paragraphs, refresh
+from delving.readme import BLOCKS, READMES, REFERENCE, collect, paragraphs, refresh
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+README, BENCH = READMES
+FURTHER = REFERENCE / "README.md"
 PLACE = re.compile(r"(.*?) +# (\S+\.py|\S+\.yaml|in RECTIFIERS)$")
 
 
-def test_the_readme_is_fresh():
-    text = README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("path", READMES)
+def test_a_readme_is_fresh(path):
+    text = path.read_text(encoding="utf-8")
     assert refresh(text) == text, "stale: run `make readme`"
+
+
+@pytest.mark.parametrize("path", [README, BENCH, FURTHER])
+def test_what_a_readme_leads_to_is_there(path):
+    places = re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8"))
+    places = [place for place in places if "://" not in place]
+    assert places
+    assert not [place for place in places if not (path.parent / place).exists()]
 
 
 @pytest.mark.parametrize("title", BLOCKS)
 def test_every_block_has_its_place_and_is_not_empty(title):
-    text = README.read_text(encoding="utf-8")
+    [text] = [text for path in READMES
+              if f"<!-- {title} -->" in (text := path.read_text(encoding="utf-8"))]  # fmt: skip
     block = text.partition(f"<!-- {title} -->")[2].partition(f"<!-- end {title} -->")[0]
     assert len(block.strip().splitlines()) >= (1 if title.startswith("picture") else 3)
 
@@ -162,7 +173,7 @@ def test_an_artefact_is_added_as_the_readme_says(extended):
 
 
 def test_what_is_told_of_all_classes_is_in_their_records():
-    told, folder = " ".join(README.read_text(encoding="utf-8").split()), REFERENCE / "classes200"
+    told, folder = " ".join(FURTHER.read_text(encoding="utf-8").split()), REFERENCE / "classes200"
     ends, errors, trained = pd.read_csv(folder / "ends.csv").set_index("run"), {}, {}
     for path in sorted(folder.glob("*.json")):
         result = record.read_json(path)
@@ -185,7 +196,7 @@ def test_what_is_told_of_all_classes_is_in_their_records():
 
 @pytest.mark.parametrize("folder", ["longer", "classes200"])
 def test_what_is_told_of_slopes_after_more_steps_is_in_their_records(folder):
-    told = " ".join(README.read_text(encoding="utf-8").split())
+    told = " ".join(FURTHER.read_text(encoding="utf-8").split())
     slopes = pd.read_csv(REFERENCE / folder / "slopes.csv")
     slopes = slopes.pivot(index="run", columns="layer", values="mean")
     means = slopes.mean()
@@ -201,7 +212,7 @@ def test_what_is_told_of_slopes_after_more_steps_is_in_their_records(folder):
 
 
 def test_what_is_told_of_raw_input_is_in_its_records():
-    told, folder = " ".join(README.read_text(encoding="utf-8").split()), REFERENCE / "raw"
+    told, folder = " ".join(FURTHER.read_text(encoding="utf-8").split()), REFERENCE / "raw"
     starts = pd.read_csv(folder / "starts.csv").assign(wide=lambda rows: rows.width == 1)
     ratios = (starts.gradient / starts.decay).map(lambda x: f"{x:#.2g}".rstrip("."))
     ratios.index = pd.MultiIndex.from_frame(starts[["net", "crop", "input", "wide"]])
@@ -270,7 +281,7 @@ def test_what_is_told_of_blocks_of_the_fisher_matrix_is_in_its_record(kind, sent
 
 
 def test_what_is_told_of_longer_trainings_is_in_their_records():
-    told, errors = README.read_text(encoding="utf-8"), {}
+    told, errors = FURTHER.read_text(encoding="utf-8"), {}
     for path in sorted((REFERENCE / "longer").glob("*.json")):
         result = record.read_json(path)
         name = f"{result['act']} {result['init']}"
