@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from delving.words import count
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h's
 
 
@@ -154,7 +156,7 @@ def name_device(device: torch.device, ranks: int = 1) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     named = name_processor() if device.type == "cpu" else platform.machine()
-    return f"{device.type} ({named}, {torch.get_num_threads()} threads)"
+    return f"{device.type} ({named}, {count(torch.get_num_threads(), 'thread')})"
 
 
 def name_processor(about: Path = Path("/proc/cpuinfo")) -> str:

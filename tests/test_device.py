@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from delving import device as devices
+from delving.words import count
 
 CPU = torch.device("cpu")
 
@@ -122,5 +123,5 @@ def test_with_its_units_and_the_process_s_threads(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
     name = devices.name_device(CPU)
-    assert name.endswith(f", AVX512 and AMX, {torch.get_num_threads()} threads)")
+    assert name.endswith(f", AVX512 and AMX, {count(torch.get_num_threads(), 'thread')})")
     assert devices.name_device(CPU, ranks=2) == f"2 x {name}"
