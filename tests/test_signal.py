@@ -406,7 +406,7 @@ def test_any_net_is_measured_layer_by_layer(own_conf, tmp_path):
 
 def test_nets_measured_together_are_measured_as_each_alone(tmp_path):
     """What they share, images and normal draws of a seed, is theirs alone too."""
-    usual = ["scale=smoke", "model=small14", f"output_root={tmp_path}"]
+    usual = ["scale=smoke", "model=small14", "device=cpu", f"output_root={tmp_path}"]
     nets = {word: compose([*usual, word]) for word in
             ("act=prelu", "act=relu", "init=xavier", "init=gaussian")}  # fmt: skip
     some = {"images": 4, "draws": 2}
