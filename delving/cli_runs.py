@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from delving import disk, terminal
-from delving.cli_words import Root, asked_root, split_places
+from delving.cli_words import Root, split_places
 
 runs_app = typer.Typer(no_args_is_help=True, help="Take finished runs from one machine to another.")
 
@@ -47,15 +47,18 @@ def export(
 
 @runs_app.command("import")
 def import_(
-    archives: Annotated[list[Path], typer.Argument(help="What `delving runs export` wrote.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(help="What `delving runs export` wrote.", metavar="archives..."),
+    ],
     output_root: Root = "outputs",
 ) -> None:
     """Put exported runs where they belong, verified, each whole or not at all."""
     from delving.transfer import import_runs
 
-    root = asked_root([], output_root)
+    root, _, archives = split_places(words, output_root)
     disk.check_writable(Path(root))
-    for archive in archives:
+    for archive in map(Path, archives):
         moved = import_runs(archive, root)
         terminal.say(f"{archive}: {len(moved.new)} new, {len(moved.there)} there already")
         for name in moved.new:

@@ -39,6 +39,8 @@ def compare_inits(words: Sequence[str], say: Overview) -> list[Path]:
         ValueError: a depth, a model or an initialiser that there is not.
         RuntimeError: a run failed.
     """
+    if number := [word for word in words if word.isdigit()]:
+        raise ValueError(f"{number[0]} is not key=value; did you mean depth={number[0]}?")
     own = dict(word.split("=", 1) for word in words if word.startswith(OWN))
     rest = [refuse_slip(word, ("depth",)) for word in words if not word.startswith(OWN)]
     if strange := [word for word in rest if word.startswith("init=")]:
@@ -60,7 +62,7 @@ def compare_inits(words: Sequence[str], say: Overview) -> list[Path]:
     if failed:
         raise RuntimeError("; ".join(f"{run}: {error}" for run, error in failed.items()))
     found = {init: [Run(plan.folder(name)) for name in names] for init, names in arms.items()}
-    to = plan.root / f"compare-init-{net}"
+    to = plan.root / "-".join(["compare-init", net, *(inits if "inits" in own else [])])
     signal = _write_signal(nets, [f"model={model}", *usual, *rest], to)
     data = tabulate_runs(run for runs in found.values() for run in runs)
     figure = draw_inits(found)

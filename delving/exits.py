@@ -109,8 +109,15 @@ def _report(error: BaseException) -> int:
 
 
 def _tell_usage(error: Exception) -> str:
-    """typer's words; of a command that resembles none, what there is."""
+    """typer's words; of a command that resembles none, what there is, and of a key that was given
+    as an option, how it is given."""
+    from delving.groups import GROUPS  # which a command that is right does without
+    from delving.schema import Config, leaves
+
     told, group = error.format_message(), getattr(getattr(error, "ctx", None), "command", None)
+    key = getattr(error, "option_name", "").lstrip("-").replace("-", "_")
+    if key in {*GROUPS, *(name for name, _, _ in leaves(Config()))}:
+        return f"No such option: {error.option_name} (write {key}=...)"
     if told.startswith("No such command") and "Did you mean" not in told:
         return f"{told.rstrip('.')}: choose from {', '.join(getattr(group, 'commands', ()))}"
     return told

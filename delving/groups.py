@@ -69,6 +69,6 @@ def choose(group: str, value: str) -> list[str]:
     if group == "model" and deeper and PAPER_DEPTH <= int(deeper[1]) <= DEEPEST:
         return ["model=small14", f"model.name={value}", f"model.depth={int(deeper[1])}"]
     more = f", small<N> with N >= {PAPER_DEPTH}, at most {DEEPEST:,}" if group == "model" else ""
-    close = difflib.get_close_matches(value, names, n=1)
+    close = difflib.get_close_matches(value.lower(), names, n=1)
     advice = f"; did you mean {close[0]}?" if close else ""
     raise ValueError(f"{group}={shown(value)}: choose from {', '.join(names)}{more}{advice}")

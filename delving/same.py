@@ -59,14 +59,15 @@ def saved_value(folder: Path, key: str) -> object:
 def _find_other_images(config: Config, folder: Path, root: str) -> str | None:
     """Says so where the run's images, once at `root`, are not those at the root asked for."""
     asked, env = config.data.root, folder / "env.json"
-    if not (asked and root and env.exists()) or Path(asked).resolve() == Path(root).resolve():
+    if not (asked and env.exists()) or (root and Path(asked).resolve() == Path(root).resolve()):
         return None
     ours = _fingerprint(dataclasses.astuple(config.data), config.output_root)
     there = record.expect(record.read_json(env), {"data": str}, str(env))["data"]
     if there == ours:
         return None
     return (
-        f"{folder} holds a run on other images, data.root {asked} asked for, {root} there. "
+        f"{folder} holds a run on other images, data.root {asked} asked for, "
+        f"{root or 'generated ones'} there. "
         "Give the same ones, or move it away to train anew"
     )
 

@@ -84,6 +84,8 @@ def likeliest(word: str, known: Sequence[str]) -> str:
     """'; did you mean x?' with the likeliest of `known`, for a text that names all of them; else
     nothing."""
     word = COMMON.get(word, word)
+    if same := [k for k in known if k.lower() == word.lower()]:
+        return f"; did you mean {same[0]}?"
     same_end = [k for k in known if k.split(".")[-1] == word.split(".")[-1]]
     word = word.lower()
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)

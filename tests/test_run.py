@@ -276,17 +276,17 @@ def test_images_of_one_class_are_refused_before_anything_is_written(fresh, tmp_p
     assert not list(fresh.glob("smoke/runs/*"))
 
 
-def test_other_data_under_the_same_name_is_refused(fresh):
+def test_images_that_changed_in_their_place_are_refused(fresh):
+    images = fresh / "images"
+    shutil.copytree(next((fresh / "data").iterdir()), images)
     with pytest.raises(Interrupted):
-        train(fresh, watch=interrupt_at(1))
+        train(fresh, f"data.root={images}", watch=interrupt_at(1))
     [folder] = record.list_runs(str(fresh))
     before = snapshot(folder)
-    other = fresh / "other"
-    shutil.copytree(next((fresh / "data").iterdir()), other)
-    image = next((other / "train").rglob("*.jpg"))
+    image = next((images / "train").rglob("*.jpg"))
     image.rename(image.with_name("renamed.jpg"))
     with pytest.raises(ValueError, match=r"trained on other data .*data\.root"):
-        train(fresh, f"data.root={other}")
+        train(fresh, f"data.root={images}")
     assert snapshot(folder) == before
 
 
@@ -322,6 +322,22 @@ def test_a_finished_run_on_other_images_is_not_taken_for_the_one_asked_for(
         train(fresh, f"data.root={other}")
     assert f"data.root {other} asked for, {images} there" in str(refusal.value)
     assert snapshot(folder) == before
+
+
+def test_a_finished_run_on_generated_images_is_not_taken_for_one_on_others(copied, fresh, tmp_path):
+    before = snapshot(copied)
+    with pytest.raises(ValueError, match="no generated images"):
+        train(fresh, f"data.root={tmp_path}")
+    other = tmp_path / "other"
+    shutil.copytree(next((fresh / "data").glob("shapes-*")), other)
+    train(fresh, f"data.root={other}")  # the same, in another place
+    image = next((other / "train").rglob("*.jpg"))
+    image.rename(image.with_name("renamed.jpg"))
+    again = tmp_path / "again"
+    other.rename(again)  # what is known of a folder is not looked up twice
+    with pytest.raises(ValueError, match=f"data.root {again} asked for, generated ones there"):
+        train(fresh, f"data.root={again}")
+    assert snapshot(copied) == before
 
 
 def test_a_folder_whose_configuration_was_changed_is_refused_naming_the_keys(copied, fresh):

@@ -476,6 +476,9 @@ def test_the_commands_say_what_they_did(delving, there, here, tmp_path):
     code, out, _ = delving("runs", "import", to, "--output-root", here)
     assert code == 0
     assert "0 there already" in out
+    code, out, _ = delving("runs", "import", to, f"output_root={tmp_path / 'third'}")
+    assert (code, "0 there already" in out) == (0, True)
+    assert [*(tmp_path / "third").glob("smoke/runs/*/result.json")]
     code, _, err = delving("runs", "import", tmp_path / "nosuch.zip", "--output-root", here)
     assert code == 2
     assert "nosuch.zip: not there" in err

@@ -89,6 +89,10 @@ def _existing(name: str, root: str) -> Path:
         raise ValueError(f"data.root={where}: a file; data={name} is a folder")
     if not where.is_file() and not where.is_dir():
         raise ValueError(f"data.root={where}: neither a folder nor a file")
+    if name == "shapes" and not (where / "train").is_dir():
+        real = ", ".join(other for other in SOURCES if other != name)
+        raise ValueError(f"data.root={where}: no generated images. Of real ones say which: "
+                         f"scale=quarter, scale=paper, or data= one of {real}")  # fmt: skip
     return where
 
 
