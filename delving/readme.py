@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from delving.artefact import model_title
 from delving.config import load
 from delving.curves import read_counts
 from delving.groups import choices
@@ -117,7 +118,7 @@ def _tell_nets(runs: list[Path]) -> str:
     configs = [load(run / "config.yaml") for run in runs]
     counts = Counter((c.model.name, c.model.width, c.train.epochs) for c in configs)
     return ", ".join(
-        f"{count} {model} at width {width:g} for {epochs:g} epochs"
+        f"{count} {model_title(model)} at width {width:g} for {epochs:g} epochs"
         for (model, width, epochs), count in sorted(counts.items())
     )
 
@@ -165,7 +166,7 @@ def speed_short() -> list[str]:
 
 
 def _speed_table(rows: list[dict], numbers: Sequence[str], words: Sequence[str]) -> list[str]:
-    lines = ["| what | " + " | ".join(numbers) + " |" * (len(words) + 1),
+    lines = ["| " + " | ".join(["what", *numbers, *words]) + " |",
              "|---" * (1 + len(numbers) + len(words)) + "|"]  # fmt: skip
     for row in rows:
         cells = ["" if row[key] is None else f"{row[key]:,.4g}" for key in numbers]

@@ -251,6 +251,8 @@ def test_what_is_told_of_raw_input_is_in_its_records():
     seen = mean_interval([a - b for a, b in zip(*pair, strict=True)])
     assert (f"He's {seen.mean:.1f} points more (95 % interval {seen.low:.1f} to {seen.high:.1f})"
             ) in told  # fmt: skip
+    seen = mean_interval([a - b for a, b in zip(*pair, strict=True)], 0.9)
+    assert f"(90 % interval {seen.low:.1f} to {seen.high:.1f}, within 0.6 points" in told
 
 
 def test_that_relu_is_behind_in_every_epoch_is_in_the_record():
@@ -303,6 +305,12 @@ def test_what_is_told_of_longer_trainings_is_in_their_records():
     results = [record.read_json(REFERENCE / "wide" / f"{name}.json") for name in names]
     found = [f"{result['eval']['ten_view']['top1_err']:.2f} (1)" for result in results]
     assert f"| ten-view | 1 | {' | '.join(found)} |" in told
+    less = []
+    for result, name in zip(results, names, strict=True):
+        narrow = REFERENCE / "quarter" / "runs" / name.replace("-s0", "-width0.25-s0")
+        less.append(record.read_result(narrow)["eval"]["ten_view"]["top1_err"]
+                    - result["eval"]["ten_view"]["top1_err"])  # fmt: skip
+    assert f"are {min(less):.1f} to {max(less):.1f} points of error with the same seed" in told
     wide = pd.read_csv(REFERENCE / "wide" / "ends.csv").set_index("run").loc[names]
     trained = [f"{error:.1f} (1)" for error in wide.training_err]
     assert f"| training | 1 | {' | '.join(trained)} |" in told
