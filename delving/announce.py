@@ -26,7 +26,7 @@ def tell_plan(
     lack = "to train" if tasks or not plan.missing() else "not there"  # in records
     say.say(f"{artefacts}{count(len(plan.runs), 'run')}: {there} there, {len(plan.missing())} "
             f"{lack}, {len(plan.refused)} refused.")  # fmt: skip
-    for why in plan.refused.values():
+    for why in dict.fromkeys(plan.refused.values()):
         say.say(f"  refused: {why}")
     for name, how in plan.rarer.items():
         say.say(f"  tested less often: {name}, {how}; its curve is drawn as it is")

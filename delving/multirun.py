@@ -127,7 +127,7 @@ def tell_sweep(sweep: Sweep, say: Overview, note: Callable[[str, Plan, str], str
     for label, plan, name in members:
         more = note(label, plan, name) if states[label] in ("goes on", "new") else ""
         say.say(f"  {label:{wide}}  {states[label]:8}  {more}".rstrip())
-    for why in sweep.refused().values():
+    for why in dict.fromkeys(sweep.refused().values()):
         say.say(f"  refused: {why}")
 
 
