@@ -8,6 +8,8 @@ import io
 import math
 import mmap
 import os
+import socket
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -61,10 +63,19 @@ def send(pipe: Connection, made: bool, item: Any) -> None:
             pipe.send_bytes(memory.getbuffer())
 
 
+def limit(pipe: Connection, seconds: float | None) -> None:
+    """From now on `receive` waits for no part of an item longer than so many seconds: who sends it
+    may be stopped in the midst of it."""
+    whole, part = divmod(round(1e6 * (seconds or 0)), 10**6)  # 0: for ever
+    with socket.socket(fileno=os.dup(pipe.fileno())) as end:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", whole, part))
+
+
 def receive(pipe: Connection) -> tuple[bool, Any]:
     """What was sent; its tensors' memory is freed with the last of them.
 
     Raises:
+        BlockingIOError: nothing came for as long as `limit` says.
         EOFError, OSError, RuntimeError: the other side is gone, or no file can be opened here.
     """
     made, places = pipe.recv()

@@ -84,6 +84,8 @@ def take(
         LoaderError: one died, gave nothing for `timeout` seconds, or failed.
         ValueError: what one raised itself, with its message.
     """
+    for loader in loaders:
+        parcel.limit(loader.pipe, timeout)
     given = ahead * len(loaders)
     for number, key in enumerate(keys[:given]):
         _give(loaders[number % len(loaders)], key, dataset)
@@ -156,7 +158,9 @@ def _receive(
             raise LoaderError("the program ends")
         ready = wait([loader.pipe, *by_sentinel], seconds)
         if loader.pipe in ready:
-            return _open(loader, dataset)
+            with suppress(BlockingIOError):  # what it began to send does not end
+                return _open(loader, dataset)
+            break
         if ready:
             raise _loss(by_sentinel[ready[0]], dataset, None)
     loader.process.kill()
@@ -178,6 +182,8 @@ def _ticks(timeout: float | None) -> Iterator[float]:
 def _open(loader: Loader, dataset: Dataset) -> Any:
     try:
         made, item = parcel.receive(loader.pipe)
+    except BlockingIOError:
+        raise
     except (EOFError, OSError, RuntimeError) as error:
         raise _loss(loader, dataset, error) from error
     if made:

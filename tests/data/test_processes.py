@@ -7,11 +7,13 @@ import os
 import random
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,19 @@ def hang():
 
 def stop_self():
     os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def stop_within_an_item():
+    """Its message is sent whole then, its tensors are not."""
+    parcel.send_handle = lambda *_: stop_self()
+
+
+def stop_within_a_message():
+    def begin(pipe, _):
+        os.write(pipe.fileno(), struct.pack("!i", 99))
+        stop_self()
+
+    Connection.send = begin
 
 
 def run_out_of_memory():
@@ -190,7 +205,10 @@ def test_a_process_that_dies_is_told_at_once_with_what_it_was_at(act, said, work
     assert re.search(r"\(pid \d+\) .* at step 104 \(a\.jpg, b\.jpg\)$", str(found.value))
 
 
-@pytest.mark.parametrize(("act", "workers"), [(hang, 1), (stop_self, 3)])
+@pytest.mark.parametrize(
+    ("act", "workers"),
+    [(hang, 1), (stop_self, 3), (stop_within_an_item, 2), (stop_within_a_message, 1)],
+)
 def test_a_process_that_hangs_is_told_after_the_timeout_and_killed(act, workers):
     before = time.monotonic()
     with pytest.raises(LoaderError, match=r"gave nothing for 1 s \(data\.timeout\) at step 104"):
