@@ -114,14 +114,11 @@ def initialize(
 
 
 def _normal(seed: int, name: str, weight: Tensor, drawn: dict[tuple, Tensor] | None) -> Tensor:
-    key = (seed, name, weight.shape)
-    if drawn is not None and key in drawn:
-        return drawn[key]
-    generator = torch.Generator().manual_seed(key_of(seed, name))
-    draws = torch.randn(weight.shape, generator=generator)
-    if drawn is not None:
-        draws = drawn[key] = draws.to(weight.device)
-    return draws
+    drawn, key = {} if drawn is None else drawn, (seed, name, weight.shape)
+    if key not in drawn:
+        generator = torch.Generator().manual_seed(key_of(seed, name))
+        drawn[key] = torch.randn(weight.shape, generator=generator).to(weight.device)
+    return drawn[key]
 
 
 def key_of(seed: object, what: object) -> int:

@@ -159,8 +159,7 @@ def speed_short() -> list[str]:
     """Those that tell most, of a GPU and of a CPU."""
     rows = []
     for machine, names in SHORT.items():
-        of_all = read_json(REFERENCE / "bench" / f"{machine}.json")
-        found = {row["row"]: row for row in of_all}
+        found = {row["row"]: row for row in read_json(REFERENCE / "bench" / f"{machine}.json")}
         rows += [found[name] for name in names]
     return _speed_table(rows, SPEED[:-1], ("unit", "device"))
 

@@ -646,8 +646,8 @@ def test_every_command_fails_in_a_line_where_nothing_can_be_printed(trained, com
 def test_a_training_on_a_terminal_of_twenty_columns_stays_in_them(tmp_path):
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 20, 0, 0))
-    variables = os.environ | {"TERM": "xterm", "PYTHONPATH": python_path(ROOT)}
-    variables |= {"OMP_NUM_THREADS": "1"}
+    variables = os.environ | {"TERM": "xterm", "OMP_NUM_THREADS": "1"}
+    variables["PYTHONPATH"] = python_path(ROOT)
     variables.pop("COLUMNS", None)
     words = ["train", "scale=smoke", "train.epochs=9", f"output_root={tmp_path}"]
     command = [sys.executable, "-c", ENTRY, *words]
