@@ -24,6 +24,11 @@ FURTHER = REFERENCE / "README.md"
 PLACE = re.compile(r"(.*?) +# (\S+\.py|\S+\.yaml|in RECTIFIERS)$")
 
 
+def text_of(path):
+    """Wherever its lines end."""
+    return " ".join(path.read_text(encoding="utf-8").split())
+
+
 @pytest.mark.parametrize("path", READMES)
 def test_a_readme_is_fresh(path):
     text = path.read_text(encoding="utf-8")
@@ -173,7 +178,7 @@ def test_an_artefact_is_added_as_the_readme_says(extended):
 
 
 def test_what_is_told_of_all_classes_is_in_their_records():
-    told, folder = " ".join(FURTHER.read_text(encoding="utf-8").split()), REFERENCE / "classes200"
+    told, folder = text_of(FURTHER), REFERENCE / "classes200"
     ends, errors, trained = pd.read_csv(folder / "ends.csv").set_index("run"), {}, {}
     for path in sorted(folder.glob("*.json")):
         result = record.read_json(path)
@@ -196,7 +201,7 @@ def test_what_is_told_of_all_classes_is_in_their_records():
 
 @pytest.mark.parametrize("folder", ["longer", "classes200"])
 def test_what_is_told_of_slopes_after_more_steps_is_in_their_records(folder):
-    told = " ".join(FURTHER.read_text(encoding="utf-8").split())
+    told = text_of(FURTHER)
     slopes = pd.read_csv(REFERENCE / folder / "slopes.csv")
     slopes = slopes.pivot(index="run", columns="layer", values="mean")
     means = slopes.mean()
@@ -212,7 +217,7 @@ def test_what_is_told_of_slopes_after_more_steps_is_in_their_records(folder):
 
 
 def test_what_is_told_of_raw_input_is_in_its_records():
-    told, folder = " ".join(FURTHER.read_text(encoding="utf-8").split()), REFERENCE / "raw"
+    told, folder = text_of(FURTHER), REFERENCE / "raw"
     starts = pd.read_csv(folder / "starts.csv").assign(wide=lambda rows: rows.width == 1)
     ratios = (starts.gradient / starts.decay).map(lambda x: f"{x:#.2g}".rstrip("."))
     ratios.index = pd.MultiIndex.from_frame(starts[["net", "crop", "input", "wide"]])
@@ -256,9 +261,7 @@ def test_what_is_told_of_raw_input_is_in_its_records():
 
 
 def test_that_relu_is_behind_in_every_epoch_is_in_the_record():
-    assert "it errs more at the end of every epoch" in " ".join(
-        README.read_text(encoding="utf-8").split()
-    )
+    assert "it errs more at the end of every epoch" in text_of(README)
     [note] = record.read_json(REFERENCE / "quarter" / "convergence" / "verdict.json")["notes"]
     counts = re.findall(r"(\d+) of (\d+)", note)
     assert len(counts) == 4
@@ -271,7 +274,7 @@ def test_that_relu_is_behind_in_every_epoch_is_in_the_record():
      ("within", "within layers {} % ({} to {})")],
 )  # fmt: skip
 def test_what_is_told_of_blocks_of_the_fisher_matrix_is_in_its_record(kind, sentence):
-    told = " ".join(README.read_text(encoding="utf-8").split())
+    told = text_of(README)
     parts = record.read_json(REFERENCE / "quarter" / "fisher" / "measured.json")["parts"]
     energy = {run: math.log10(part["found"]["fisher"][kind]["energy"])
               for part in parts for run in part["asked"]["runs"]}  # fmt: skip
@@ -283,7 +286,7 @@ def test_what_is_told_of_blocks_of_the_fisher_matrix_is_in_its_record(kind, sent
 
 
 def test_what_is_told_of_longer_trainings_is_in_their_records():
-    told, errors = FURTHER.read_text(encoding="utf-8"), {}
+    told, errors = text_of(FURTHER), {}
     for path in sorted((REFERENCE / "longer").glob("*.json")):
         result = record.read_json(path)
         name = f"{result['act']} {result['init']}"
@@ -315,14 +318,12 @@ def test_what_is_told_of_longer_trainings_is_in_their_records():
     trained = [f"{error:.1f} (1)" for error in wide.training_err]
     assert f"| training | 1 | {' | '.join(trained)} |" in told
     late, early = wide.departure[:2]
-    assert f"for {late:.0f} steps here too, where He leaves it at {early:.0f}" in " ".join(
-        told.split()
-    )
+    assert f"for {late:.0f} steps here too, where He leaves it at {early:.0f}" in told
     slopes = pd.read_csv(REFERENCE / "wide" / "slopes.csv")["mean"]
     assert f"between {slopes.min():.2f} and {slopes.max():.2f}, from 0.25" in told
-    ends, flat = pd.read_csv(REFERENCE / "longer" / "ends.csv"), " ".join(told.split())
+    ends = pd.read_csv(REFERENCE / "longer" / "ends.csv")
     for title in ("ReLU", "LReLU", "PReLU"):
         own = ends[ends.run.str.startswith(f"small14-{title.lower()}-he-")].mean(numeric_only=True)
         less = own.center_err - own.training_err
         line = rf"\b{title} (errs )?in {own.training_err:.0f} %,? \(?{less:.0f} (points )?less"
-        assert re.search(line, flat)
+        assert re.search(line, told)
