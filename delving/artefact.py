@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 from delving import record
 from delving.curves import count_classes, load_events
 from delving.judge import Finding, compare_images, pooled_deviation, unless_stalled
+from delving.schema import NEUTRAL
+from delving.train import STALLED, TAIL
 
-LEFT = 0.98  # of ln(classes): below it a net has begun to learn
 # Below 5 degrees of freedom of the pooled deviation judge's rule of 3 of them is wrong in more than
 # 5 % of pairs without a difference.
 FREEDOM = 5
@@ -30,10 +31,10 @@ LOGGED = {
     "step": ("step", "epoch", "loss", "err", "conv_grad_norm", "conv_decay_norm"),
     "val": ("epoch", "top1_err"),
 }
-TAIL = 10  # a run's end is its last tenth
 POINTS = 0.6  # the smallest difference of rectifiers that counts, points of top-1 error
 PUBLISHED = Path(__file__).parent / "paper" / "published.yaml"
 MODELS = {"vgg19": "VGG-19", "a": "A", "b": "B", "c": "C"}  # the paper's names
+RECTIFIERS = {"relu": "ReLU", "prelu": "PReLU"}
 
 
 @cache
@@ -113,13 +114,17 @@ class Run:
         the run diverged before anything was logged."""
         if not record.read_events(self.folder, "step"):
             return math.nan
-        steps = self.steps
-        return fmean(steps.err[steps.step > (1 - 1 / TAIL) * steps.step.iloc[-1]])
+        return fmean(self.tail.err)
+
+    @property
+    def tail(self) -> pd.DataFrame:
+        """The training lines of the last tenth."""
+        return self.steps[self.steps.step > (1 - TAIL) * self.steps.step.iloc[-1]]
 
     @property
     def departure(self) -> float:
         """The step by which the training loss has left ln(classes) for good; inf where never."""
-        below = (self.steps.loss < LEFT * self.blind_loss).to_numpy()
+        below = (self.steps.loss < (1 - STALLED) * self.blind_loss).to_numpy()
         stays = np.logical_and.accumulate(below[::-1])[::-1]
         return float(self.steps.step[stays.argmax()]) if stays.any() else math.inf
 
@@ -191,6 +196,11 @@ class Asked:
     root: Path
     overrides: list[str] = field(default_factory=list)
     detections: dict[str, list[Path]] = field(default_factory=dict)
+
+    @property
+    def surroundings(self) -> list[str]:
+        """The overrides on where and how to compute: a run's images may have moved since."""
+        return [word for word in self.overrides if word.partition("=")[0] in NEUTRAL]
 
     def noise(self, value: Callable[[Run], float]) -> float | None:
         """One net's deviation over seeds of some value, pooled over the small nets that trained;

@@ -75,7 +75,8 @@ SOME_PROTOCOLS = (
 
 
 LAYERS = (
-    "1 to 200 {name: notation}, as - conv1: 7x7, 64, /2; a conv first, an fc last, no name twice",
+    "1 to 200 {name: notation}, as - conv1: 7x7, 64, /2; names of letters and a number after them, "
+    "a conv first, an fc last, no name twice",
     lambda v: 0 < len(v) <= 200 and _are_layers(v),
 )
 

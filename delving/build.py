@@ -45,9 +45,13 @@ def build_model(config: Config, classes: int) -> tuple[Net, list[Layer]]:
             model.layers, depth=model.depth, width=model.width, stem_stride=model.stem_stride
         )
         check_layers(layers)
-        rectifier = partial(RECTIFIERS[act.name], slope=act.slope)
+        rectifier = RECTIFIERS[act.name]
         net = build_net(
-            layers, rectifier, classes=classes, crop=config.data.crop, dropout=config.train.dropout
+            layers,
+            lambda channels: rectifier(channels, act.slope),
+            classes=classes,
+            crop=config.data.crop,
+            dropout=config.train.dropout,
         )
         check_size(net, times=SPARE)
     except ValueError as error:
@@ -169,12 +173,17 @@ def allocate(net: Net, config: Config, device: torch.device) -> Net:
 def _give_storage(net: Net, device: torch.device, number: torch.dtype) -> None:
     """Module.to_empty does so by way of torch's compiler, which takes half a second to load."""
     _check_room(net, device)
-    for module in net.modules():
+    seen: set[int] = set()
+    for place, module in net.named_modules():
         for name, p in list(module.named_parameters(recurse=False)):
+            if id(p) in seen:
+                raise ValueError(f"{place}.{name} is another layer's too: each has its own")
+            seen.add(id(p))
             own = torch.empty(p.shape, dtype=number, device=device)
             setattr(module, name, nn.Parameter(own, p.requires_grad))
         for name, buffer in list(module.named_buffers(recurse=False)):
-            setattr(module, name, torch.empty(buffer.shape, dtype=number, device=device))
+            kind = number if buffer.is_floating_point() else buffer.dtype
+            setattr(module, name, torch.empty(buffer.shape, dtype=kind, device=device))
 
 
 def materialise(

@@ -1,6 +1,6 @@
 """`compare-init` and `plot-slopes`: Figure 3 at any depth, Table 1's figure of any runs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -15,11 +15,11 @@ from delving.groups import PAPER_DEPTH
 from delving.paper.figure3 import draw_inits, tabulate_runs
 from delving.paper.signal import draw_signal, list_layers
 from delving.paper.table1 import draw_slopes, list_slopes
-from delving.plan import Plan, add_run
+from delving.plan import Plan, add_run, with_switch
 from delving.plot import save_figure
 from delving.reproduce import work_runs
 from delving.request import load_request
-from delving.schema import check_families
+from delving.schema import Config, check_families
 from delving.words import name_apart, refuse_slip, shown
 
 MODELS = {22: "b"}  # by depth; others are the small model lengthened
@@ -57,13 +57,13 @@ def compare_inits(words: Sequence[str], say: Overview) -> list[Path]:
     first = next(iter(nets.values()))
     plan = Plan(first.scale, rest, Path(first.output_root) / first.scale,
                 configs.plan_of(first.scale))  # fmt: skip
-    arms = {init: [add_run(plan, config)] for init, config in nets.items()}
+    arms = {init: [add_run(plan, with_switch(plan, config))] for init, config in nets.items()}
     failed = work_runs(plan, first.device, say)
     if failed:
         raise RuntimeError("; ".join(f"{run}: {error}" for run, error in failed.items()))
     found = {init: [Run(plan.folder(name)) for name in names] for init, names in arms.items()}
     to = plan.root / "-".join(["compare-init", net, *(inits if "inits" in own else [])])
-    signal = _write_signal(nets, [f"model={model}", *usual, *rest], to)
+    signal = _write_signal({model: nets}, to)
     data = tabulate_runs(run for runs in found.values() for run in runs)
     figure = draw_inits(found)
     figure.axes[0].set_title("validation images, center crop", fontsize=8)  # no caption tells it
@@ -84,12 +84,11 @@ def _read_net(own: Mapping[str, str]) -> tuple[str, str]:
     return depth, MODELS.get(int(depth), f"small{depth}")
 
 
-def _write_signal(inits: Iterable[str], words: Sequence[str], to: Path) -> Path:
-    """Per layer, what each initialiser does to responses and gradients before training."""
+def _write_signal(nets: Mapping[str, Mapping[str, Config]], to: Path) -> Path:
+    """Per layer of each net, what each initialiser does to responses and gradients before
+    training."""
     settings = load_request("signal").settings
-    nets = {init: configs.compose([*words, f"init={init}"]) for init in inits}
-    seen = measure_nets(nets, settings, bits=False)
-    by_net = {words[0].removeprefix("model="): seen}
+    by_net = {net: measure_nets(inits, settings, bits=False) for net, inits in nets.items()}
     record.write_text(to / "signal.csv", list_layers(by_net).to_csv(index=False))
     return save_figure(draw_signal(by_net), to / "signal.png")
 

@@ -58,7 +58,7 @@ KEYS = {key: f.type for key, f in OWN.items()}
 LISTS = tuple(key for key, f in KNOBS.items() if "list[" in str(f.type))
 TEXTS = tuple(key for key, f in KNOBS.items() if "str" in str(f.type) and key not in LISTS)
 UNSWEPT = ("data.root", "output_root", "device")
-LATER = (*NEUTRAL, "seed")  # words set afterwards, so that what is composed is found again
+LATER = (*NEUTRAL, "seed")  # set after composing: runs that differ in them alone compose once
 
 
 def compose(overrides: list[str] | tuple[str, ...] = ()) -> Config:

@@ -17,7 +17,7 @@ from delving.schema import Config, Data
 
 # Seconds of a run before anything was measured here: so many multiplications a second of a small
 # net on one CPU core, and what a layer costs each step besides. Finished runs correct both.
-RATE, LAYER = 4e10, 1.2e-3
+RATE, LAYER = 4e10, 1.8e-3
 # On a GPU so many, and what a step costs besides: as they were of small14, A and C at scale paper,
 # of small14 and A at scale quarter, on an H100, within a fifth.
 GPU_RATE, GPU_STEP = 2.9e14, 2.7e-3
@@ -41,7 +41,7 @@ def estimate_seconds(config: Config, work: tuple[int, int]) -> float:
     steps = images / config.train.batch
     if is_for_a_gpu(config.device):
         return FORWARDS * multiply_adds * images / GPU_RATE + GPU_STEP * steps
-    return FORWARDS * (multiply_adds * images / RATE + LAYER * depth * steps / 2)
+    return FORWARDS * multiply_adds * images / RATE + LAYER * depth * steps
 
 
 def is_for_a_gpu(device: str) -> bool:

@@ -3,11 +3,12 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from delving import config as configs
 from delving.bench.rounds import round_off, seconds_each
 from delving.bench.training import Bench, build_for, memory_of
+from delving.checkpoint import KEPT
 from delving.cost import (
     FORWARDS,
     FP32,
@@ -21,13 +22,12 @@ from delving.cost import (
 from delving.data.sources import SIZES
 from delving.device import release_memory
 from delving.evaluate import name_protocols
-from delving.net import Net, map_side
+from delving.net import CROP, Net, map_side
 from delving.plan import Plan, images_of, make_plan
 from delving.schema import Config, Detect
 
 STEPS, SECONDS = 20, 30.0  # of a probe: so many steps, or as many as fit
-COPIES = 2 * 2  # weights and momentum; a checkpoint and the one before it
-CROP = 224  # pixels, to which detect.side belongs
+COPIES = 2  # of the parameters in a checkpoint: weights and momentum
 LARGER = 0.4  # the time of an operation on whole images and their RoIs, in those of crops
 VOC_TEST, PROPOSALS = 4952, 2000  # images, and of each as many as selective search finds
 
@@ -35,12 +35,14 @@ VOC_TEST, PROPOSALS = 4952, 2000  # images, and of each as many as selective sea
 @dataclass(frozen=True)
 class Cost:
     """Of a net, or of many: hours of one device, of which `scoring`; GB of its memory at most; GB
-    of disk for checkpoints and scores."""
+    of disk for checkpoints and scores; and GB of one checkpoint, of which a net in training has
+    more than the one that it ends with."""
 
     hours: float
     scoring: float
     memory: float
     disk: float
+    checkpoint: float
 
 
 @dataclass(frozen=True)
@@ -182,14 +184,15 @@ def _runs_of(plan: Plan, artefact: str) -> Iterable[str]:
 
 def _row(name: str, runs: Iterable[str], costs: dict[str, Cost], jobs: int) -> dict:
     found = [costs[run] for run in runs]
-    total = Cost(
-        sum(c.hours for c in found),
-        sum(c.scoring for c in found),
-        sum(sorted(c.memory for c in found)[-jobs:]),
-        sum(c.disk for c in found),
-    )
-    numbers = {key: round_off(value) for key, value in asdict(total).items()}
-    return {"artefact": name, "runs": len(found)} | numbers
+    training = sum(sorted(c.checkpoint for c in found)[-jobs:])
+    numbers = {
+        "hours": sum(c.hours for c in found),
+        "scoring": sum(c.scoring for c in found),
+        "memory": sum(sorted(c.memory for c in found)[-jobs:]),
+        "disk": sum(c.disk for c in found) + (KEPT - 1) * training,
+    }
+    rounded = {key: round_off(value) for key, value in numbers.items()}
+    return {"artefact": name, "runs": len(found)} | rounded
 
 
 def find_rate(config: Config, stated: Mapping[str, float], tflops: float | None) -> Rate:
@@ -231,9 +234,9 @@ def cost_of(config: Config, rate: Rate) -> Cost:
     scoring = max(views / (FORWARDS * rate.images), decoded / rate.delivered)
     classes = net.classifier[-1].out_features
     names = name_protocols(config.eval.protocols, config.eval.dense_s)
-    disk = COPIES * FP32 * sum(p.numel() for p in net.parameters())
-    disk += len(names) * val_images * classes * HALF
-    return Cost((training + scoring) / 3600, scoring / 3600, rate.memory, disk / 1e9)
+    checkpoint = COPIES * FP32 * sum(p.numel() for p in net.parameters()) / 1e9
+    disk = checkpoint + len(names) * val_images * classes * HALF / 1e9
+    return Cost((training + scoring) / 3600, scoring / 3600, rate.memory, disk, checkpoint)
 
 
 def cost_of_detection(config: Config, settings: Detect, rate: Rate) -> Cost:
@@ -249,8 +252,8 @@ def cost_of_detection(config: Config, settings: Detect, rate: Rate) -> Cost:
     training = settings.steps * settings.images * crops(settings.rois / settings.images)
     testing = (settings.test_images or VOC_TEST) * crops(PROPOSALS) / FORWARDS
     hours = [work / rate.images / 3600 for work in (training + testing, testing)]
-    disk = COPIES * FP32 * sum(p.numel() for p in net.parameters()) / 1e9
-    return Cost(*hours, rate.memory, disk)
+    checkpoint = COPIES * FP32 * sum(p.numel() for p in net.parameters()) / 1e9
+    return Cost(*hours, rate.memory, checkpoint, checkpoint)
 
 
 def _forwards(net: Net, config: Config, multiply_adds: int) -> dict[str, float]:

@@ -47,7 +47,8 @@ class Tester:
         workers: loader processes; `timeout`, seconds that one of them may be silent.
         ranks: processes that share the images.
         heard: signals; one of them ends the scoring, whose results so far are in `folder`.
-        kept: where the same views will be scored again: the first scoring's, if they are few.
+        kept: a list that the first scoring fills with its views, up to KEPT bytes, for those after
+            it to read; given only where all score the same images.
     """
 
     net: Net

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from delving.rectifier import RECTIFIERS
+from delving.net import ACT
 from delving.signal import WEIGHTED, Call, watching, weight_layers
 
 GROUPS = 10  # of the jackknife
@@ -253,13 +253,12 @@ def response_statistics(net: nn.Module, x: Tensor, *, batch: int = 256) -> list[
         channels are centred, 1 where each is constant; mean, the plain mean over the same; silent,
         the share of units with y <= 0 for all images and positions. Without any response nan.
     """
-    kinds = tuple(type(build(1, 0.0)) for build in RECTIFIERS.values())
     tallies: dict[str, list[tuple]] = {}
     for some in x.to(next(net.parameters()).dtype).split(batch):
-        with watching(net, kinds) as calls:
+        with watching(net, ending=ACT) as calls:
             net(some)
         for call in calls:
-            tallies.setdefault(call.name.removesuffix("_act"), []).append(_tally(call))
+            tallies.setdefault(call.name.removesuffix(ACT), []).append(_tally(call))
     return [{"name": name} | _statistics(own) for name, own in tallies.items()]
 
 

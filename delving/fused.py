@@ -7,7 +7,8 @@ memory than a ReLU net; what else is needed is read from it.
 ours: where a slope is negative, f(y) > 0 on both sides of 0, and the last bit of f(y) tells the
 side, so that f(y) may be off by one unit in its last place there.
 
-ours: a learned slope nearer to 0 than 2^-60 counts as 2^-60 of its sign, so that f(y) / a is y.
+ours: a learned slope nearer to 0 than 2^-60 (2^-10 in float16) counts as 2^-60 of its sign, so that
+f(y) / a is y.
 """
 
 from functools import partial
@@ -16,10 +17,13 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from delving.kernels import KERNELS, native
 
-REACH = 2.0**-60
+# In half precision's range of exponents a response of 1 times 2^-10 still has its digits.
+REACH = {torch.float16: 2.0**-10}
+USUAL_REACH = 2.0**-60
 INTEGERS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16}
 INTEGERS[torch.float16] = torch.int16
 
@@ -29,18 +33,19 @@ def by_channel(values: Tensor, like: Tensor) -> Tensor:
     return values.view(1, -1, *[1] * (like.dim() - 2))
 
 
-def reach(slope: Tensor, learned: bool) -> Tensor:
-    """The slopes that are computed with."""
+def reach(slope: Tensor, learned: bool, kind: torch.dtype) -> Tensor:
+    """The slopes that are computed with, where responses are of this type."""
     if not learned:
         return slope
-    return slope.where(slope.abs() >= REACH, torch.copysign(torch.full_like(slope, REACH), slope))
+    least = REACH.get(kind, USUAL_REACH)
+    return slope.where(slope.abs() >= least, torch.copysign(torch.full_like(slope, least), slope))
 
 
 def rectify_plain(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
     """f(x + bias), computed in the slope's type: (N, C, ...) to the same."""
     z = x.to(slope.dtype)
     z = z if bias is None else z + by_channel(bias, x)
-    a = by_channel(reach(slope, learned), x)
+    a = by_channel(reach(slope, learned, x.dtype), x)
     f = torch.where(z > 0, z, a * z)
     y = f.to(x.dtype)
     if x.device.type == "cpu" and not (a < 0).any():  # a GPU would be waited for
@@ -63,7 +68,7 @@ def rectify_backward_plain(
     grad: Tensor, out: Tensor, slope: Tensor, learned: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x (as `out`), and by channel (C,), typed as slopes, of bias and slope."""
-    a = by_channel(reach(slope, learned), out)
+    a = by_channel(reach(slope, learned, out.dtype), out)
     positive = torch.where(a < 0, (out.view(INTEGERS[out.dtype]) & 1) > 0, out > 0)
     wide, y = grad.to(slope.dtype), out.to(slope.dtype)
     grad_x = torch.where(positive, wide, a * wide)
@@ -84,14 +89,17 @@ PLAIN = SimpleNamespace(rectify=rectify_plain, rectify_backward=rectify_backward
 
 def _pick(kernels, x: Tensor, slope: Tensor, bias: Tensor | None = None):
     """The kernels where they do for these, else the plain forms. Kernels read parameters in fp32,
-    one bias a channel, and so many slopes or one, without asking whether there are as many."""
-    if not kernels or slope.dtype != torch.float32 or not kernels.knows(x):
+    one after the other, one bias a channel and as many slopes or one, without asking whether they
+    are such."""
+    if not kernels or not kernels.knows(x):
         return PLAIN
     channels = x.shape[1]
-    if slope.shape[0] not in (1, channels):
-        return PLAIN
-    fits = bias is None or (bias.dtype == torch.float32 and bias.shape[0] == channels)
+    fits = _are_plain(slope, 1, channels) and (bias is None or _are_plain(bias, channels))
     return kernels if fits else PLAIN
+
+
+def _are_plain(values: Tensor, *counts: int) -> bool:
+    return values.dtype == torch.float32 and values.is_contiguous() and values.shape[0] in counts
 
 
 def _rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool, kernels=None) -> Tensor:
@@ -135,6 +143,8 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple:
         out, slope = ctx.saved_tensors
+        if torch.is_grad_enabled():  # by create_graph: kernels have no gradients of their own
+            return _given(ctx, *rectify_backward_plain(grad, out, slope, ctx.learned))
         grad = _lying_as(out, grad)
         return _given(ctx, *ctx.kernels.rectify_backward(grad, out, slope, ctx.learned))
 
@@ -199,6 +209,7 @@ class _Pooled(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable  # where a gradient's gradient is wanted, it says so
     def backward(ctx, grad: Tensor) -> tuple:
         out, slope, chosen = ctx.saved_tensors
         grad = _lying_as(out, grad)

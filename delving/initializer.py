@@ -107,7 +107,8 @@ def initialize(
     with torch.no_grad():
         for (name, layer), std in zip(named, stds([m for _, m in named]), strict=True):
             layer.weight.copy_(_normal(seed, name, layer.weight, drawn)).mul_(std)
-            layer.bias.zero_()
+            if layer.bias is not None:  # a rectifier may have a layer of its own
+                layer.bias.zero_()
     for module in net.modules():
         if hasattr(module, "reset_parameters") and not isinstance(module, nn.Conv2d | nn.Linear):
             module.reset_parameters()  # a rectifier's own, such as slopes
@@ -122,5 +123,6 @@ def _normal(seed: int, name: str, weight: Tensor, drawn: dict[tuple, Tensor] | N
 
 
 def key_of(seed: object, what: object) -> int:
-    """A generator's key, 63 bits, that follows from how the two are written."""
+    """A generator's key that follows from how the two are written: 63 bits, of which a CPU's takes
+    32."""
     return int.from_bytes(hashlib.sha256(f"{seed} {what}".encode()).digest()[:8], "big") >> 1

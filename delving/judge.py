@@ -17,8 +17,8 @@ REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not_reproduced", "inco
 ENOUGH = 3  # trained pairs for an interval of their own; of two, t is 12.7 and tells nothing
 # Beyond this many seed deviations a single pair speaks, and the mean of two beyond 1 / sqrt(2) of
 # it. Two nets differ by sqrt(2) of one net's deviation, so 3 are 2.1 of theirs: wrong to one side
-# in 1.7 %, in 2.8 % where the deviation is itself from 5 + 5 + 3 + 3 nets (12 degrees of freedom),
-# and in over 5 % below 5 degrees.
+# in 1.7 %, in 2.5 % where the deviation is itself from 5 + 3 + 3 + 5 + 3 + 3 nets, as Table 2's at
+# scale cpu (16 degrees of freedom), and in over 5 % below 5 degrees.
 NOISES = 3
 DRAWS = 5000  # of the bootstrap
 
@@ -238,7 +238,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def compare_images(
-    hits_a: Sequence[bool], hits_b: Sequence[bool], *, of: str = "these two nets", seed: int = 0
+    hits_a: Sequence[bool], hits_b: Sequence[bool], *, of: str = "these two nets"
 ) -> str:
     """How far net A is ahead of B, in points of error over the same images (positive: A errs less).
 
@@ -248,7 +248,7 @@ def compare_images(
     if a.shape != b.shape or a.size == 0:
         raise ValueError(f"hits must be of the same images, not of {a.shape} and {b.shape}")
     won, lost = int((a & ~b).sum()), int((b & ~a).sum())
-    limits = bootstrap_points(won, lost, images=a.size, seed=seed)
+    limits = bootstrap_points(won, lost, images=a.size, seed=0)
     points, p = 100 * (won - lost) / a.size, mcnemar(won, lost)
     chance = f"McNemar p {f'= {number(p)}' if p >= 1e-4 else '< 0.0001'}"
     limits = " to ".join(map(number, limits))

@@ -7,6 +7,7 @@ and a key in it: of two that took it at once the later one's stays.
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import socket
@@ -20,11 +21,6 @@ from pathlib import Path
 
 from delving.beside import lives, name_beside, remove_dead
 from delving.record import FULL, DiskFullError, disk_full, remove_leftovers
-
-try:
-    import fcntl
-except ImportError:  # a system without it: signs of life alone
-    fcntl = None
 
 BEAT = 5.0  # seconds between two signs of life
 TRIES = 100  # at a folder that others make and remove meanwhile
@@ -163,8 +159,6 @@ def _is_at(handle: int, path: Path) -> bool:
 def _lock(handle: int, path: Path) -> bool:
     """Takes the system's lock; False where this disk has none. A record lock, since one of flock
     would live on in loader processes after a kill of their parent."""
-    if fcntl is None:
-        return False
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -40,7 +40,8 @@ class Momentum:
             moved = [p for p in group["params"] if p.grad is not None]
             if not moved:
                 continue
-            if unless is not None and self.momentum:  # they would not be filled
+            # Where `unless` is 1, torch's operator would leave velocities that it makes unfilled.
+            if unless is not None and self.momentum:
                 for p in moved:
                     if p not in self.velocity:
                         self.velocity[p] = torch.zeros_like(p)

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delving.notation import Layer
@@ -11,6 +12,8 @@ from delving.rectifier import PReLU, Rectifier
 from delving.spp import SPP
 from delving.stem import convolve
 
+CROP = 224  # pixels, the paper's
+ACT = "_act"  # ends the name of a layer's rectifier
 LARGEST = 8  # side of a window that is pooled with the rectifier
 
 
@@ -18,7 +21,7 @@ class Dropout(nn.Module):
     """Dropout whose mask for an image follows from the key and its place in the batch alone.
 
     So neither a restart nor cutting the batch into micro-batches changes it. `seed` is called
-    before each forward; p is the share of units dropped.
+    before each forward, without which it is torch's; p is the share of units dropped.
     """
 
     def __init__(self, p: float):
@@ -32,6 +35,8 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.p:
             return x
+        if not self.batch:
+            return F.dropout(x, self.p)
         draws = self.recorded or torch.Generator(x.device).manual_seed(self.key)
         uniform = torch.rand(self.batch, x.shape[1], generator=draws, device=x.device)
         return x * ((uniform[self.rows] >= self.p) / (1 - self.p)).to(x.dtype)
@@ -50,15 +55,20 @@ class Features(nn.Sequential):
                 x, layers = layer(x), layers[1:]
                 continue
             x = convolve(layer, x)
-            side = _side_of_pooling(after, beyond)
+            side = _side_of_pooling(beyond)
             x = after.pooled(x, layer.bias, side) if side else after(x, layer.bias)
             layers = layers[3 if side else 2 :]
         return x
 
 
 def _leaves_its_bias(layer: nn.Module, after: nn.Module | None) -> bool:
-    both = isinstance(layer, nn.Conv2d) and isinstance(after, Rectifier)
+    both = isinstance(layer, nn.Conv2d) and _is_the_papers(after)
     return both and not (is_looked_at(layer) or is_looked_at(after))
+
+
+def _is_the_papers(rectifier: nn.Module | None) -> bool:
+    """A class derived of it may have a forward of its own, which takes no bias."""
+    return getattr(type(rectifier), "forward", None) is Rectifier.forward
 
 
 def is_looked_at(module: nn.Module) -> bool:
@@ -68,13 +78,12 @@ def is_looked_at(module: nn.Module) -> bool:
     return any(hooks) or "forward" in vars(module)
 
 
-def _side_of_pooling(rectifier: Rectifier, layer: nn.Module | None) -> int | None:
-    """Of the windows, if they are small and lie side by side, and the rectifier is one of the
-    paper's."""
+def _side_of_pooling(layer: nn.Module | None) -> int | None:
+    """Of the windows, if they are small and lie side by side."""
     if type(layer) is not nn.MaxPool2d or is_looked_at(layer):
         return None
     side, plain = layer.kernel_size, (layer.padding, layer.dilation, layer.ceil_mode)
-    known = type(rectifier).forward is Rectifier.forward and plain == (0, 1, False)
+    known = plain == (0, 1, False)
     fits = isinstance(side, int) and side == layer.stride and side <= LARGEST
     return side if known and fits else None
 
@@ -97,10 +106,16 @@ class Net(nn.Module):
     def slopes(self) -> dict[str, Tensor]:
         """The learned slopes by layer, in order: (channels,) or (1,) each; empty but for PReLU."""
         return {
-            name.split(".")[-1].removesuffix("_act"): module.slope.detach()
+            _layer_of(name): module.slope.detach()
             for name, module in self.named_modules()
             if isinstance(module, PReLU)
         }
+
+
+def _layer_of(name: str) -> str:
+    """The layer that a rectifier, or what is in one, belongs to."""
+    parts = name.split(".")
+    return next((part.removesuffix(ACT) for part in parts if part.endswith(ACT)), parts[-1])
 
 
 def build_net(
@@ -139,7 +154,7 @@ def _conv_layers(layers: Sequence[Layer], rectifier: Callable[[int], nn.Module])
         if x.kind == "conv":
             padding, even = _padding(x.kernel, even)
             modules[x.name] = nn.Conv2d(channels, x.filters, x.kernel, x.stride, padding)
-            modules[f"{x.name}_act"] = rectifier(x.filters)
+            modules[f"{x.name}{ACT}"] = rectifier(x.filters)
             channels = x.filters
     return modules
 
@@ -177,10 +192,14 @@ def map_side(features: nn.Sequential, size: int) -> int:
     return size
 
 
+def geometry(layer: nn.Conv2d | nn.MaxPool2d) -> tuple[int, int, int]:
+    """A square layer's kernel, stride and padding."""
+    sizes = (layer.kernel_size, layer.stride, layer.padding)
+    return tuple(n if isinstance(n, int) else n[0] for n in sizes)
+
+
 def _side_after(layer: nn.Conv2d | nn.MaxPool2d, size: int) -> int:
-    kernel, stride, padding = (
-        n if isinstance(n, int) else n[0] for n in (layer.kernel_size, layer.stride, layer.padding)
-    )
+    kernel, stride, padding = geometry(layer)
     return max(0, (size + 2 * padding - kernel) // stride + 1)
 
 
@@ -191,7 +210,7 @@ def _fc_layers(layers, rectifier, inputs: int, classes: int, dropout: float) -> 
             modules[x.name] = nn.Linear(inputs, x.filters or classes)
             inputs = x.filters
             if x.filters:
-                modules[f"{x.name}_act"] = rectifier(x.filters)
+                modules[f"{x.name}{ACT}"] = rectifier(x.filters)
                 modules[f"{x.name}_drop"] = Dropout(dropout)
     return modules
 
@@ -207,7 +226,7 @@ def describe(net: Net, layers: Sequence[Layer], crop: int) -> list[dict]:
 
 
 def _row(layer: Layer, modules: dict[str, nn.Module], shape: tuple[int, ...]) -> dict:
-    own = [modules[n] for n in (layer.name, f"{layer.name}_act") if n in modules]
+    own = [modules[n] for n in (layer.name, f"{layer.name}{ACT}") if n in modules]
     weight = getattr(modules.get(layer.name), "weight", None)
     positions = shape[1] * shape[2] if len(shape) == 3 else 1
     return {

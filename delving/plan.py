@@ -64,6 +64,10 @@ class Plan:
         detect = [w for w in self.detect if w.partition("=")[0] not in DETECT_NEUTRAL]
         return self.telling + self.seeds + detect
 
+    def sets(self, key: str) -> bool:
+        """Whether an override gives this key."""
+        return any(word.partition("=")[0] == key for word in self.overrides)
+
     def folder(self, run: str) -> Path:
         return self.root / "runs" / run
 
@@ -227,13 +231,20 @@ def _leave_out(plan: Plan, name: str, why: str, named: Collection[str]) -> None:
 def _plan_arm(plan: Plan, arm: Arm) -> list[str]:
     words = [f"scale={plan.scale}", *arm.words, *plan.overrides]
     config = configs.compose(words)
-    given = {word.partition("=")[0] for word in plan.overrides}
-    if arm.epochs and "train.epochs" not in given and config.train.epochs < arm.epochs:
+    if arm.epochs and not plan.sets("train.epochs") and config.train.epochs < arm.epochs:
         config.train.epochs = float(arm.epochs)
-    if plan.budget.switch and "train.switch" not in given and not config.train.switch:
-        config.train.switch = list(plan.budget.switch)
+    config = with_switch(plan, config)
     return [add_run(plan, dataclasses.replace(config, seed=seed))
             for seed in range(getattr(plan.budget.seeds, arm.seeds))]  # fmt: skip
+
+
+def with_switch(plan: Plan, config: Config) -> Config:
+    """The same with the shares at which the scale's compared nets switch their learning rate, where
+    nothing else was asked for."""
+    if not plan.budget.switch or config.train.switch or plan.sets("train.switch"):
+        return config
+    train = dataclasses.replace(config.train, switch=list(plan.budget.switch))
+    return dataclasses.replace(config, train=train)
 
 
 def images_of(config: Config) -> str:

@@ -13,7 +13,7 @@ from delving.build import allocate, load_weights
 from delving.checkpoint import load_checkpoint
 from delving.data import load_splits
 from delving.data.augment import crop_at
-from delving.data.images import Images
+from delving.data.images import Images, evenly
 from delving.data.loader import Cache
 from delving.ranks import ALONE, Ranks
 from delving.schema import Config
@@ -39,7 +39,7 @@ def open_trained(
     session = open_session(config, folder, watch, ranks=ranks)
     with ranks.same_fate():
         check_same_data(session, read_state(state, folder)["data"])
-        session.weights = state["weights"]
+        session.weights, session.trained = state["weights"], state["precision"]
         session.net = allocate(session.net, config, session.device)
         session.input = session.blank_input()
         load_weights(session.net, session.input, tensors.get("model", {}), folder)
@@ -59,13 +59,8 @@ def open_fresh(config: Config, shelf: dict) -> Session:
     device = "cpu" if devices.pick_device(config.device).type == "mps" else config.device
     session = open_session(replace(config, device=device), Path(), lambda event: None, shelf)
     images = session.train_images.images
-    session.input = measure_for(session, Cache(images.take(_spread(len(images), MEASURED)), 0))
+    session.input = measure_for(session, Cache(images.take(evenly(len(images), MEASURED)), 0))
     return session
-
-
-def _spread(images: int, count: int) -> np.ndarray:
-    """So many indices, evenly spaced, or all."""
-    return np.linspace(0, images - 1, min(count, images)).round().astype(int)
 
 
 @torch.no_grad()
@@ -75,14 +70,15 @@ def some_images(session: Session, count: int) -> tuple[Tensor, Tensor]:
     crop, [s] = session.config.data.crop, session.sides([session.config.eval.ten_view_s])
     pixels, labels = [], []
     for images in (session.val_images.images, session.train_images.images):
-        chosen = _spread(len(images), count - len(pixels))
+        chosen = evenly(len(images), count - len(pixels))
         pixels += [crop_at(images.load(int(i)), s, crop, (0.5, 0.5)) for i in chosen]
         labels += images.labels[chosen].tolist()
     batch = torch.from_numpy(np.stack(pixels)).to(session.input.mean.device)
     return session.input(batch), torch.tensor(labels, device=batch.device)
 
 
-def open_images(folder: Path) -> Images:
-    """The validation images that a run was scored on."""
-    config = configs.load(folder / "config.yaml")
+def open_images(folder: Path, *words: str) -> Images:
+    """The validation images that a run was scored on; with words such as `data.root=...`, where
+    they lie elsewhere by now."""
+    config = configs.amend(folder / "config.yaml", words)
     return load_splits(config.data, config.output_root)[1]

@@ -30,7 +30,7 @@ class Rectifier(nn.Module):
         return rectify_pool(y, bias, *self._slope(y), side)
 
     def _slope(self, y: Tensor) -> tuple[Tensor, bool]:
-        """And whether it is learned."""
+        """The slopes, (channels,) or (1,), and whether they are learned."""
         # No buffer, since those have to be filled again wherever a net gets its storage.
         kind = torch.promote_types(y.dtype, torch.float32)
         return y.new_full((1,), self.initial, dtype=kind), False

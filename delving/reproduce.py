@@ -55,8 +55,8 @@ class Ledger:
 
 
 def list_tasks(plan: Plan, words: Sequence[str], device: str = "auto") -> list[Task]:
-    """What is missing: runs, then measurements as soon as theirs are there; those of nets as they
-    start are made on the CPU, beside what a GPU does."""
+    """What is missing: runs, then measurements as soon as theirs are there; those of untrained nets
+    wait for none."""
     gpu, missing = pick_device(device).type != "cpu", plan.missing()
     runs = {name: plan.runs[name] for name in missing}
     tasks = [train_task(name, runs[name]) for name in in_order(runs, plan.estimate, gpu=gpu)]
@@ -65,9 +65,7 @@ def list_tasks(plan: Plan, words: Sequence[str], device: str = "auto") -> list[T
         ready = not names & set(missing) and is_measured(plan, artefact)
         if measures(artefact) and not ready:
             message = {"kind": "measure", "name": artefact, "words": list(words)}
-            beside = gpu and not names and not request.alone
-            after = frozenset(names & set(missing))
-            tasks.append(Task(artefact, message, after, request.alone, beside))
+            tasks.append(Task(artefact, message, frozenset(names & set(missing)), request.alone))
     detections = [detect_task(plan, run) for run in plan.detectors() if _undetected(plan, run)]
     return with_images(tasks + detections, plan.runs)
 

@@ -143,8 +143,8 @@ class Data:
     crop: int = knob(
         224, ("a multiple of 7 from 7 to 7,000", lambda v: 7 <= v <= 7000 and v % 7 == 0)
     )  # pixels
-    workers: int = knob(-1, integer(-1, 1024, ", -1 being cores - 2"))  # loader processes
-    cache_gb: float = knob(4.0, number(0, 1_000_000))  # decoded images kept in memory, GB
+    workers: int = knob(-1, integer(-1, 1024, ", -1 fitting this machine"))  # loader processes
+    cache_gb: float = knob(4.0, number(0, 1_000_000))  # GB of images kept decoded, or on a GPU
     timeout: float = knob(120.0, number(0, 86_400, above=True))  # seconds that a loader process
     # may take for one batch; where workers is 0 there is none, and no limit
 

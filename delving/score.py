@@ -89,7 +89,9 @@ def _name_settings(session: Session, own: Config, name: str) -> str:
         other = given.eval.ten_view_s != own.eval.ten_view_s
     if other and "@" not in name:
         name += "@" + "+".join(map(str, _settings(session, name)["s"]))
-    return name if given.precision == own.precision else f"{name}-{given.precision}"
+    # What `auto` came to: on another machine it may be another precision than the training's.
+    same = session.trained in (None, session.precision)
+    return name if same else f"{name}-{session.precision}"
 
 
 def _save(session: Session, name: str, probabilities: np.ndarray, summary: dict) -> None:

@@ -58,6 +58,7 @@ class Session:
     seconds: float = 0.0  # of training, over all sittings
     shelf: dict = field(default_factory=dict)  # what other runs of this process can use too
     weights: str | None = None  # their hash, once they are saved
+    trained: str | None = None  # the precision that a checkpoint's weights were trained in
     ranks: Ranks = ALONE  # the processes that work on this run together
     heard: list[int] = field(default_factory=list)  # signals
     looks: list = field(default_factory=list)  # views of the images that each validation looks at

@@ -45,9 +45,10 @@ class Call(NamedTuple):
 
 
 @contextmanager
-def watching(net: nn.Module, kinds: tuple[type, ...]) -> Iterator[list[Call]]:
-    """Yields a list to which modules of these kinds add their calls; eval mode meanwhile, and no
-    hook left afterwards, nor after an error."""
+def watching(
+    net: nn.Module, kinds: tuple[type, ...] = (nn.Module,), *, ending: str = ""
+) -> Iterator[list[Call]]:
+    """A list to which modules of these kinds and this ending add their calls; in eval mode."""
     calls: list[Call] = []
 
     def note(name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
@@ -56,7 +57,7 @@ def watching(net: nn.Module, kinds: tuple[type, ...]) -> Iterator[list[Call]]:
     with ExitStack() as stack:
         stack.callback(net.train, net.training)
         for name, module in net.named_modules():
-            if isinstance(module, kinds):
+            if isinstance(module, kinds) and name.endswith(ending):
                 hook = partial(note, name.split(".")[-1])
                 stack.enter_context(module.register_forward_hook(hook))
         net.eval()

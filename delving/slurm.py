@@ -150,7 +150,7 @@ def train_there(
         fresh.append((plan, {name: label for name, label in missing.items() if name not in there}))
     tell_sweep(sweep, say, lambda label, plan, name: _note(queued.get(label)))
     if dry:
-        return {}
+        return sweep.refused()
     for plan, labels in fresh:
         clear_up(folder_of(plan))
         sent = submit(plan, list(labels), settings, cluster) if labels else {}

@@ -52,6 +52,9 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        if torch.is_grad_enabled():  # by create_graph: kernels have no gradients of their own
+            x, pooled = ctx.saved_tensors[0], pool_levels(ctx.saved_tensors[0], ctx.levels)
+            return *torch.autograd.grad(pooled, x, grad, create_graph=True), None, None
         return ctx.kernels.spp_backward(grad, *ctx.saved_tensors, ctx.levels), None, None
 
 
@@ -64,7 +67,7 @@ class SPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         kernels = KERNELS.get(x.device.type)
-        if kernels and kernels.knows(x):
+        if kernels and kernels.knows(x) and not torch.compiler.is_compiling():
             return _Fused.apply(x, self.levels, kernels)
         return pool_levels(x, self.levels)
 

@@ -32,8 +32,8 @@ def _is_foldable(layer: nn.Conv2d, x: Tensor) -> bool:
 
 
 def fold_weight(weight: Tensor) -> Tensor:
-    """(filters, 3, 7, 7) to (filters, 16, 4, 4), for blocks (row, column, channel) and four zeros:
-    of zeros, too, are a row and a column before it."""
+    """(filters, 3, 7, 7) to (filters, 16, 4, 4): with a row and a column of zeros before it, it is
+    cut into 2x2 blocks, whose (row, column, channel) become channels; four of zeros follow."""
     x = F.pixel_unshuffle(F.pad(weight, (1, 0, 1, 0)), 2)
     x = x.unflatten(1, (3, 4)).transpose(1, 2).flatten(1, 2)
     return F.pad(x, (0, 0, 0, 0, 0, CHANNELS - x.shape[1])).contiguous(

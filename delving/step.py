@@ -36,9 +36,8 @@ class Recipe:
 
 
 def gradient_squares(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """Each gradient's squared norm, in tensors to be put together: by dot products on a CPU, twice
-    as fast there as norms of all at once, which are a few launches elsewhere, in place of one or
-    two for each."""
+    """Each gradient's squared norm, in one tensor or several. On a CPU by dot products, which are
+    twice as fast there; elsewhere by norms of all at once, which are few launches."""
     gradients = [p.grad for p in parameters]
     if gradients[0].device.type == "cpu":
         return [torch.dot(g, g)[None] for g in map(_in_a_row, gradients)]

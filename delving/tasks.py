@@ -36,8 +36,8 @@ def count_jobs(device: str, wanted: int | None, runs: Iterable[Config] = ()) -> 
 
 def count_threads(device: str, jobs: int) -> int:
     """Of a worker: one of the CPU's, whose sums then are the same whatever runs beside; with a GPU
-    its part of the cores, for what is measured on the CPU there, but for two: the GPU's trainings
-    beside it need some to launch and to load."""
+    its part of the cores, for what is computed on the CPU all the same (the signal of VGG's model
+    B, detections' proposals), less two: trainings on the GPU need some to launch and to load."""
     return 1 if pick_device(device).type == "cpu" else max(1, (count_cores() - 2) // jobs)
 
 

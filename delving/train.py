@@ -22,7 +22,8 @@ from delving.step import Recipe, accumulate_gradients, backward, is_finite, seed
 # running training error; never of the validation error, which is the test set here.
 PATIENCE, GAIN = 3, 0.1
 DROPS = 2  # paper: 1e-2, 1e-3, 1e-4
-STALLED = 0.02  # of ln(classes)
+STALLED = 0.02  # of ln(classes): nearer to it than this a net has learned nothing
+TAIL = 0.1  # of the steps: a run's end
 
 
 @dataclass
@@ -206,7 +207,7 @@ def advance(progress: Progress, recipe: Recipe, step: Step) -> None:
     """Counts a step, and at an epoch's end looks whether the training error has its plateau."""
     progress.step += 1
     progress.pending.append([step.loss, step.error, step.grad_norm, step.conv_norm])
-    if progress.step > 0.9 * recipe.steps:
+    if progress.step > (1 - TAIL) * recipe.steps:
         progress.tail_loss += step.loss
         progress.tail_steps += 1
     progress.epoch_errors += step.error

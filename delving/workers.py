@@ -30,7 +30,6 @@ class Task:
     message: dict
     after: frozenset[str] = frozenset()
     alone: bool = False  # nothing beside it, and all cores
-    beside: bool = False  # it leaves the GPU to others: one more than `jobs` at a time
     seconds: float = 0.0  # that it may take
     serves: bool = False  # those after it alone: without any of them it need not be done
 
@@ -156,11 +155,10 @@ def work_through(
         late: set[str] = set()
         for alone in (False, True):
             group = [task for task in tasks if task.alone == alone and not task.after & late]
-            spare = any(task.beside for task in group)
-            workers = 1 if alone else min(jobs + spare, len(group))
+            workers = 1 if alone else min(jobs, len(group))
             own = count_cores() if alone else threads
-            crew = [Worker(own, min(workers, jobs)) for _ in range(workers)]
-            outcomes += _work_group(group, crew, watch=tell, heard=heard, until=until, jobs=jobs)
+            crew = [Worker(own, workers) for _ in range(workers)]
+            outcomes += _work_group(group, crew, watch=tell, heard=heard, until=until)
             late |= {task.name for task in group} - {outcome.task.name for outcome in outcomes}
             if heard:
                 raise Interrupted(counted(heard), "the run folders")
@@ -174,7 +172,6 @@ def _work_group(
     watch: Callable,
     heard: list[int],
     until: float,
-    jobs: int,
 ) -> list[Outcome]:
     waiting, outcomes, free = list(tasks), [], list(workers)
     running: dict[Future, Worker] = {}
@@ -185,7 +182,7 @@ def _work_group(
         try:
             while running or (waiting and not heard):
                 _drop_late(waiting, until)
-                while free and not heard and (task := _next(waiting, running, resting, jobs)):
+                while free and not heard and (task := _next(waiting, running, resting)):
                     worker = free.pop()
                     future = pool.submit(worker.do, task, watch)
                     future.task = task
@@ -233,13 +230,10 @@ def _drop_late(waiting: list[Task], until: float) -> None:
     waiting[:] = [task for task in waiting if task.name not in late]
 
 
-def _next(waiting: list[Task], running: dict, resting: dict[str, float], jobs: int) -> Task | None:
-    """The first task that waits for none that is still to come, rests no more, and has a place."""
-    full = sum(not future.task.beside for future in running) >= jobs
+def _next(waiting: list[Task], running: dict, resting: dict[str, float]) -> Task | None:
+    """The first task that waits for none that is still to come, and rests no more."""
     unfinished = {task.name for task in waiting} | {future.task.name for future in running}
     for task in waiting:
-        if full and not task.beside:
-            continue
         if not task.after & unfinished and resting.get(task.name, 0) <= time.monotonic():
             waiting.remove(task)
             return task

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+PAPERS = ("relu", "lrelu", "prelu", "prelu_shared")  # its rectifiers
+
 
 def rectify(y, slopes):
     """Eq. 1, one response after the other. y (N, C, ...); one slope a channel, or a single one."""

@@ -328,6 +328,25 @@ def test_response_statistics_are_the_means_over_images_and_positions_by_channel(
     assert row["channel_mean"] == pytest.approx(math.sqrt(sum(m * m for m in means) / 6) / rms)
 
 
+def test_rectifiers_that_a_net_does_not_have_change_nothing_of_it(monkeypatch):
+    """One of one's own may be of several modules, which others are too, or want an even number."""
+    net, x = build(), images(5)
+    before = response_statistics(net, x)
+
+    def build_capped(channels, slope):
+        if channels % 2:
+            raise ValueError("even channels")
+        return nn.Sequential(nn.Softplus(), nn.Hardtanh(0, 6))
+
+    monkeypatch.setitem(RECTIFIERS, "capped", build_capped)
+    assert response_statistics(net, x) == before
+    build_any = lambda channels, slope: build_capped(2, slope)  # noqa: E731
+    monkeypatch.setitem(RECTIFIERS, "capped", build_any)
+    assert [row["name"] for row in response_statistics(build(act="capped"), x)] == [
+        row["name"] for row in before
+    ]
+
+
 def towards_zero(bias, act="relu", slope=0.0):
     """Statistics of one layer of four units on normal input, with these biases."""
     net = nn.Sequential()

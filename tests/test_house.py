@@ -186,10 +186,11 @@ def test_no_file_of_all_sorts():
     assert not {"utils.py", "common.py", "misc.py", "helpers.py"} & {path.name for path in FILES}
 
 
-def test_published_numbers_in_the_model_files_are_the_papers():
+def test_published_numbers_in_the_papers_model_files_are_its_own():
     text = (PACKAGE / "paper" / "published.yaml").read_text(encoding="utf-8")
     published = set(re.findall(r"\d+\.\d+", text))
-    for path in sorted((CONF / "model").glob("*.yaml")):
+    for model in ("small14", "small30", "vgg19", "vgg_b", "a", "b", "c"):
+        path = CONF / "model" / f"{model}.yaml"
         header = [x for x in path.read_text(encoding="utf-8").splitlines() if x.startswith("#")]
         told = set(re.findall(r"\d+\.\d\d+", " ".join(header)))
         assert told - {"0.01"} <= published, path  # 0.01 is a knob, init.std

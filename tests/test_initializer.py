@@ -381,6 +381,42 @@ def test_so_is_one_whose_buffer_nothing_fills(monkeypatch, resets):
         assert net.features.conv1_act.slopes.item() == pytest.approx(0.1)
 
 
+def test_a_buffer_of_integers_keeps_its_kind(monkeypatch):
+    class Turned(nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            self.register_buffer("order", torch.empty(channels, dtype=torch.int64))
+
+        def reset_parameters(self):
+            self.order.copy_(torch.arange(len(self.order)).flip(0))
+
+        def forward(self, y):
+            return y[:, self.order].relu()
+
+    monkeypatch.setitem(RECTIFIERS, "relu", lambda channels, slope: Turned(channels))
+    config = compose(["scale=smoke", "act=relu"])
+    net = materialise(build_model(config, 4)[0], config, torch.device("cpu"))
+    assert net.features.conv1_act.order.tolist()[-1] == 0
+    assert net(torch.zeros(1, 3, 28, 28)).shape == (1, 4)
+
+
+def test_a_parameter_of_several_layers_is_refused_by_name(monkeypatch):
+    """Each layer would come to have its own, and nobody would know."""
+
+    one = nn.Parameter(torch.empty(1, device="meta"))
+
+    def build_tied(channels, slope):
+        act = nn.PReLU()
+        act.weight = one
+        return act
+
+    monkeypatch.setitem(RECTIFIERS, "prelu", build_tied)
+    config = compose(["scale=smoke", "act=prelu"])
+    net, _ = build_model(config, 4)
+    with pytest.raises(ValueError, match=r"conv2_1_act\.weight is another layer's too"):
+        materialise(net, config, torch.device("cpu"))
+
+
 def test_a_buffer_that_no_checkpoint_keeps_is_refused_by_name(monkeypatch):
     """Scored after its training, the net would have whatever lies in memory."""
 

@@ -131,6 +131,15 @@ def test_parameters_of_another_type_are_read_as_what_they_are(dtype):
     assert act.slope.grad.dtype == dtype
 
 
+def test_parameters_with_gaps_are_read_where_they_lie():
+    """Kernels read one after the other."""
+    x, bias = normal((2, 8, 3, 3)), normal((16,), 1)[::2]
+    for slope in (slopes_for(16, shared=False)[::2], torch.full((1,), 0.25).expand(8)):
+        assert torch.equal(rectify(x, bias, slope, False), rectify_plain(x, bias, slope, False))
+        one = torch.ones(1).expand(8)
+        assert torch.equal(rectify(x, one, slope, False), rectify_plain(x, one, slope, False))
+
+
 def test_as_many_biases_as_channels_are_asked_for():
     with pytest.raises(RuntimeError, match="size"):
         rectify(normal((2, 8, 3, 3)), torch.zeros(3), torch.zeros(1), False)
@@ -260,6 +269,16 @@ def test_compiled_pyramid_pooling_equals_the_plain_one_to_the_last_bit(dtype, le
 
 
 @compiled
+def test_a_gradients_gradient_of_pyramid_pooling_is_that_of_the_plain_one():
+    x = normal((2, 16, 5, 5)).requires_grad_()
+    y = x.detach().double().requires_grad_()
+    found = []
+    for pooled, of in ((SPP((3, 2, 1))(x), x), (pool_levels(y, (3, 2, 1)), y)):
+        [grad] = torch.autograd.grad((pooled**3).sum(), of, create_graph=True)
+        found += torch.autograd.grad((grad**2).sum(), of)
+    assert distance(*found) < 1e-5
+
+
 def test_pyramid_pooling_hands_on_what_is_no_number():
     x = normal((1, 2, 6, 6))
     x[0, 1, 2, 3] = torch.nan

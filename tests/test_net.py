@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from composed import mix
 from torch import nn
@@ -16,6 +17,7 @@ from delving.build import build_model, free_memory, materialise, memory
 from delving.config import compose
 from delving.groups import choices
 from delving.net import (
+    Dropout,
     Features,
     _side_of_pooling,
     build_net,
@@ -24,7 +26,7 @@ from delving.net import (
     map_side,
 )
 from delving.notation import Layer, count_depth, read_layers
-from delving.rectifier import RECTIFIERS, Rectifier
+from delving.rectifier import RECTIFIERS, PReLU
 
 PUBLISHED = Path(delving.__file__).parent / "paper" / "published.yaml"
 DEPTHS = {"small14": 14, "small22": 22, "small30": 30, "vgg19": 19, "a": 19, "b": 22, "c": 22}
@@ -126,6 +128,15 @@ def test_small14_shared_has_the_13_extra_parameters_of_section_2_1():
 
 def test_slopes_are_named_as_the_rows_of_table_1(published):
     assert list(build("model=small14", "act=prelu")[0].slopes()) == list(published["table1"])
+
+
+def test_a_slope_within_a_rectifier_of_several_modules_is_its_layers(monkeypatch):
+    def capped(channels, slope):
+        return nn.Sequential(PReLU(channels, slope), nn.Hardtanh(-6, 6))
+
+    plain = list(build("model=small14", "act=prelu")[0].slopes())
+    monkeypatch.setitem(RECTIFIERS, "prelu", capped)
+    assert list(build("model=small14", "act=prelu")[0].slopes()) == plain
 
 
 @pytest.mark.parametrize("act", ["relu", "lrelu"])
@@ -239,6 +250,26 @@ def test_who_looks_at_a_conv_layer_or_its_rectifier_alone_sees_its_own_input_and
     Features(OrderedDict(conv1=conv, conv1_act=act))(x)
     [found] = seen  # (input, output)
     torch.testing.assert_close(found, [(x, y), (y, y.relu())][hooked])
+
+
+def test_a_class_derived_of_prelu_may_have_a_forward_of_its_own():
+    class Capped(PReLU):
+        def forward(self, y):
+            return super().forward(y).clamp(max=1)
+
+    conv, act = nn.Conv2d(3, 4, 3), Capped(4, 0.25)
+    x = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    found = Features(OrderedDict(conv1=conv, conv1_act=act, pool1=nn.MaxPool2d(2, 2)))(x)
+    torch.testing.assert_close(found, F.max_pool2d(act(conv(x)), 2))
+
+
+def test_without_a_key_dropout_is_torchs():
+    """As where a run's net is trained on by somebody's own loop."""
+    x = torch.ones(1, 10_000)
+    out = Dropout(0.5).train()(x)
+    assert sorted(set(out.unique().tolist())) == [0.0, 2.0]
+    assert abs(out.mean().item() - 1) < 0.05
+    assert torch.equal(Dropout(0.5).eval()(x), x)
 
 
 # Small-N
@@ -432,15 +463,8 @@ def test_a_layer_with_a_forward_of_its_own_is_called_by_it(name):
 
 
 def test_only_small_square_windows_side_by_side_are_pooled_with_the_rectifier():
-    rectifier = Rectifier(0.25)
-    assert _side_of_pooling(rectifier, nn.MaxPool2d(3)) == 3
+    assert _side_of_pooling(nn.MaxPool2d(3)) == 3
     others = (nn.MaxPool2d((2, 2), (2, 2)), nn.MaxPool2d(3, 2), nn.MaxPool2d(2, 2, 1),
               nn.MaxPool2d(2, dilation=2), nn.MaxPool2d(2, ceil_mode=True), nn.MaxPool2d(17),
               nn.AvgPool2d(2), None)  # fmt: skip
-    assert {_side_of_pooling(rectifier, other) for other in others} == {None}
-
-    class Own(Rectifier):
-        def forward(self, y, bias=None):
-            return y
-
-    assert _side_of_pooling(Own(0.25), nn.MaxPool2d(3)) is None
+    assert {_side_of_pooling(other) for other in others} == {None}

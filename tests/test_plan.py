@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
+from delving import compare, cost, record
 from delving import config as configs
-from delving import cost, record
 from delving.announce import tell_plan
 from delving.asked import ask, measured_of
 from delving.build import build_model
@@ -261,6 +261,22 @@ def test_a_run_that_was_tested_less_often_than_is_asked_for_is_kept_and_told():
     assert plan_for("convergence").rarer == {}
 
 
+def test_compare_init_trains_the_nets_of_figure_3(monkeypatch):
+    """At scale paper they switch their learning rate at the same shares in both arms: a plateau
+    would switch the slower one before it starts."""
+    planned = []
+    monkeypatch.setattr(compare, "work_runs", lambda plan, *rest: planned.append(plan) or {"x": ""})
+    with pytest.raises(RuntimeError):
+        compare.compare_inits(["depth=30", "scale=paper"], None)
+    [plan] = planned
+    assert plan.runs == make_plan(["figure3"], ["scale=paper"], need_data=False).runs
+    assert {tuple(config.train.switch) for config in plan.runs.values()} == {(0.7, 0.9)}
+    planned.clear()
+    with pytest.raises(RuntimeError):
+        compare.compare_inits(["depth=30", "scale=paper", "train.switch=0.5"], None)
+    assert {tuple(config.train.switch) for config in planned[0].runs.values()} == {(0.5,)}
+
+
 def test_a_run_by_plateaus_is_told_where_the_same_by_switches_is_to_be_trained():
     """`delving train` makes such ones at scale paper, days of work that nobody else would name."""
     words = ["scale=smoke", "train.switch=0.7,0.9"]
@@ -457,9 +473,9 @@ def test_before_any_run_seconds_follow_from_multiplications_and_from_layers_and_
     """3,200 images twice are 200 steps of 32; forward and backward take three forward passes."""
     words = ["data.train_images=3200", "data.val_images=100", "train.batch=32", "train.epochs=2"]
     config = configs.compose(["scale=smoke", *words])
-    multiplying = 1e9 * 6400 / cost.RATE
-    layers = cost.LAYER * 14 * 200 / 2
-    assert cost.estimate_seconds(config, (10**9, 14)) == pytest.approx(3 * (multiplying + layers))
+    multiplying = 3 * 1e9 * 6400 / cost.RATE
+    layers = cost.LAYER * 14 * 200
+    assert cost.estimate_seconds(config, (10**9, 14)) == pytest.approx(multiplying + layers)
 
 
 def test_a_gpu_is_not_reckoned_to_take_a_cores_time(monkeypatch):

@@ -158,7 +158,23 @@ def test_the_tests_pick_all_of_them_up_unedited(extended):
     shutil.copy(ROOT / "pyproject.toml", root)
     files = [
         f"tests/test_{name}.py"
-        for name in ("rectifier", "initializer", "net", "spp", "plan", "signal", "house", "config")
+        for name in (
+            "rectifier",
+            "initializer",
+            "net",
+            "spp",
+            "plan",
+            "signal",
+            "house",
+            "config",
+            "train",
+            "replay",
+            "fisher",
+            "artefact",
+            "estimate",
+            "compile",
+            "kernels",
+        )
     ]
     command = [sys.executable, "-m", "pytest", "-q", *files]
     env = os.environ | {"PYTHONPATH": python_path(root)}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import PAPERS
 from torch import nn
 
 from delving.config import compose
@@ -16,7 +17,6 @@ from delving.groups import choices
 from delving.kernels import native
 from delving.rectifier import RECTIFIERS, PReLU
 
-PAPERS = ("relu", "lrelu", "prelu", "prelu_shared")
 LEARNED = ("prelu", "prelu_shared")
 SHAPES = [(3, 4), (2, 3, 4, 5)]
 # A learned slope of 0 is computed with as 2^-60, so that what it leaves of y can still be read.
@@ -113,11 +113,55 @@ def test_only_a_slope_nearer_to_zero_than_2_to_the_minus_60_is_replaced(sign, ki
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", RECTIFIERS)
 def test_gradients_are_those_of_finite_differences(name, shape):
-    act = RECTIFIERS[name](shape[1], 0.25).double()
+    act = RECTIFIERS[name](shape[1], 0.25).double().eval()  # one may draw at random in training
     y = torch.from_numpy(np.random.default_rng(2).normal(size=shape)).requires_grad_()
     for p in act.parameters():
         p.data += torch.linspace(-0.5, 0.5, p.numel()).double().view_as(p)
     assert torch.autograd.gradcheck(lambda y, *_: act(y), (y, *act.parameters()))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_gradients_gradient_is_that_of_the_formula(name, dtype, layout):
+    """As penalties on gradients take it, and Hessians; a kernel has none of its own."""
+    draws = np.random.default_rng(3)
+    y, target = (torch.from_numpy(draws.normal(size=(2, 3, 4, 5))).to(dtype) for _ in range(2))
+    bias = torch.from_numpy(draws.normal(size=3)).to(dtype)
+
+    def penalty(rectify, *given):
+        y, bias = (t.clone().to(kind).requires_grad_() for t in (y0, bias0))
+        out = rectify(y, bias)
+        grads = torch.autograd.grad(
+            (out**3 * target.to(kind)).sum(), (y, bias, *given), create_graph=True
+        )
+        loss = sum(grad.square().sum() for grad in grads)
+        return torch.autograd.grad(loss, (y, bias, *given))
+
+    y0, bias0, kind = y.to(memory_format=layout), bias, dtype
+    act = RECTIFIERS[name](3, 0.25).to(dtype)
+    ours = penalty(lambda y, bias: act(y, bias), *act.parameters())
+    kind = torch.float64
+    slope = torch.full_like(next(act.parameters(), torch.zeros(1)), act.initial).double()
+    learned = [slope.requires_grad_()] if name in LEARNED else []
+
+    def formula(y, bias):
+        z = y + bias.view(1, -1, 1, 1)
+        return z.clamp(min=0) + slope.view(1, -1, 1, 1) * z.clamp(max=0)
+
+    theirs = penalty(formula, *learned)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("slope", [0.0, 1e-5, -1e-5, 0.25])
+def test_in_half_precision_a_slope_near_zero_can_learn(slope):
+    """What is kept of a response is its product with the slope, which has to have digits left."""
+    y = torch.from_numpy(draw_responses((64, 3))).half()
+    for act in (PReLU(3, slope), PReLU(3, slope).half()):
+        act(y).sum().backward()
+        wanted = y.double().clamp(max=0).sum(0)
+        torch.testing.assert_close(act.slope.grad.double(), wanted, rtol=4e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -132,8 +176,9 @@ def test_a_positive_response_passes_unchanged_and_keeps_type_shape_and_layout(na
 def test_every_act_of_conf_is_a_rectifier(name):
     act = compose(["scale=smoke", f"act={name}"]).act
     module = RECTIFIERS[act.name](3, act.slope)
-    assert module(torch.zeros(1, 3)).tolist() == [[0.0] * 3]
+    assert module(torch.zeros(1, 3)).shape == (1, 3)
     if name in PAPERS:
+        assert not module(torch.zeros(1, 3)).any()
         assert all((p == act.slope).all() for p in module.parameters())
 
 

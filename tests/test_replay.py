@@ -9,12 +9,12 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
+from oracles import PAPERS
 from torch import nn
 
 from delving.bench.training import build
 from delving.data.loader import Batch
 from delving.net import Dropout, Net
-from delving.rectifier import RECTIFIERS
 from delving.replay import EAGER, Ahead, Replay, can_be_replayed
 from delving.train import Progress, train
 
@@ -66,7 +66,7 @@ def small(act="relu"):
     return build(["scale=smoke", "model=small14", f"act={act}", "device=cpu"]).net
 
 
-@pytest.mark.parametrize("act", RECTIFIERS)
+@pytest.mark.parametrize("act", PAPERS)
 def test_every_rectifier_of_the_paper_can_be_replayed_but_on_a_gpu_alone(act):
     net = small(act)
     assert can_be_replayed(net, torch.device("cuda"))

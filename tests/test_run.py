@@ -13,12 +13,16 @@ from fabricate import snapshot
 from PIL import Image
 
 from delving import record
+from delving.artefact import Asked, Run
 from delving.checkpoint import load_checkpoint
 from delving.config import amend, compose, load
 from delving.data.images import UndecodableImageError
 from delving.data.loader import Cache
 from delving.evaluate import error_rates
 from delving.groups import choices
+from delving.paper import fisher
+from delving.probe import open_images
+from delving.request import load_request
 from delving.run import opening_line, train_run
 from delving.score import eval_run
 from delving.session import open_session
@@ -301,6 +305,20 @@ def trained_elsewhere(copied, fresh):
     return copied, images
 
 
+def test_what_measures_a_run_takes_its_images_from_where_they_are_now(trained_elsewhere, tmp_path):
+    folder, images = trained_elsewhere
+    moved = images.rename(tmp_path / "moved")
+    usual = Asked("fisher", "smoke", {}, load_request("fisher").settings, {}, [], tmp_path)
+    with pytest.raises(ValueError, match="no such file"):
+        fisher.measure(usual, Run(folder))
+    words = [f"data.root={moved}", "device=cpu", "train.epochs=2"]
+    found = fisher.measure(dataclasses.replace(usual, overrides=words), Run(folder))
+    assert found["responses"]
+    with pytest.raises(ValueError, match="no such file"):
+        open_images(folder)
+    assert len(open_images(folder, words[0])) == 24
+
+
 def test_images_may_move_once_a_run_is_finished(trained_elsewhere, fresh, tmp_path):
     folder, images = trained_elsewhere
     before = snapshot(folder)
@@ -461,6 +479,15 @@ def test_by_other_settings_a_protocols_scores_have_a_name_that_tells_them(
         copied, amend(copied / "config.yaml", [*words, f"output_root={fresh}"]), silent
     )
     assert list(scores) == names
+    assert own.items() <= snapshot(copied).items()
+
+
+def test_where_auto_comes_to_another_precision_the_runs_own_scores_stay(copied, fresh, monkeypatch):
+    """As on a machine without bf16, of a run that was trained with it."""
+    own = snapshot(copied)
+    monkeypatch.setattr("delving.device.pick_precision", lambda wanted, device: "bf16")
+    config = amend(copied / "config.yaml", [f"output_root={fresh}"])
+    assert list(eval_run(copied, config, silent)) == ["ten_view-bf16"]
     assert own.items() <= snapshot(copied).items()
 
 

@@ -217,6 +217,16 @@ def test_without_slurm_nothing_is_sent(train, home):
     assert not (home / "outputs").exists()
 
 
+def test_a_plan_with_a_run_that_is_refused_ends_as_the_sweep_would(train, cluster):
+    folder = Path("outputs/smoke/runs") / RUN
+    folder.mkdir(parents=True)
+    text = configs.to_yaml(configs.compose(["scale=smoke"])).replace("momentum: 0.9", "momentum: 0")
+    (folder / "config.yaml").write_text(text)
+    code, out, _ = train("-m", "scale=smoke", "seed=0..1", *ON_CPUS, "--plan")
+    assert (code, "1 refused" in out) == (1, True)
+    assert train("-m", "scale=smoke", "seed=1..2", *ON_CPUS, "--plan")[0] == 0
+
+
 def test_jobs_are_sent_as_one_array_and_told(train, cluster):
     (cluster / "hold").touch()
     code, out, err = train("-m", "scale=smoke", "seed=0..1", *ON_CPUS)

@@ -156,15 +156,6 @@ def test_every_task_is_done_and_told_from_its_first_event_to_its_outcome():
     assert (outcome.task.name, outcome.error, outcome.wall) == ("a", None, 0.25)
 
 
-def test_what_leaves_the_gpu_to_others_is_done_beside_the_only_one_that_has_it():
-    on_the_cpu = replace(sleeping("a", 1.0), beside=True)
-    _, watch = work(sleeping("b"), sleeping("c"), on_the_cpu, jobs=1)
-    assert watch.order("end") == ["b", "c", "a"]
-    one_after_the_other = [name for name, event in watch.told
-                           if name != "a" and event["event"] in ("begin", "end")]  # fmt: skip
-    assert one_after_the_other == ["b", "b", "c", "c"]
-
-
 def test_nothing_to_do_starts_nobody():
     errors, watch = work()
     assert (errors, watch.told) == ({}, [])

@@ -23,11 +23,12 @@ from delving.data.loader import TrainingBatches, cached, count_cores, count_work
 from delving.data.shared import iterate_shared
 from delving.device import name_device, pick_device
 from delving.meter import Meter
+from delving.net import CROP
 from delving.train import Progress, train
 
 COUNT, CLASSES = 100, 10  # images, repeated for as long as it takes
 SIZE, QUALITY = (500, 375), 90  # as ImageNet's are on average
-CROP, SIDES, BATCH = 224, (256, 512), 16
+SIDES, BATCH = (256, 512), 16
 SECONDS = 3.0  # of a round
 STEPS = range(1_000_000)  # more than there is time for
 
@@ -40,7 +41,8 @@ def bench_loader(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
     workers, root = count_workers(config.data.workers), config.data.root
     half = max(1, workers // 2)
     with tempfile.TemporaryDirectory() as scratch:
-        images = write_folder(Path(scratch), _given(Path(root)) if root else _generated())
+        files = _given(Path(root).expanduser()) if root else _generated()
+        images = write_folder(Path(scratch), files)
         ways = {
             "ours": lambda: _rate(_ours(images, workers)),
             "torchvision": lambda: _rate(_torchvision(Path(scratch), workers)),

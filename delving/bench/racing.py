@@ -116,7 +116,7 @@ def bench_ranks(words: Sequence[str], counts: Sequence[int], rounds: int = ROUND
                              rounds)  # fmt: skip
         told = f" (the paper's: {paper[count]}x)" if count in paper else ""
         rows.append(compare(f"train {' '.join(words)}, {count} ranks: against one{told}",
-                            found["ranks"], found["alone"], limit=None, unit="images/s",
+                            found["ranks"], found["alone"], unit="images/s",
                             device=f"{count} devices"))  # fmt: skip
     return rows
 

@@ -143,7 +143,7 @@ def rate_of(steps: Callable[[int], None], bench: Bench) -> float:
 
 
 def bench_train(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
-    """Steps a second against plain PyTorch, PReLU (or the words' own rectifier) against ReLU, and
+    """Images a second against plain PyTorch, PReLU (or the words' own rectifier) against ReLU, and
     the memory of both."""
     words = ["act=prelu", *words]
     memory = _memory(words)

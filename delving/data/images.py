@@ -231,3 +231,8 @@ def _spread(labels: np.ndarray, indices: np.ndarray, count: int) -> np.ndarray:
     rank[order] = np.arange(len(labels)) - np.repeat(starts, np.diff([*starts, len(labels)]))
     chosen = np.lexsort((labels, rank))[:count]
     return indices[np.sort(chosen)]
+
+
+def evenly(images: int, count: int) -> np.ndarray:
+    """So many indices, evenly spaced, or all."""
+    return np.linspace(0, images - 1, min(count, images)).round().astype(int)

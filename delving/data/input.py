@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delving.data.augment import crop_at
-from delving.data.images import UndecodableImageError
+from delving.data.images import UndecodableImageError, evenly
 from delving.data.loader import Cache, decoding_threads
 from delving.kernels import KERNELS
 
@@ -102,7 +102,7 @@ def _tensor(x: np.ndarray) -> Tensor:
 def _center_crops(source: Cache, crop: int, s: int) -> Iterator[np.ndarray]:
     """uint8 (n, crop, crop, 3), n of them at most TOGETHER; decoded by all cores."""
     images = len(source.images)
-    chosen = np.unique(np.linspace(0, images - 1, min(images, SAMPLED)).round().astype(int))
+    chosen = evenly(images, SAMPLED)
 
     def cut(index: int) -> np.ndarray | None:
         try:

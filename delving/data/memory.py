@@ -5,6 +5,7 @@ it keeps locked: the lock ends with the training and its loader processes, howev
 """
 
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -16,11 +17,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from delving.beside import name_beside
-
-try:
-    import fcntl
-except ImportError:  # a system without it has no MEMORY either
-    fcntl = None
 
 MEMORY = Path("/dev/shm")  # files there are memory that all processes see; only Linux has it
 ROOM = 0.5  # of the memory that is free, for what is kept for a training

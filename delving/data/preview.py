@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from delving.data.augment import augment, draw_augmentation
-from delving.data.images import Images, UndecodableImageError
+from delving.data.images import Images, UndecodableImageError, evenly
 from delving.data.input import Input, measure_input
 from delving.data.loader import Cache
 
@@ -43,7 +43,7 @@ def augmented_rows(
 ) -> list[tuple[str, list[np.ndarray]]]:
     """The same few images over epochs, as training sees them before the mean is subtracted."""
     crop, rows = input.mean.shape[1], []
-    for index, image in _sound(images, np.linspace(0, len(images) - 1, 6).round().astype(int)):
+    for index, image in _sound(images, evenly(len(images), 6)):
         views = []
         for epoch in range(COLUMNS):
             draws = draw_augmentation(seed, epoch, len(images))[index]
@@ -56,8 +56,7 @@ def augmented_rows(
 
 def sample_input(images: Images, crop: int) -> Input:
     """The input statistics of a thousand training images, enough for a picture."""
-    chosen = np.unique(np.linspace(0, len(images) - 1, 1000).round().astype(int))
-    sample = Cache(images.take(chosen), 0)
+    sample = Cache(images.take(evenly(len(images), 1000)), 0)
     return measure_input(sample, crop=crop, s=8 * crop // 7, normalised=False)
 
 

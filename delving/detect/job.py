@@ -24,12 +24,11 @@ from delving.detect.scenes import VERSION, write_scenes
 from delving.detect.train import Progress, Trainer
 from delving.detect.voc import CLASSES, SPLITS, Split, find_voc, fingerprint, image_name, load_split
 from delving.momentum import Momentum
-from delving.net import Net, map_side
+from delving.net import CROP, Net, map_side
 from delving.schema import Config, Detect
 from delving.train import group_parameters
 
 Watch = Callable[[dict], None]
-CROP = 224  # of the paper, which detect.side and detect.longest belong to
 
 
 @dataclass

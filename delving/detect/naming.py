@@ -9,7 +9,7 @@ import yaml
 
 from delving import record
 from delving.foreign import check_yaml, read_text
-from delving.schema import DETECT_NEUTRAL, Detect, differences, leaves
+from delving.schema import Detect, differences
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Detection:
 
 def detection_folder(run: Path, settings: Detect, usual: Detect) -> Path:
     """outputs/<scale>/detections/<run>-<data>, with what differs from the scale's own settings."""
-    changed = {key: value for key, value, _ in leaves(settings, "detect.")
-               if key not in DETECT_NEUTRAL and value != dict(_values(usual))[key]}  # fmt: skip
+    found = differences(_Only(settings), _Only(usual))  # but for neutral ones
+    changed = {key: ours for key, (ours, _) in found.items()}
     extra = [_short(key, value) for key, value in sorted(changed.items()) if key != "detect.data"]
     name = "-".join([run.name, settings.data, *extra])
     if len(name) > 100:
@@ -38,10 +38,6 @@ def detection_folder(run: Path, settings: Detect, usual: Detect) -> Path:
 def _short(key: str, value: object) -> str:
     text = Path(value).stem if key == "detect.proposals" else str(value)
     return key.split(".")[-1] + "".join(c for c in text if c.isalnum() or c in "_.+")
-
-
-def _values(settings: Detect) -> list[tuple[str, object]]:
-    return [(key, value) for key, value, _ in leaves(settings, "detect.")]
 
 
 def save_about(about: Detection, folder: Path) -> None:

@@ -9,7 +9,7 @@ from torchvision.ops import roi_pool
 
 from delving.device import wide
 from delving.initializer import initialize
-from delving.net import Net
+from delving.net import Net, geometry
 
 SCORE_STD, SHIFT_STD = 0.01, 0.001  # Fast R-CNN's, of the heads' weights; biases are 0
 # assumed: the finest SPP level alone pools an RoI, as Fast R-CNN's single level does. fc1 keeps the
@@ -126,9 +126,7 @@ def map_geometry(features: nn.Sequential) -> tuple[int, float]:
     stride, start = 1, 0.0
     for m in features:
         if isinstance(m, nn.Conv2d | nn.MaxPool2d):
-            kernel, step, padding = (
-                n if isinstance(n, int) else n[0] for n in (m.kernel_size, m.stride, m.padding)
-            )
+            kernel, step, padding = geometry(m)
             start += ((kernel - 1) / 2 - padding) * stride
             stride *= step
     return stride, start

@@ -7,7 +7,6 @@ images, named by a hash of the images' bytes and of the method.
 import hashlib
 import io
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import scipy  # loads its parts at their first use
 from PIL import Image
 
 from delving.arrays import read_arrays
-from delving.data.loader import count_cores
+from delving.data.loader import decoding_threads
 from delving.detect.voc import Split
 from delving.record import write_bytes
 from delving.words import first_line
@@ -66,7 +65,7 @@ def load_proposals(
         ValueError: no such method or file, or one that lacks an image.
     """
     if wanted not in METHODS:
-        return _from_file(Path(wanted), split)
+        return _from_file(Path(wanted).expanduser(), split)
     method = pick_method(wanted)
     found: list[np.ndarray] = []
     for start in range(0, len(split), SHARD):
@@ -86,7 +85,7 @@ def _shard(split: Split, numbers: range, method: str, folder: Path) -> list[np.n
         except (ValueError, KeyError):  # damaged: they are made anew
             path.unlink(missing_ok=True)
     propose = {"grid": propose_windows, "selective_search": search_selectively}[method]
-    with ThreadPoolExecutor(count_cores()) as pool:
+    with decoding_threads() as pool:
         boxes = list(pool.map(lambda n: propose(split.load(n)), numbers))
     write_bytes(path, pack(names, boxes))
     return boxes
@@ -136,7 +135,7 @@ def hash_of(proposals: str) -> str | None:
     """Of a file of proposals; None where they are no file's."""
     if proposals in METHODS:
         return None
-    with open(proposals, "rb") as file:
+    with open(Path(proposals).expanduser(), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 

@@ -79,7 +79,7 @@ def _check_finished(run: Path, config: Config, settings: Detect, folder: Path) -
     check_same(asked, folder)
     # Of a file of proposals the name does not tell whether it is the same.
     boxes, told = settings.proposals, read_detection(folder)["proposals"].get("hash")
-    if told and Path(boxes).is_file() and told != hash_of(boxes):
+    if told and Path(boxes).expanduser().is_file() and told != hash_of(boxes):
         raise ValueError(
             f"{folder} was made of other proposals than those of {boxes}: move it away"
         )
@@ -109,13 +109,22 @@ def resume_or_start(job: Job) -> None:
     if found:
         _restore(job, *found)
         return
-    save_about(job.about, folder)
-    about = environment_of(job.input.mean.device, job.about.precision, job.data)
-    record.write_json(folder / "env.json", about)
-    (folder / "log.jsonl").unlink(missing_ok=True)
-    job.log(event="start", run=folder.name, steps=job.about.detect.steps,
-            train_images=len(job.splits[0]), test_images=len(job.splits[1]),
-            classes=len(job.splits[0].classes), precision=job.about.precision)  # fmt: skip
+    for name in ("config.yaml", "env.json", "log.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+    _write_about(job)
+
+
+def _write_about(job: Job) -> None:
+    """What tells which detection this is, as far as it lacks: by config.yaml it is found again."""
+    if not (job.folder / "config.yaml").exists():
+        save_about(job.about, job.folder)
+    if not (job.folder / "env.json").exists():
+        about = environment_of(job.input.mean.device, job.about.precision, job.data)
+        record.write_json(job.folder / "env.json", about)
+    if not record.read_events(job.folder, "start"):
+        job.log(event="start", run=job.folder.name, steps=job.about.detect.steps,
+                train_images=len(job.splits[0]), test_images=len(job.splits[1]),
+                classes=len(job.splits[0].classes), precision=job.about.precision)  # fmt: skip
 
 
 def _restore(job: Job, tensors: dict, state: dict) -> None:
@@ -134,6 +143,7 @@ def _restore(job: Job, tensors: dict, state: dict) -> None:
     load_momentum(job.net, job.optimizer, tensors.get("optimizer", {}), job.folder)
     if fault := record.truncate_log(job.folder / "log.jsonl", state["log_bytes"]):
         job.watch({"event": "damaged", "fault": fault})
+    _write_about(job)
     job.log(event="resume", run=job.folder.name, step=job.progress.step,
             steps=job.about.detect.steps)  # fmt: skip
 

@@ -18,7 +18,7 @@ from delving.detect.metric import overlaps_of
 from delving.detect.voc import Split
 
 FOREGROUND, BACKGROUND = 0.5, 0.1  # overlaps from which an RoI is of an object, or of background
-DRAWS = 12  # keeps these draws apart from others of the same seed
+DRAWS = 12  # in the key of these draws
 
 
 @dataclass(frozen=True)

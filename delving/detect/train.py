@@ -18,7 +18,7 @@ from delving.detect.sample import Batches, Sample
 from delving.device import wide
 from delving.momentum import Momentum
 from delving.schema import Detect
-from delving.step import seed_dropout
+from delving.step import seed_dropout, seed_generators
 
 AHEAD = 4  # batches made while others are trained on
 
@@ -76,6 +76,7 @@ class Trainer:
         targets = torch.cat([sample.shifts for sample in batch]).to(device)
         keys = (self.seed, progress.step)
         seed_dropout(self.net, keys, batch=len(labels), rows=slice(0, len(labels)))
+        seed_generators(device, keys, 0)
         with self.autocast():
             images = [self.input(sample.pixels.to(device)) for sample in batch]
             scores, shifts = self.net(images, [sample.rois.to(device) for sample in batch])

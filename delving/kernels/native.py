@@ -28,7 +28,7 @@ def knows(x: Tensor) -> bool:
 
 def rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
     """fused.py's."""
-    out, slope = torch.empty_like(x), slope.contiguous()
+    out = torch.empty_like(x)
     _call("rectify", x, *_pointers(x, bias, slope, out), *_sizes(slope, x), learned)
     return out
 
@@ -37,7 +37,7 @@ def rectify_backward(
     grad: Tensor, out: Tensor, slope: Tensor, learned: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """fused.py's."""
-    grad_x, slope = torch.empty_like(out), slope.contiguous()
+    grad_x = torch.empty_like(out)
     grad_bias, grad_slope = (slope.new_empty(out.shape[1]) for _ in range(2))
     pointers = _pointers(grad, out, slope, grad_x, grad_bias, grad_slope)
     _call("rectify_backward", out, *pointers, *_sizes(slope, out), learned)

@@ -5,7 +5,7 @@ it has "little overfitting risk", hence the claims on the gap between the two.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 
 import numpy as np
@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 
 from delving.artefact import (
     POINTS,
+    RECTIFIERS,
     Asked,
     Claim,
     Run,
@@ -24,7 +25,7 @@ from delving.artefact import (
     rarest,
 )
 from delving.curves import load_curves, tell_looked
-from delving.judge import Finding, all_of, judge_better, judge_no_larger
+from delving.judge import all_of, judge_better, judge_no_larger
 from delving.plot import BLUE, RED, end_at_last, label_lines, new_figure, smooth
 
 LARGE = ("a", "b", "c")
@@ -42,12 +43,9 @@ def show(asked: Asked) -> Shown:
         figure=_draw(asked),
         data=pd.concat([load_curves(run.folder) for run in runs] or [pd.DataFrame()]),
         claims=[
-            _lower(asked, "small14: PReLU errs less, averaged over the training", ("small14",)),
-            _lower(asked, "A, B, C: PReLU errs less, averaged over the training", LARGE),
-            _gap(
-                asked, "small14: PReLU's gap from training to validation is no larger", ("small14",)
-            ),
-            _gap(asked, "A, B, C: PReLU's gap from training to validation is no larger", LARGE),
+            _claim(asked, f"{who}: {claim}", models, judged)
+            for claim, judged in CLAIMS.items()
+            for who, models in (("small14", ("small14",)), ("A, B, C", LARGE))
         ],
         notes=_all_along(asked),
     )
@@ -84,7 +82,7 @@ def _share_limits(panels: Sequence[Axes]) -> None:
 def _draw_model(panel: Axes, asked: Asked, model: str) -> list[tuple[float, float, str, str]]:
     """Every run of a model; where each rectifier's lines end, its name and colour."""
     ends, every = [], rarest(_logged(asked, model))
-    for act, color, name in (("relu", BLUE, "ReLU"), ("prelu", RED, "PReLU")):
+    for (act, name), color in zip(RECTIFIERS.items(), (BLUE, RED), strict=True):
         drawn = [_draw_run(panel, run, color, every) for run in _logged(asked, model, act)]
         if drawn:
             ends.append((drawn[0][0], float(np.mean([y for _, y in drawn])), name, color))
@@ -141,40 +139,33 @@ def _all_along(asked: Asked) -> list[str]:
     return [f"{told}{', '.join(parts)}."] if parts else []
 
 
-def _lower(asked: Asked, claim: str, models: tuple[str, ...]) -> Claim:
-    def judge(pairs: list[tuple[Run, Run]], value: Callable[[Run], float]) -> Finding:
-        found = differences(pairs, value)
-        return judge_better(found, delta=POINTS, noise=asked.noise(value))
-
-    rule = (
+# {claim: (its rule, who judges the differences, {what they are of: that of a run})}
+CLAIMS = {
+    "PReLU errs less, averaged over the training": (
         "top-1 error averaged over the whole course, paired by seed: the 95 % interval over seeds "
-        "lies above 0, for validation and for training errors alike"
-    )
-    values = {"validation": mean_validation, "training": mean_training}
-    return _claim(asked, claim, rule, models, lambda pairs: {
-        name: judge(pairs, value) for name, value in values.items()
-    })  # fmt: skip
-
-
-def _gap(asked: Asked, claim: str, models: tuple[str, ...]) -> Claim:
-    def judge(pairs: list[tuple[Run, Run]]) -> dict[str, Finding]:
-        found = differences(pairs, final_gap)
-        return {"gap": judge_no_larger(found, delta=POINTS, noise=asked.noise(final_gap))}
-
-    rule = (
+        "lies above 0, for validation and for training errors alike",
+        judge_better,
+        {"validation": mean_validation, "training": mean_training},
+    ),
+    "PReLU's gap from training to validation is no larger": (
         "validation less training error at the end, ReLU's less PReLU's, paired by seed: the 95 % "
-        f"interval over seeds lies above -{POINTS} points"
-    )
-    return _claim(asked, claim, rule, models, judge)
+        f"interval over seeds lies above -{POINTS} points",
+        judge_no_larger,
+        {"gap": final_gap},
+    ),
+}
 
 
-def _claim(asked: Asked, claim: str, rule: str, models: tuple[str, ...], judge: Callable) -> Claim:
+def _claim(asked: Asked, claim: str, models: Sequence[str], judged: tuple) -> Claim:
     """Judged on the pairs that logged, and only where all others converged too."""
+    rule, judge, values = judged
     pairs = {model: asked.pairs(f"{model}_prelu", f"{model}_relu") for model in models}
-    parts = {
-        f"{TITLES[model]}, {name}": finding
-        for model, mine in pairs.items()
-        for name, finding in judge([p for p in mine if all(run.logged for run in p)]).items()
-    }
+    parts = {}
+    for model, mine in pairs.items():
+        logged = [pair for pair in mine if all(run.logged for run in pair)]
+        for name, value in values.items():
+            found = differences(logged, value)
+            noise = asked.noise(value)
+            parts[f"{TITLES[model]}, {name}"] = judge(found, delta=POINTS, noise=noise)
     runs = [run for mine in pairs.values() for run in chain(*mine)]
     return accuracy_claim(claim, rule, runs=runs, finding=all_of(parts))

@@ -13,13 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import Bbox
 
-from delving.artefact import Asked, Claim, Shown, mean_and_spread
+from delving.artefact import RECTIFIERS, Asked, Claim, Shown, mean_and_spread
 from delving.detect.record import open_picture, read_detection, read_pictures
 from delving.judge import judge_better, unless_stalled
 from delving.plot import GREEN, GREY, RED, new_figure
 from delving.terminal import plain
 
-TITLES = {"relu": "ReLU", "prelu": "PReLU"}
 METRICS = {"voc07": "mean, 11 points (2007)", "all_points": "mean, all points"}
 BETTER = 1.0  # points of mAP, the smallest difference that counts
 COLUMNS = 4
@@ -58,7 +57,7 @@ def tabulate(found: dict[str, list[dict]]) -> pd.DataFrame:
     rows += [("mean at random, 11 points", lambda one: one["chance"], 2),
              ("proposals' recall at 0.5", lambda one: one["proposals"]["recall"], 2)]  # fmt: skip
     return pd.DataFrame(
-        [{"": title} | {TITLES[arm]: mean_and_spread((value(one) for one in arm_found
+        [{"": title} | {RECTIFIERS[arm]: mean_and_spread((value(one) for one in arm_found
                                                       if one["eval"]), digits)
                         for arm, arm_found in found.items()}
          for title, value, digits in rows]
@@ -108,7 +107,7 @@ def _draw(detections: dict[str, list[Path]]):
     for cell in axes.flat:
         cell.axis("off")
     for line, (arm, pictures) in zip(axes, rows.items(), strict=True):
-        line[0].set_title(TITLES[arm], fontsize=9, loc="left", fontweight="bold")
+        line[0].set_title(RECTIFIERS[arm], fontsize=9, loc="left", fontweight="bold")
         for cell, one in zip(line, pictures, strict=False):
             _draw_picture(cell, one)
     figure.draw_without_rendering()  # from here on it is known how long a name is

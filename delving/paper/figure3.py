@@ -269,5 +269,4 @@ def _early_gradient(run: Run, he: Run) -> float:
 
 
 def _end_ratio(run: Run) -> float:
-    last = run.steps[run.steps.step > 0.9 * run.steps.step.iloc[-1]]
-    return float((last.conv_grad_norm / last.conv_decay_norm).mean())
+    return float((run.tail.conv_grad_norm / run.tail.conv_decay_norm).mean())

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pandas as pd
 
-from delving.artefact import Asked, Claim, Run, Shown, mean_and_spread
+from delving.artefact import RECTIFIERS, Asked, Claim, Run, Shown, mean_and_spread
 from delving.fisher import (
     choose_parameters,
     describe_fisher,
@@ -24,7 +24,6 @@ from delving.signal import weight_layers
 
 # The smallest effects that count: of 1; powers of ten, 11 %; powers of ten.
 CENTRED, SMALLER, CONDITIONED = 0.02, 0.05, 0.1
-TITLES = {"relu": "ReLU", "prelu": "PReLU"}
 
 
 def teams(arms: dict[str, list[Run]]) -> list[list[Run]]:
@@ -35,7 +34,7 @@ def teams(arms: dict[str, list[Run]]) -> list[list[Run]]:
 def measure(asked: Asked, run: Run) -> dict:
     """The Fisher matrix's figures of a run, and the responses'."""
     settings = asked.settings
-    session = open_run(run.folder)
+    session = open_run(run.folder, *asked.surroundings)
     x, _ = some_images(session, settings["images"])
     # The choice of parameters and the labels' draws are the same in both arms of a seed.
     units, weights = settings["units"], settings["weights"]
@@ -107,7 +106,7 @@ def silent(one: dict) -> float:
 
 def tabulate(arms: dict[str, list[dict]]) -> pd.DataFrame:
     """A row per figure, a column per rectifier: seven columns of means and spreads are no page."""
-    columns = {title: _cells(arms[arm]) for arm, title in TITLES.items()}
+    columns = {title: _cells(arms[arm]) for arm, title in RECTIFIERS.items()}
     return pd.DataFrame(columns).rename_axis("").reset_index()
 
 
@@ -146,7 +145,7 @@ def _draw(arms: dict[str, list[dict]]):
             layers = [row["name"] for row in one["responses"]]
             panel.plot(values, color=color, lw=1.1, marker="o", ms=2.5)
             if number == 0:
-                ends.append((len(values) - 1, values[-1], TITLES[arm], color))
+                ends.append((len(values) - 1, values[-1], RECTIFIERS[arm], color))
     panel.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
     panel.set(ylabel="mean response / rms", ylim=(0, 1), xlim=(-0.5, len(layers) + 1))
     label_lines(panel, ends)

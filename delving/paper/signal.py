@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from delving.artefact import Asked, Claim, Shown, model_title, published
+from delving.artefact import RECTIFIERS, Asked, Claim, Shown, model_title, published
 from delving.build import plan_stds
 from delving.config import compose
 from delving.draws import measure_nets
@@ -35,7 +35,6 @@ from delving.signal import (
 
 # With PReLU, Eq. 15's, only what the equation is of.
 INITS = {"relu": ("he", "he_backward", "xavier", "gaussian"), "prelu": ("he", "he_backward")}
-TITLES = {"relu": "ReLU", "prelu": "PReLU"}
 BITS = 0.1  # a layer: a tenth of what parts He from Xavier
 FACTOR = 0.1  # powers of ten, of the example's 1.7e4
 EXAMPLE_STD = 0.01  # paper: 2.2
@@ -108,7 +107,7 @@ def _tabulate(found: dict) -> pd.DataFrame:
     for act, nets in found["nets"].items():
         for model, by_init in nets.items():
             for init, net in by_init.items():
-                row = {"net": model_title(model), "rectifier": TITLES[act], "init": init}
+                row = {"net": model_title(model), "rectifier": RECTIFIERS[act], "init": init}
                 for way in ("forward", "backward"):
                     bits = np.array(net["bits"][way])
                     row[f"{way}, theory"] = f"{net['bits'][f'{way}_theory']:.2f}"
@@ -227,7 +226,7 @@ def _follows(nets: dict, claim: str, way: str, init: str) -> Claim:
         for model, by_init in by_model.items():
             net = by_init[init]
             off = _off_theory(net, way)[1]
-            name = f"{model_title(model)}, {TITLES[act]}"
+            name = f"{model_title(model)}, {RECTIFIERS[act]}"
             parts[name] = judge_alike(off, delta=BITS, unit="bits")
     rule = (
         f"bits per conv layer, measured less theory, for {init} on each net, with ReLU and PReLU: "

@@ -19,14 +19,14 @@ from delving.artefact import MODELS, Asked, Claim, Shown, printed, published
 from delving.build import build_model
 from delving.config import compose
 from delving.judge import Finding, judge_no_larger, number, settled
-from delving.net import build_net, describe
+from delving.net import CROP, build_net, describe
 from delving.notation import Layer, count_depth, read_layers
 from delving.rectifier import build_relu
 from delving.session import plan_recipe
 from delving.train import build_optimizer
 
 TIMED = ("vgg19-relu", "a-relu", "a-prelu", "b-relu", "c-relu")
-CLASSES, CROP = 1000, 224
+CLASSES = 1000
 # The nets that no claim is about, and their rounds; where a step of one image takes all the time
 # that there is, one.
 ASIDE, FEW = {"b-relu", "c-relu"}, 3

@@ -25,6 +25,7 @@ from delving.artefact import (
     published,
 )
 from delving.data.augment import resize_whole
+from delving.data.images import Images, evenly
 from delving.ensemble import average, summarise
 from delving.evaluate import rank_labels
 from delving.judge import compare_images, judge_better
@@ -55,7 +56,9 @@ def measure(asked: Asked, *team: Run) -> dict:
     probabilities, labels, _ = average([run.folder for run in team], PROTOCOL)
     return {
         "ensemble": _measure_team(team, probabilities, labels),
-        "pictures": _choose_pictures(team, probabilities, labels),
+        "pictures": _choose_pictures(
+            open_images(team[0].folder, *asked.surroundings), probabilities, labels
+        ),
     }
 
 
@@ -109,13 +112,13 @@ def against(ensemble: dict, run: Run) -> str:
     return compare_images(hits_of(ensemble, 5), run.hits(PROTOCOL, 5), of=of)
 
 
-def _choose_pictures(team: Sequence[Run], probabilities: np.ndarray, labels: np.ndarray) -> dict:
+def _choose_pictures(images: Images, probabilities: np.ndarray, labels: np.ndarray) -> dict:
     """Right: the first right image of classes spread over all; wrong: of the three classes with the
     highest top-5 error (ties: top-1), the images whose own label ranks lowest."""
-    ranks, images = rank_labels(probabilities, labels), open_images(team[0].folder)
+    ranks = rank_labels(probabilities, labels)
     of_class = [np.flatnonzero(labels == c) for c in range(len(images.classes))]
-    spread = np.unique(np.linspace(0, len(of_class) - 1, RIGHT).round().astype(int))
-    right = [own[ranks[own] == 0][:1] for own in (of_class[c] for c in spread)]
+    spread = (of_class[c] for c in evenly(len(of_class), RIGHT))
+    right = [own[ranks[own] == 0][:1] for own in spread]
     error = [(np.mean(ranks[own] >= 5), np.mean(ranks[own] >= 1)) if own.size else (-1.0, -1.0)
              for own in of_class]  # fmt: skip
     worst = sorted(range(len(of_class)), key=lambda c: error[c], reverse=True)[:WORST]

@@ -153,6 +153,25 @@ def test_interrupted_it_goes_on_as_if_nothing_had_happened(copied, detected, num
     assert outcome(detect(copied)) == outcome(detected)
 
 
+def test_what_an_interrupted_one_lost_is_written_anew(copied, detected):
+    """By them it is found again; the losses logged before are gone."""
+
+    def stop(event):
+        if event["event"] == "tick" and event["step"] == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        detect(copied, stop)
+    [folder] = (copied.parents[1] / "detections").iterdir()
+    for name in ("config.yaml", "env.json", "log.jsonl"):
+        (folder / name).unlink()
+    assert outcome(detect(copied))["files"] == outcome(detected)["files"]
+    for name in ("config.yaml", "env.json"):
+        assert (folder / name).read_bytes() == (detected / name).read_bytes()
+    starts = [record.read_events(place, "start") for place in (folder, detected)]
+    assert starts[0] == starts[1] != []
+
+
 def test_interrupted_while_it_is_scored_it_is_scored_again(copied, detected, monkeypatch):
     find = "delving.detect.score.Judge.find"
     from delving.detect.score import Judge

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenery import split_of
 
-from delving.detect.proposals import load_proposals, pack
+from delving.detect.proposals import hash_of, load_proposals, pack
 
 many = settings(deadline=None, derandomize=True, max_examples=100)
 SPLIT = split_of(((40, 30), [(0, (5, 5, 30, 30))]), ((30, 40), []))  # images 0 and 1
@@ -53,6 +53,14 @@ def test_a_persons_own_are_read_in_the_splits_order_sorted_and_once(tmp_path):
     assert second.shape == (0, 4)
     assert (first.dtype, second.dtype) == (np.float32, np.float32)
     assert not (tmp_path / "kept").exists()
+
+
+def test_they_may_lie_in_ones_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.npz").write_bytes(pack(["0", "1"], BOXES))
+    first, _ = load_proposals(SPLIT, "~/own.npz", tmp_path / "kept", silent)
+    assert first.tolist() == [[0, 0, 40, 30], [1, 2, 30, 30]]
+    assert hash_of("~/own.npz") == hash_of(str(tmp_path / "own.npz"))
 
 
 def test_numpy_alone_writes_such_a_file(tmp_path):

@@ -1,5 +1,8 @@
 """Where objects might be: windows, segments, files of them."""
 
+import time
+import warnings
+
 import numpy as np
 import pytest
 import slow
@@ -174,6 +177,24 @@ def test_they_are_made_once_and_then_read(tmp_path, monkeypatch):
     assert [boxes.tobytes() for boxes in again] == [boxes.tobytes() for boxes in first]
     monkeypatch.setattr(module, "_opencv", lambda: None)
     load_proposals(split, "auto", tmp_path, silent)  # the same here
+
+
+def test_after_an_image_that_cannot_be_read_no_other_is_begun(tmp_path, monkeypatch):
+    """Selective search takes seconds for each."""
+    begun = []
+
+    def propose(image):
+        begun.append(image)
+        time.sleep(0.02)
+        raise ValueError("no boxes")
+
+    monkeypatch.setattr(module, "propose_windows", propose)
+    split = split_of(*[((40, 40), [])] * module.SHARD)
+    before = list(warnings.filters)
+    with pytest.raises(ValueError, match="no boxes"):
+        load_proposals(split, "grid", tmp_path, silent)
+    assert len(begun) < module.SHARD
+    assert warnings.filters == before
 
 
 def test_a_file_holds_some_of_the_images(tmp_path, monkeypatch):
