@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from delving import device as devices
 from delving.bounds import DEEPEST
+from delving.data import find_source
 from delving.data.input import Input
-from delving.data.sources import SIZES
+from delving.data.sources import SIZES, SOURCES
 from delving.device import number_type
 from delving.initializer import INITIALIZERS, gaussian, initialize, layer_stds
 from delving.momentum import Momentum
@@ -28,9 +29,17 @@ SPARE = 4  # times this machine's memory: a net for another machine may be looke
 
 
 def count_classes(config: Config) -> int:
-    """Of a configuration, as far as it and its data set's name tell; else ImageNet's."""
-    known, *_ = SIZES.get(config.data.name, SIZES["imagenet"])
-    return config.data.classes or known
+    """Of a configuration, as far as it, its data set's name or what lies at data.root tells; else
+    ImageNet's."""
+    data = config.data
+    known, *_ = SIZES.get(data.name, (None,))
+    return data.classes or known or _count_there(data.name, data.root) or SIZES["imagenet"][0]
+
+
+@cache
+def _count_there(name: str, root: str | None) -> int | None:
+    with contextlib.suppress(ValueError, OSError):  # told where the images are wanted
+        return len(SOURCES[name](find_source(name, root))[0].classes)
 
 
 def build_model(config: Config, classes: int) -> tuple[Net, list[Layer]]:

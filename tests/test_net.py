@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 import yaml
 from composed import mix
+from PIL import Image
 from torch import nn
 
 import delving
 from delving.bench.training import build as ready
-from delving.build import build_model, free_memory, materialise, memory
+from delving.build import build_model, count_classes, free_memory, materialise, memory
 from delving.config import compose
 from delving.groups import choices
 from delving.net import (
@@ -226,6 +227,17 @@ def test_padding_counts_where_a_filter_is_larger_than_its_map():
     seven, window = nn.Conv2d(3, 4, 7, 1, 3), nn.MaxPool2d(3, 2)
     assert map_side([seven], 1) == 1
     assert map_side([seven, window], 2) == 0  # a pooling window has no cells around
+
+
+def test_classes_that_nothing_else_tells_are_counted_where_the_images_lie(tmp_path):
+    words = ["scale=smoke", "data=folder", "data.classes=null"]
+    assert count_classes(compose(words)) == 1000  # ImageNet's
+    for split in ("train", "val"):
+        for name in "abc":
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (40, 40)).save(tmp_path / split / name / "x.png")
+    assert count_classes(compose([*words, f"data.root={tmp_path}"])) == 3
+    assert count_classes(compose([*words, f"data.root={tmp_path}", "data.classes=2"])) == 2
 
 
 def test_the_layer_table_leaves_the_net_as_it_was():
