@@ -16,11 +16,20 @@ Bound = tuple[str, Callable[[Any], bool]]
 # Upper bounds are far beyond honest use: what is above them would hang, or eat the memory.
 DEEPEST = 1000  # conv and fc layers
 SIDES = 20  # of images, at most so many in a list
+LEAST = 1e-30  # of a number that is not 0
 
 
 def number(low: float, high: float, *, above: bool = False) -> Bound:
     words = f"a number {'above' if above else 'from'} {low:g}{', at most' if above else ' to'} "
-    return f"{words}{high:,}", lambda v: (low < v if above else low <= v) and v <= high
+    return (
+        f"{words}{high:,}",
+        lambda v: (low < v if above else low <= v) and v <= high and _is_normal(v),
+    )
+
+
+def _is_normal(v: float) -> bool:
+    """Nearer to 0, numbers are flushed to it once a net computes."""
+    return v == 0 or abs(v) >= LEAST
 
 
 def integer(low: int, high: int, more: str = "") -> Bound:
@@ -40,9 +49,11 @@ def _sevenths(v: list) -> bool:
     return all(isinstance(x, int) and 7 <= x <= 70 for x in v)
 
 
-FINITE = ("a finite number above 0", lambda v: math.isfinite(v) and v > 0)
-NOT_NEGATIVE = ("a finite number of at least 0", lambda v: math.isfinite(v) and v >= 0)
-SHARE = ("in [0, 1)", lambda v: 0 <= v < 1)
+FINITE = (f"a finite number above 0, {LEAST:g} or more", lambda v: math.isfinite(v) and v >= LEAST)
+NOT_NEGATIVE = (
+    "a finite number of at least 0", lambda v: math.isfinite(v) and v >= 0 and _is_normal(v)
+)  # fmt: skip
+SHARE = ("in [0, 1)", lambda v: 0 <= v < 1 and _is_normal(v))
 BATCH, IMAGES = integer(1, 65_536), integer(1, 100_000_000)
 # Folders are named by them.
 NAME = matching(

@@ -22,7 +22,7 @@ from delving.naming import deviations
 from delving.net import Net, build_net, crowded_levels, describe
 from delving.notation import Layer, count_depth, read_layers
 from delving.rectifier import RECTIFIERS
-from delving.schema import Config
+from delving.schema import Config, Init
 
 WIDEST, LARGEST, FINEST = 100_000, 999, 64  # filters, window, SPP's bins along a side
 SPARE = 4  # times this machine's memory: a net for another machine may be looked at here
@@ -49,6 +49,9 @@ def build_model(config: Config, classes: int) -> tuple[Net, list[Layer]]:
         raise ValueError(f"act={act.name}: choose from {', '.join(RECTIFIERS)}")
     if act.name == "relu" and act.slope:  # initialisers would reckon with it
         raise ValueError(f"act.slope={act.slope:g}: relu's is 0; lrelu and prelu take another")
+    if config.init.name != "gaussian" and config.init.std != Init.std:
+        raise ValueError(f"init.std={config.init.std:g}: init=gaussian's; {config.init.name} has "
+                         "its own")  # fmt: skip
     try:
         layers = read_layers(
             model.layers, depth=model.depth, width=model.width, stem_stride=model.stem_stride

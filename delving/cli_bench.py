@@ -1,6 +1,7 @@
 """`delving bench` and `delving estimate`: what things take."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -95,6 +96,9 @@ def estimate(
     artefacts = [word for word in words or [] if "=" not in word]
     overrides = [word for word in words or [] if "=" in word]
     stated = dict(map(_read_rate, rate or []))
+    for name, value in (("tflops", tflops), ("loader", loader)):
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"--{name} {value}: must be a finite number")
     from delving.estimate import estimate as reckon
 
     say = (lambda line: None) if as_json else terminal.say

@@ -48,6 +48,8 @@ def reproduce(
                          "same command share a reproduction")  # fmt: skip
     if not artefacts:
         raise ValueError("reproduce: name artefacts, or all; `delving list artefacts` tells them")
+    if minutes is not None and math.isnan(minutes):
+        raise ValueError(f"--minutes {minutes}: must be a number")
     if not dry:
         disk.check_writable(Path(asked_root(overrides)))
     from delving.reproduce import reproduce_artefacts

@@ -1,5 +1,6 @@
 """`compare-init` and `plot-slopes`: Figure 3 at any depth, Table 1's figure of any runs."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from delving.bounds import DEEPEST
 from delving.display import Overview
 from delving.draws import measure_nets
 from delving.groups import PAPER_DEPTH
+from delving.naming import list_extra, shortened
 from delving.paper.figure3 import draw_inits, tabulate_runs
 from delving.paper.signal import draw_signal, list_layers
 from delving.paper.table1 import draw_slopes, list_slopes
@@ -45,13 +47,15 @@ def compare_inits(words: Sequence[str], say: Overview) -> list[Path]:
     rest = [refuse_slip(word, ("depth",)) for word in words if not word.startswith(OWN)]
     if strange := [word for word in rest if word.startswith("init=")]:
         raise ValueError(f"{strange[0]}: compare-init takes inits=he,xavier")
+    if strange := [word for word in rest if word.startswith(("model.depth=", "model.layers="))]:
+        raise ValueError(f"{shown(strange[0])}: compare-init takes depth=N or model=NAME")
     net, model = _read_net(own)
     usual = [] if any(word.startswith("act=") for word in rest) else ["act=relu"]
     usual_init = configs.compose([f"model={model}", *usual, *rest]).init.name
     inits = own.get("inits", f"{usual_init},{AGAINST}").split(",")
     if len(set(inits)) < len(inits):
         raise ValueError(f"inits={shown(','.join(inits))}: each once")
-    nets = {init: configs.compose([f"model={model}", f"init={init}", *usual, *rest])
+    nets = {init: configs.compose([f"model={model}", f"init={init}", *usual, *_of_init(init, rest)])
             for init in inits}  # fmt: skip
     check_families(rest, nets.values())
     first = next(iter(nets.values()))
@@ -62,12 +66,25 @@ def compare_inits(words: Sequence[str], say: Overview) -> list[Path]:
     if failed:
         raise RuntimeError("; ".join(f"{run}: {error}" for run, error in failed.items()))
     found = {init: [Run(plan.folder(name)) for name in names] for init, names in arms.items()}
-    to = plan.root / "-".join(["compare-init", net, *(inits if "inits" in own else [])])
+    to = plan.root / _name([net, *(inits if "inits" in own else [])], list(nets.values()))
     signal = _write_signal({model: nets}, to)
     data = tabulate_runs(run for runs in found.values() for run in runs)
     figure = draw_inits(found)
     figure.axes[0].set_title("validation images, center crop", fontsize=8)  # no caption tells it
     return [_write(figure, data, to), signal]
+
+
+def _of_init(init: str, words: Sequence[str]) -> list[str]:
+    """The words that an initialiser takes: a std is the Gaussian's."""
+    return [word for word in words if init == "gaussian" or not word.startswith("init.std=")]
+
+
+def _name(what: Sequence[str], nets: Sequence[Config]) -> str:
+    """The folder's: what is compared, and what else was asked for than ReLU and seed 0."""
+    act = [] if nets[0].act.name == "relu" else [nets[0].act.name]
+    extra = dict.fromkeys(word for net in nets for word in list_extra(net))
+    seed = [f"s{nets[0].seed}"] if nets[0].seed else []
+    return shortened("-".join(["compare-init", *what]), [*act, *extra, *seed])
 
 
 def _read_net(own: Mapping[str, str]) -> tuple[str, str]:
@@ -78,7 +95,7 @@ def _read_net(own: Mapping[str, str]) -> tuple[str, str]:
     if "model" in own:
         return own["model"], own["model"]
     depth = own.get("depth", "30")
-    if not depth.isdigit() or not PAPER_DEPTH <= int(depth) <= DEEPEST:
+    if not re.fullmatch("[1-9][0-9]{0,3}", depth) or not PAPER_DEPTH <= int(depth) <= DEEPEST:
         some = f"from {PAPER_DEPTH} to {DEEPEST:,}"
         raise ValueError(f"depth={shown(depth)}: a number of conv and fc layers, {some}")
     return depth, MODELS.get(int(depth), f"small{depth}")

@@ -17,11 +17,15 @@ def name_run(config: Config) -> str:
     What else stands sorted in short form; beyond 60 characters a hash takes their place.
     """
     head, extra = f"{config.model.name}-{config.act.name}-{config.init.name}", list_extra(config)
-    name = "-".join([head, *extra, f"s{config.seed}"])
-    if len(name) <= LONGEST:
+    return shortened(head, extra, f"-s{config.seed}")
+
+
+def shortened(head: str, extra: list[str], end: str = "") -> str:
+    """Both, and the end; beyond 60 characters with a hash of `extra` in its place."""
+    name = "-".join([head, *extra]) + end
+    if len(name) <= LONGEST or not extra:
         return name
-    digest = hashlib.sha256("-".join(extra).encode()).hexdigest()[:8]
-    return f"{head}-{digest}-s{config.seed}"
+    return f"{head}-{hashlib.sha256('-'.join(extra).encode()).hexdigest()[:8]}{end}"
 
 
 def list_extra(config: Config) -> list[str]:
@@ -44,6 +48,8 @@ def list_extra(config: Config) -> list[str]:
 
 
 def _short(key: str, value: object) -> str:
+    if key == "model.layers":  # whose signs no name may have
+        return f"layers{hashlib.sha256(repr(value).encode()).hexdigest()[:8]}"
     text = "_".join(map(_plain, value)) if isinstance(value, list) else _plain(value)
     return key.split(".")[-1] + ODD.sub("", text)
 
@@ -73,5 +79,6 @@ def _told(key: str, value: object) -> str:
 def _plain(value: object) -> str:
     if value is None:
         return "as listed"
+    value = value + 0.0 if isinstance(value, float) else value  # -0.0 is 0
     short = f"{value:g}" if isinstance(value, float) else str(value)
     return short if not isinstance(value, float) or float(short) == value else repr(value)

@@ -18,9 +18,12 @@ from delving.naming import name_run
 from delving.request import load_request
 from delving.same import find_other, saved_value
 from delving.schema import DETECT_NEUTRAL, NEUTRAL, Arm, Config, Reproduce, Request
+from delving.words import shown
 
 SMALL = "table2"
 OWN = ("model", "act", "init", "seed", "scale")  # words that belong to the artefact or the command
+# What an artefact's nets are, and how finely their logs tell when they began to learn.
+FIXED = ("model.depth", "model.layers", "model.family", "act.slope", "train.log_every")
 
 
 @dataclass
@@ -147,9 +150,9 @@ def make_plan(
     words, seeds, detect = part_words(words)
     base = configs.compose(words)
     configs.compose_detect(base.scale, detect)
-    owned = [word for word in words if word.split("=")[0] in OWN[:-1]]
-    if owned:
-        raise ValueError(f"{owned[0]}: an artefact sets {', '.join(OWN[:-1])} itself")
+    own = (*OWN[:-1], *FIXED)
+    if owned := [word for word in words if word.split("=")[0] in own]:
+        raise ValueError(f"{shown(owned[0])}: an artefact sets {', '.join(own)} itself")
     everything = choices("paper")
     named = {name: load_request(name) for name in artefacts if name != "all"}
     wanted = everything if not artefacts or "all" in artefacts else list(named)
@@ -182,9 +185,12 @@ def part_words(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
 def _look_at_looks(plan: Plan) -> None:
     """A run that was looked at less often is the same run, drawn in less detail."""
     for name in filter(plan.finished, plan.runs):
-        asked, there = plan.runs[name].eval.every, saved_value(plan.folder(name), "eval.every")
-        if isinstance(there, int | float) and there > asked:
-            plan.rarer[name] = f"eval.every {asked:g} asked for, {there:g} there"
+        config = plan.runs[name]
+        for key, asked in (("eval.every", config.eval.every),
+                           ("train.log_every", config.train.log_every)):  # fmt: skip
+            there = saved_value(plan.folder(name), key)
+            if isinstance(there, int | float) and there > asked:
+                plan.rarer[name] = f"{key} {asked:g} asked for, {there:g} there"
 
 
 def _look_at_detections(

@@ -250,7 +250,9 @@ def probe_nets(plan: Plan, say: Overview) -> None:
 
 
 def work_runs(plan: Plan, device: str, say: Overview) -> dict[str, str]:
-    """Trains the runs of a plan that are missing; {run: error} of those that failed."""
+    """Trains the runs of a plan that are missing; {run: error} of those that failed. ValueError
+    where their images are not there."""
+    _check_data(plan)
     tasks = list_tasks(plan, plan.overrides, device)
     jobs = count_jobs(device, None, plan.to_train())
     weights = {task.name: estimate_task(plan, task) for task in tasks}

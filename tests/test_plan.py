@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import io
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -259,6 +260,30 @@ def test_a_run_that_was_tested_less_often_than_is_asked_for_is_kept_and_told():
     assert plan.rarer == {he: "eval.every 0.25 asked for, 1 there"}
     assert f"tested less often: {he}, eval.every 0.25 asked for, 1 there" in say_plan(plan)
     assert plan_for("convergence").rarer == {}
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["model.depth=40", "model.family=large", "act.slope=0.1", "train.log_every=1", "act=prelu"],
+)
+def test_what_an_artefacts_nets_are_and_how_finely_they_log_is_its_own(word):
+    """A claim on 30 layers is none of 40; steps are read off the log."""
+    with pytest.raises(ValueError, match=re.escape(word) + ": an artefact sets model, act, init"):
+        make_plan(["figure3"], ["scale=smoke", word])
+
+
+def test_comparisons_of_other_settings_have_folders_of_their_own():
+    def place(*words, act="relu"):
+        return compare._name(["14"], [configs.compose(["scale=smoke", f"act={act}", *words])])
+
+    assert place() == place("device=cpu") == "compare-init-14"
+    assert place("train.lr=0.02") == "compare-init-14-lr0.02"
+    assert place("seed=3", act="prelu") == "compare-init-14-prelu-s3"
+    many = place(
+        "train.lr=0.02", "train.batch=16", "data.classes=3", "train.momentum=0.8", "seed=1"
+    )
+    assert len(many) <= 60
+    assert len({place("data.classes=3"), place(), many}) == 3
 
 
 def test_compare_init_trains_the_nets_of_figure_3(monkeypatch):

@@ -30,6 +30,8 @@ def load_data(
     if where is None:
         where = generate_shapes(output_root, classes, train_images, val_images)
     train, val = SOURCES[name](where)
+    if train_images and train_images < (kept := classes or len(train.classes)):
+        raise ValueError(f"data.train_images={train_images}: fewer than the {kept} classes")
     return (
         select(train, classes=classes, count=train_images, key="data.train_images"),
         select(val, classes=classes, count=val_images, key="data.val_images"),

@@ -94,8 +94,11 @@ def _check_sizes(splits: list[Split], sizing: Sizing, features: nn.Sequential) -
     for split in splits:
         for number, size in zip(split.ids, split.sizes, strict=True):
             if min(sizing.size_of(size)) < least:
-                raise ValueError(f"{image_name(number)} of {size[0]}x{size[1]} pixels is too thin: "
-                                 f"resized, a side has less than {least}")  # fmt: skip
+                raise ValueError(
+                    f"{image_name(number)} of {size[0]}x{size[1]} pixels is too thin: resized to a "
+                    f"shorter side of {sizing.side}, a longer one of at most {sizing.longest} "
+                    f"(detect.side, detect.longest), a side has less than {least}"
+                )
 
 
 def describe(run: Path, config: Config, settings: Detect, weights: str) -> Detection:

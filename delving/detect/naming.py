@@ -9,6 +9,7 @@ import yaml
 
 from delving import record
 from delving.foreign import check_yaml, read_text
+from delving.same import saved_value
 from delving.schema import Detect, differences
 
 
@@ -24,11 +25,14 @@ class Detection:
     detect: Detect
 
 
-def detection_folder(run: Path, settings: Detect, usual: Detect) -> Path:
-    """outputs/<scale>/detections/<run>-<data>, with what differs from the scale's own settings."""
+def detection_folder(run: Path, settings: Detect, usual: Detect, precision: str = "auto") -> Path:
+    """outputs/<scale>/detections/<run>-<data>, with what differs from the scale's own settings, and
+    with a precision other than the run's own."""
     found = differences(_Only(settings), _Only(usual))  # but for neutral ones
     changed = {key: ours for key, (ours, _) in found.items()}
     extra = [_short(key, value) for key, value in sorted(changed.items()) if key != "detect.data"]
+    if precision not in ("auto", saved_value(run, "precision")):
+        extra.append(f"precision{precision}")
     name = "-".join([run.name, settings.data, *extra])
     if len(name) > 100:
         name = f"{run.name}-{settings.data}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

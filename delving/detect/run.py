@@ -19,7 +19,7 @@ from delving.config import compose_detect
 from delving.detect.job import Job, describe, open_job, open_trunk
 from delving.detect.metric import Detections
 from delving.detect.naming import Detection, check_same, detection_folder, load_about, save_about
-from delving.detect.proposals import hash_of
+from delving.detect.proposals import METHODS, hash_of
 from delving.detect.record import read_detection
 from delving.detect.score import Judge, chance, joined, recall, score
 from delving.detect.train import Progress, ahead
@@ -32,8 +32,7 @@ from delving.state import environment_of
 PICTURES, SHOWN = 8, 0.5  # test images kept for figures, and the score from which a box is drawn
 BESIDE = 64 * 2**20  # bytes of log and detections
 STATE = {"progress": dict, "seconds": record.NUMBER, "data": str, "log_bytes": int}
-PROGRESS = {"step": int, "pending": list,
-            "status": str}  # fmt: skip
+PROGRESS = {"step": int, "pending": list, "status": str}
 
 
 def detect_run(run: Path, config: Config, settings: Detect, watch: Callable[[dict], None]) -> Path:
@@ -47,7 +46,8 @@ def detect_run(run: Path, config: Config, settings: Detect, watch: Callable[[dic
         DiskFullError: there is no room for what it would write.
         Interrupted: TERM, INT, HUP, USR1 or USR2 came; the state is saved.
     """
-    folder = detection_folder(run, settings, compose_detect(config.scale, []))
+    usual = compose_detect(config.scale, [])
+    folder = detection_folder(run, settings, usual, config.precision)
     with leaving_at_once():
         if (folder / "result.json").exists():
             _check_finished(run, config, settings, folder)
@@ -286,8 +286,7 @@ def summarise(job: Job, status: str, scores: dict[str, dict]) -> dict:
         "test_images": len(job.splits[1]), "steps": progress.step,
         "params": sum(p.numel() for p in job.net.parameters()),
         "proposals": {
-            "method": settings.proposals if settings.proposals in ("grid", "selective_search")
-            else "file",
+            "method": settings.proposals if settings.proposals in METHODS else "file",
             "hash": hash_of(settings.proposals),
             "per_image": round(float(np.mean([len(b) for b in job.proposals[1]])), 1),
             "recall": recall(job.splits[1], job.proposals[1]),

@@ -15,7 +15,7 @@ from delving import config as configs
 from delving import record
 from delving.checkpoint import load_checkpoint
 from delving.detect.job import load_splits
-from delving.detect.naming import load_about
+from delving.detect.naming import detection_folder, load_about
 from delving.detect.record import read_detection, read_pictures
 from delving.detect.run import detect_run
 from delving.reference import copy_records
@@ -250,6 +250,27 @@ def test_a_folder_with_another_detection_is_refused_by_its_keys(copied):
         ValueError, match=r"holds another detection: detect.lr 0.001 asked for, 0.5"
     ):
         detect(copied)
+
+
+def test_in_another_precision_than_its_runs_it_is_another(copied, monkeypatch):
+    """Else a reproduction would take it for its own."""
+    seen = []
+
+    def stop(run, config):
+        seen.append(config.precision)
+        raise InterruptedError
+
+    names = []
+    monkeypatch.setattr("delving.detect.run.open_trunk", stop)
+    real = detection_folder
+    monkeypatch.setattr("delving.detect.run.detection_folder",
+                        lambda *given: names.append(real(*given).name) or real(*given))  # fmt: skip
+    for words in ([], ["precision=fp32"], ["precision=fp64"]):
+        config = configs.amend(copied / "config.yaml", ["device=cpu", *words])
+        with pytest.raises(InterruptedError):
+            detect_run(copied, config, configs.compose_detect("smoke", WORDS), silent)
+    assert seen == ["fp32", "fp32", "fp64"]
+    assert names[0] == names[1] != names[2]
 
 
 def test_a_trunk_trained_anew_is_another(copied):
