@@ -29,7 +29,7 @@ def tell_plan(
     for why in dict.fromkeys(plan.refused.values()):
         say.say(f"  refused: {why}")
     for name, how in plan.rarer.items():
-        say.say(f"  tested less often: {name}, {how}; its curve is drawn as it is")
+        say.say(f"  looked at less often: {name}, {how}; its curve is drawn as it is")
     for name, twin in list(_by_plateaus(plan).items())[:1]:
         switch = ",".join(f"{share:g}" for share in plan.runs[name].train.switch)
         say.say(f"  {twin} is there, and is another run: a reproduction's are trained with "

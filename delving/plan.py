@@ -36,7 +36,7 @@ class Plan:
         runs: {name: configuration} of every run asked for.
         small: names of Table 2's runs by arm, several seeds each: their spread is the noise.
         refused: {name: why} of those whose folder holds another run.
-        rarer: {name: how much} of those there that were tested less often than is asked for.
+        rarer: {name: how much} of those there that were looked at less often than is asked for.
         seeds: `reproduce.seeds...` words, which `budget` has.
         detect: settings of `delving detect`, for artefacts whose runs learn to detect objects.
         left_out: {artefact: why} of those that lack data, or trainings.

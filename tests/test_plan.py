@@ -258,7 +258,7 @@ def test_a_run_that_was_tested_less_often_than_is_asked_for_is_kept_and_told():
     plan = plan_for("figure2")
     assert plan.finished(he)
     assert plan.rarer == {he: "eval.every 0.25 asked for, 1 there"}
-    assert f"tested less often: {he}, eval.every 0.25 asked for, 1 there" in say_plan(plan)
+    assert f"looked at less often: {he}, eval.every 0.25 asked for, 1 there" in say_plan(plan)
     assert plan_for("convergence").rarer == {}
 
 
