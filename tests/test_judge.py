@@ -518,7 +518,6 @@ def test_the_comparison_of_images_is_the_same_text_every_time():
     assert text == compare_images(a, b) == compare_images(a.tolist(), b.tolist())
     told = "over images (these two nets only): 0.2 points, 95 % "
     assert text.startswith(told)
-    assert compare_images(a, b, seed=1).startswith(told)
 
 
 def test_nets_that_agree_on_every_image_differ_by_nothing():

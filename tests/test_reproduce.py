@@ -455,7 +455,7 @@ def test_in_enough_time_finished_runs_are_drawn_as_ever(reproduce, no_workers, c
     [
         (["tabel1"], "did you mean table1"),
         (["all", "tabel1"], "did you mean table1"),
-        (["table1", "seed=3"], "an artefact sets model, act, init, seed itself"),
+        (["table1", "seed=3"], "an artefact sets model, act, init, seed, model.depth, "),
         (["table1", "trian.lr=1"], "did you mean train.lr"),
         (["table1", "scale=smok"], "did you mean smoke"),
         (["table1", "scale=smoke", "--jobs", "0"], "jobs"),
