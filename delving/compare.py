@@ -67,7 +67,7 @@ def compare_inits(words: Sequence[str], say: Overview) -> list[Path]:
         raise RuntimeError("; ".join(f"{run}: {error}" for run, error in failed.items()))
     found = {init: [Run(plan.folder(name)) for name in names] for init, names in arms.items()}
     to = plan.root / _name([net, *(inits if "inits" in own else [])], list(nets.values()))
-    signal = _write_signal({model: nets}, to)
+    signal = _write_signal(model, nets, to)
     data = tabulate_runs(run for runs in found.values() for run in runs)
     figure = draw_inits(found)
     figure.axes[0].set_title("validation images, center crop", fontsize=8)  # no caption tells it
@@ -101,11 +101,9 @@ def _read_net(own: Mapping[str, str]) -> tuple[str, str]:
     return depth, MODELS.get(int(depth), f"small{depth}")
 
 
-def _write_signal(nets: Mapping[str, Mapping[str, Config]], to: Path) -> Path:
-    """Per layer of each net, what each initialiser does to responses and gradients before
-    training."""
-    settings = load_request("signal").settings
-    by_net = {net: measure_nets(inits, settings, bits=False) for net, inits in nets.items()}
+def _write_signal(model: str, nets: Mapping[str, Config], to: Path) -> Path:
+    """Per layer, what each initialiser does to responses and gradients before training."""
+    by_net = {model: measure_nets(nets, load_request("signal").settings, bits=False)}
     record.write_text(to / "signal.csv", list_layers(by_net).to_csv(index=False))
     return save_figure(draw_signal(by_net), to / "signal.png")
 
