@@ -97,7 +97,7 @@ def judge_better(
     elif seen.high < least:
         verdict, why = NOT_REPRODUCED, f"below {amount(least, unit) if seen.high >= 0 else 0}"
     elif least == 0:
-        why = "on both sides of 0"
+        why = "contains 0"
     return Finding(verdict, tell(seen, why, unit=unit, images=images, what=what))
 
 
@@ -136,7 +136,7 @@ def judge_no_larger(
     lies above -`delta`, not reproduced if below it; that of one pair or two is by `noise`.
     """
     seen = seen_interval(differences, delta=delta, noise=noise)
-    verdict, where = INCONCLUSIVE, "on both sides of"
+    verdict, where = INCONCLUSIVE, "contains"
     if seen.low > -delta:
         verdict, where = REPRODUCED, "above"
     elif seen.high < -delta:
@@ -180,7 +180,7 @@ def tell(
         text = "no trained pair"
     elif seen.n < ENOUGH:
         deviations = number(NOISES / math.sqrt(seen.n))
-        known = f", {limits} by {deviations} seed deviations of small nets: {why}"
+        known = f", {limits} (± {deviations} seed deviations of small nets): {why}"
         rest = known if math.isfinite(seen.high) else ": how much seeds vary is not known"
         text = f"{'mean ' if seen.n > 1 else ''}{what} {mean}, n = {seen.n}{rest}"
     return f"{text}; {images}" if images else text
@@ -214,7 +214,8 @@ def unless_stalled(finding: Finding, statuses: Mapping[str, str]) -> Finding:
     others = [f"{run} {status}" for run, status in statuses.items() if status != "converged"]
     if not others:
         return finding
-    return Finding(INCONCLUSIVE, f"not judged, {', '.join(others)}; measured: {finding.evidence}")
+    told = f"not judged because {', '.join(others)}; measured: {finding.evidence}"
+    return Finding(INCONCLUSIVE, told)
 
 
 def pooled_deviation(groups: Iterable[Sequence[float]]) -> float | None:

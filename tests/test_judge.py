@@ -212,7 +212,7 @@ def test_two_pairs_speak_as_one_of_their_mean_with_less_noise(rule, mean, apart,
     one = rule([mean], delta=5, noise=noise / 2**0.5)
     assert two.verdict == one.verdict
     assert "n = 2, " in two.evidence
-    assert "by 2.12 seed deviations of small nets" in two.evidence
+    assert "(± 2.12 seed deviations of small nets)" in two.evidence
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_a_single_pair_speaks_beyond_three_seed_deviations(rule, difference, exp
     finding = rule([difference], delta=5, noise=1)
     assert finding.verdict == expected
     assert "n = 1, " in finding.evidence
-    assert "by 3 seed deviations of small nets" in finding.evidence
+    assert "(± 3 seed deviations of small nets)" in finding.evidence
 
 
 @pytest.mark.parametrize("rule", [judge_better, judge_alike])

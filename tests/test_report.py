@@ -155,10 +155,10 @@ def test_an_absent_artefact_is_named(folder):
 
 
 def test_artefacts_made_by_other_settings_than_the_headlines_are_named(folder):
-    assert "several settings" not in report(folder).text
+    assert "different settings" not in report(folder).text
     put(folder, "figure1", command="delving reproduce figure1 scale=cpu model.width=0.5")
     page = report(folder)
-    assert "several settings" in page.text
+    assert "different settings" in page.text
     assert "Figure 1: scale=cpu model.width=0.5" in page.text
 
 

@@ -37,9 +37,10 @@ def show(asked: Asked) -> Shown:
     runs = [run for arm in asked.arms.values() for run in arm if run.logged]
     return Shown(
         "Convergence of ReLU and PReLU (ICCV version)",
-        "Top-1 error against epochs: dashed, on the training images, with dropout and "
-        f"augmentation; solid, on {tell_looked(run.folder for run in runs)}, center crop, each "
-        "model's nets as often as the one that was tested least often. One line per net.",
+        "Top-1 error against epochs, one line per net. Dashed: on the training images, with "
+        f"dropout and augmentation. Solid: on {tell_looked(run.folder for run in runs)}, center "
+        "crop; nets tested more often are drawn only as often as those of their model tested "
+        "least.",
         figure=_draw(asked),
         data=pd.concat([load_curves(run.folder) for run in runs] or [pd.DataFrame()]),
         claims=[
@@ -135,21 +136,21 @@ def _all_along(asked: Asked) -> list[str]:
         ahead = [ours < theirs for pair in pairs
                  for ours, theirs in zip(*map(by_epoch, pair), strict=False)]  # fmt: skip
         parts += [f"{title} {sum(ahead)} of {len(ahead)}"] if ahead else []
-    told = "Epochs at whose end PReLU's validation error is below ReLU's of the same seed: "
+    told = "Epochs after which PReLU's validation error is below that of ReLU with the same seed: "
     return [f"{told}{', '.join(parts)}."] if parts else []
 
 
 # {claim: (its rule, who judges the differences, {what they are of: that of a run})}
 CLAIMS = {
     "PReLU errs less, averaged over the training": (
-        "top-1 error averaged over the whole course, paired by seed: the 95 % interval over seeds "
-        "lies above 0, for validation and for training errors alike",
+        "top-1 error averaged over the whole training, ReLU's minus PReLU's, paired by seed: the "
+        "95 % interval over seeds lies above 0, for both validation and training errors",
         judge_better,
         {"validation": mean_validation, "training": mean_training},
     ),
     "PReLU's gap from training to validation is no larger": (
-        "validation less training error at the end, ReLU's less PReLU's, paired by seed: the 95 % "
-        f"interval over seeds lies above -{POINTS} points",
+        "gap between validation and training error at the end, ReLU's minus PReLU's, paired by "
+        f"seed: the 95 % interval over seeds lies above -{POINTS} points",
         judge_no_larger,
         {"gap": final_gap},
     ),

@@ -30,16 +30,16 @@ def show(asked: Asked) -> Shown:
              for arm, folders in asked.detections.items()}  # fmt: skip
     one = next(one for arm in found.values() for one in arm)
     kind = "generated scenes" if one["data"] == "shapes_voc" else "PASCAL VOC 2007"
-    grey = "" if one["data"] == "shapes_voc" else ", grey where the object is marked difficult"
+    grey = "" if one["data"] == "shapes_voc" else ", grey if the object is marked difficult"
     boxes = one["proposals"]
     return Shown(
         "Object detection by Fast R-CNN (ICCV version)",
         f"Average precision in percent on {one['test_images']:,} test images of {kind}, "
-        f"{one['train_images']:,} to train on, {one['steps']:,} steps; mean ± standard deviation "
-        f"over seeds (number of detectors). Proposals by {boxes['method']}, "
-        f"{boxes['per_image']:.0f} an image. Figure: what the first seed's detectors find with a "
-        "score of 0.5 or more, green where it is right, orange where not, as where a better one "
-        f"has found the object already{grey}; dashed: the objects.",
+        f"after {one['steps']:,} steps on {one['train_images']:,} training images; mean ± standard "
+        f"deviation over seeds (number of detectors). Proposals by {boxes['method']}, "
+        f"{boxes['per_image']:.0f} per image. Figure: what the first seed's detectors find with a "
+        "score of 0.5 or more, green if right, orange if wrong or if a better one has found the "
+        f"object already{grey}; dashed: the objects.",
         table=tabulate(found),
         figure=_draw(asked.detections),
         data=pd.DataFrame([_row(one) for arm in found.values() for one in arm]),
@@ -85,8 +85,8 @@ def _claim(asked: Asked, found: dict[str, list[dict]]) -> Claim:
     finding = judge_better([d for d in more if math.isfinite(d)], delta=BETTER, unit="points")
     return Claim(
         "with PReLU's net as its trunk Fast R-CNN detects better",
-        "mAP by 11 points, PReLU's less ReLU's, paired by the trunk's seed: the 95 % interval over "
-        "seeds lies above 0",
+        "mAP by 11 points, PReLU's minus ReLU's, paired by the trunk's seed: the 95 % interval "
+        "over seeds lies above 0",
         BETTER,
         unless_stalled(finding, statuses | used),
         len(statuses),

@@ -27,25 +27,26 @@ def show(asked: Asked) -> Shown:
     return Shown(
         "Figure 2. B (22 layers), ReLU, He against Xavier",
         f"Left: top-1 error on {tell_looked(run.folder for run in runs)}, center crop, against "
-        "epochs; where some nets were tested more often than others, all are drawn as often as "
-        "those tested least. Right: the norm of the loss's gradient over all conv weights (solid), "
+        "epochs; nets tested more often are drawn only as often as those tested least. "
+        "Right: the norm of the loss's gradient over all conv weights (solid), "
         "and of the weight-decay term (dotted).",
         figure=draw_inits(asked.arms),
         data=tabulate_runs(runs),
         claims=[
             Claim(
                 "22 layers converge with He and with Xavier",
-                "the training loss of every net ends more than 2 % below ln(classes); Xavier's, "
-                f"where it does not, for {LONGER} times the steps after which He left that",
+                "the training loss of every net ends more than 2 % below ln(classes); a net with "
+                f"Xavier that stays there refutes it only after {LONGER} times the steps that He "
+                "took to leave",
                 None,
                 _both(asked),
                 len(runs),
             ),
             Claim(
                 "He starts reducing the error earlier",
-                "log10 of the step by which the training loss has left ln(classes) for good "
-                "(Xavier's last step where it never does), Xavier's less He's, paired by seed; "
-                "the 95 % interval over seeds lies above 0",
+                "log10 of the step at which the training loss leaves ln(classes) for good (the "
+                "last step if Xavier's never does), Xavier's minus He's, paired by seed: the "
+                "95 % interval over seeds lies above 0",
                 EARLIER,
                 judged(asked, partial(_earlier, asked)),
                 len(runs),
@@ -64,7 +65,8 @@ def _both(asked: Asked) -> Finding:
     if not given:
         return found
     times = " and ".join(f"{value:.1f}" for value in given.values())
-    told = f"{found.evidence}; Xavier's that stalled were given {times} times He's steps"
+    nets = "nets that stalled were" if len(given) > 1 else "net that stalled was"
+    told = f"{found.evidence}; the {nets} trained for {times} times He's steps"
     hasty = {name for name, value in given.items() if value < LONGER}
     return Finding(INCONCLUSIVE if failed <= hasty else found.verdict, told)
 

@@ -163,17 +163,18 @@ def _claims(asked: Asked) -> list[Claim]:
         ),
         Claim(
             "30 layers stall with Xavier",
-            f"of every pair, Xavier's training loss is within 2 % of ln(classes) to the end, and "
-            f"it was trained for {LONGER} times the steps after which He left that",
+            "in every pair Xavier's training loss stays within 2 % of ln(classes) to the end, and "
+            f"Xavier was trained for at least {LONGER} times the steps that He took to leave",
             None,
             judged(asked, stalls),
             2 * len(pairs),
         ),
         Claim(
             "Xavier's gradients diminish",
-            "the loss's gradient over all conv weights (geometric mean over the steps before He "
-            "leaves ln(classes)): how many powers of ten smaller than He's, 95 % interval over "
-            "seeds above 0; and at Xavier's end it is smaller than the weight-decay term",
+            "log10 of the norm of the loss's gradient over all conv weights, mean over the steps "
+            "before He leaves ln(classes), He's minus Xavier's, paired by seed: the 95 % interval "
+            "over seeds lies above 0; and in the last tenth of training Xavier's gradient is "
+            "smaller than its weight-decay term",
             DIMINISHED,
             judged(asked, partial(diminish, asked)),
             2 * len(pairs),
@@ -226,7 +227,7 @@ def _departures(init: str, status: str, leaves: bool, steps: int | None, runs: l
     if steps is None:
         return told
     if not leaves:
-        return f"{told}: at ln(classes) in all of {steps:,} steps"
+        return f"{told}: at ln(classes) for all {steps:,} steps"
     *others, last = [f"{run.departure:,.0f}" for run in runs]
     left = f"{', '.join(others)} and {last}" if others else last
     return f"{told}: left ln(classes) by step {left} of {steps:,}"
@@ -240,7 +241,7 @@ def stalls(pairs: list[tuple[Run, Run]]) -> Finding:
     if any(math.isfinite(theirs.departure) for _, theirs in pairs):
         return Finding(NOT_REPRODUCED, told)
     times = [times_given(ours, theirs) for ours, theirs in pairs]
-    told += f"; trained for {min(times):.1f} times He's steps or more"
+    told += f"; trained for at least {min(times):.1f} times He's steps"
     return Finding(REPRODUCED if min(times) >= LONGER else INCONCLUSIVE, told)
 
 

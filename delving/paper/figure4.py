@@ -38,10 +38,10 @@ def show(asked: Asked) -> Shown:
 
 def _count(drawn: int, asked: int) -> str:
     told = (
-        f"{drawn} validation images: of {asked} classes spread over all, the first of each that "
+        f"{drawn} validation images: for each of {asked} classes, spread over all, the first that "
         "the first seed's ensemble classifies correctly"
     )
-    return f"{told}; of {asked - drawn} of them there is none" if drawn < asked else told
+    return f"{told}; {asked - drawn} of them have none" if drawn < asked else told
 
 
 def draw_pictures(shown: list[dict], pictures: dict) -> Figure:
@@ -106,8 +106,8 @@ def _siblings(asked: Asked, dogs: list[int]) -> list[Claim]:
     return [
         accuracy_claim(
             "fine-grained siblings (dogs) are told apart as well as the rest",
-            "mean top-5 error of the other classes less that of the dog breeds, one difference per "
-            f"ensemble: the 95 % interval over seeds lies above -{SIBLINGS:g} points",
+            "mean top-5 error of the other classes minus that of the dog breeds, one difference "
+            f"per ensemble: the 95 % interval over seeds lies above -{SIBLINGS:g} points",
             runs=members_of(asked, ensembles),
             # How much seeds change this contrast of a few classes is not known of one ensemble.
             finding=judge_no_larger(less, delta=SIBLINGS),

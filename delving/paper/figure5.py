@@ -14,10 +14,10 @@ def show(asked: Asked) -> Shown:
     )
     return Shown(
         "Figure 5. Images classified wrongly, of the three worst classes",
-        f"{len(pictures['wrong'])} validation images: of the three classes with the highest top-5 "
-        "error (ties: top-1 error) by the first seed's ensemble, the wrongly classified ones whose "
-        f"true label ranks lowest, {WRONG} a class or as many as there are; those right in the top "
-        "5 only where a class has no others. Above each its true label, below the five likeliest "
+        f"{len(pictures['wrong'])} validation images of the three classes with the highest top-5 "
+        "error (ties: top-1 error) by the first seed's ensemble: the wrongly classified images "
+        f"whose true label ranks lowest, up to {WRONG} per class; those right in the top 5 only if "
+        "a class has no others. Above each its true label, below the five likeliest "
         "classes with their probabilities; orange: the likeliest, which is wrong; green: the true "
         "one.",
         figure=draw_pictures(pictures["wrong"], pictures),

@@ -19,7 +19,7 @@ def show(asked: Asked) -> Shown:
     zero, paper = int((errors == 0).sum()), published()["figure6"]["zero_error_classes"]
     return Shown(
         "Figure 6. The top-5 error of each class",
-        "By the first seed's ensemble on validation images, in ascending order.",
+        "By the first seed's ensemble on the validation images, in ascending order.",
         figure=figure,
         data=pd.DataFrame({"class": [titles[c] for c in order], "top5_err": errors[order]}),
         notes=[

@@ -22,8 +22,8 @@ def show(asked: Asked) -> Shown:
     order = [c for c in np.argsort(reduced, kind="stable") if not np.isnan(reduced[c])]
     return Shown(
         "Figure 7. What the ensemble changes, class by class",
-        "Top-5 error of each class by A with ReLU less that by the ensemble, which it is one of, "
-        "of the first seed, ascending: positive is reduced.",
+        "Each class's top-5 error by A with ReLU minus that by the ensemble of which it is a "
+        "member, of the first seed, in ascending order: positive means reduced.",
         figure=_draw(reduced[order]),
         data=pd.DataFrame({"class": [titles[c] for c in order], "reduced": reduced[order]}),
         claims=_claims(asked, ensembles),
@@ -64,7 +64,7 @@ def _claims(asked: Asked, ensembles: list[dict]) -> list[Claim]:
     return [
         accuracy_claim(
             "the mean error falls",
-            "top-5 error averaged over classes, that of A with ReLU less the ensemble's, one "
+            "top-5 error averaged over classes, that of A with ReLU minus the ensemble's, one "
             "difference per ensemble: the 95 % interval over seeds lies above 0",
             runs=members,
             finding=judge_better(
@@ -77,7 +77,7 @@ def _claims(asked: Asked, ensembles: list[dict]) -> list[Claim]:
         ),
         accuracy_claim(
             "more classes are reduced than increased",
-            "percent of classes reduced less percent increased, one difference per ensemble: the "
+            "percent of classes reduced minus percent increased, one difference per ensemble: the "
             "95 % interval over seeds lies above 0",
             runs=members,
             finding=judge_better(more, delta=MORE, unit="percent of classes"),

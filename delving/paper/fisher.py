@@ -22,7 +22,7 @@ from delving.plot import BLUE, RED, label_lines, new_figure
 from delving.probe import open_run, some_images
 from delving.signal import weight_layers
 
-# The smallest effects that count: of 1; powers of ten, 11 %; powers of ten.
+# The smallest effects that count: of the rms; powers of ten, 11 %; powers of ten.
 CENTRED, SMALLER, CONDITIONED = 0.02, 0.05, 0.1
 
 
@@ -54,20 +54,20 @@ def show(asked: Asked) -> Shown:
             for arm, runs in asked.arms.items()}  # fmt: skip
     return Shown(
         "The Fisher matrix with ReLU and PReLU (ICCV version)",
-        "On validation images, and training images where those are too few, labels drawn from the "
-        "net's own prediction; some parameters of "
-        "every layer, scaled to a unit diagonal. Mean ± standard deviation over seeds (number of "
-        "nets). Figure: how far from zero the mean response is in each layer, as a share of the "
-        "root mean square: 0 is centred, 1 constant.",
+        "The Fisher matrix of some parameters of every layer, scaled to a unit diagonal, on "
+        "validation images (and training images if those are too few), with labels drawn from the "
+        "net's own prediction. Mean ± standard deviation over seeds (number of nets). Figure: how "
+        "far each layer's mean response is from zero, as a share of its root mean square: 0 means "
+        "centred, 1 constant.",
         table=tabulate(arms),
         figure=_draw(arms),
         data=_list_responses(found),
         claims=_claims(asked, found),
         notes=[
             "Our source does not say which off-diagonal blocks the paper means: those between "
-            "layers are judged, the others stand beside them. Energies are mean squared entries. "
-            "The entry of a unit's bias and one of its weights is the mean input that the weight "
-            "sees, over its root mean square, as far as inputs and gradients are independent."
+            "layers are judged, the others are listed. Energies are mean squared entries. If "
+            "inputs and gradients are independent, the entry of a unit's bias and one of its "
+            "weights is the mean of that weight's input over its root mean square."
         ],
     )
 
@@ -165,12 +165,12 @@ def _claims(asked: Asked, found: dict) -> list[Claim]:
     def claim(text: str, rule: str, value, delta: float, unit: str) -> Claim:
         less = [value(found[relu.name]) - value(found[prelu.name]) for prelu, relu in pairs]
         finding = unless_stalled(judge_better(less, delta=delta, unit=unit), statuses)
-        rule = f"{rule}, ReLU's less PReLU's, paired by seed: 95 % interval over seeds above 0"
+        rule += ", ReLU's minus PReLU's, paired by seed: the 95 % interval over seeds lies above 0"
         return Claim(text, rule, delta, finding, len(statuses))
 
     return [
-        claim("PReLU's mean response is nearer to zero", "root mean square over channels of the "
-              "mean response over its rms, mean over layers", centre, CENTRED, "of 1"),
+        claim("PReLU's mean response is nearer to zero", "mean response over its rms (root "
+              "mean square over channels, mean over layers)", centre, CENTRED, "of the rms"),
         claim("PReLU's off-diagonal blocks are smaller", "log10 of the mean squared entry between "
               "layers", log_between, SMALLER, "powers of ten"),
         claim("PReLU's Fisher matrix is better conditioned", "log10 of the condition number",

@@ -87,13 +87,12 @@ def show(asked: Asked) -> Shown:
     gaussian = compose([f"scale={asked.scale}", "init=gaussian", *asked.overrides]).init
     return Shown(
         "Section 2.2, measured: what initialisation does to the signal",
-        f"Second moments of responses y (left) and of gradients dx (right), as powers of two, "
-        f"relative to the first layer's y and to the last conv layer's dx: mean of "
-        f"{asked.settings['draws']} draws of the weights with one standard deviation (line and "
-        "band), and the paper's theory (dotted; with pooling's own factor and the borders' "
-        f"counted); with ReLU; Gaussian: std {gaussian.std:g}. The table has "
-        "the change per conv layer in bits, pooling and borders taken out: 0 keeps the signal, -1 "
-        "is Xavier's halving.",
+        "Second moments, as powers of two, of the responses y (left), relative to the first "
+        "layer's, and of the gradients dx (right), relative to the last conv layer's, with ReLU. "
+        f"Line and band: mean and standard deviation of {asked.settings['draws']} draws of the "
+        "weights. Dotted: the paper's theory, with pooling and the maps' borders taken into "
+        f"account. Gaussian: std {gaussian.std:g}. The table gives the change per conv layer in "
+        "bits, with pooling and borders factored out: 0 keeps the signal, -1 is Xavier's halving.",
         table=_tabulate(found),
         figure=draw_signal(found["nets"]["relu"]),
         data=pd.concat([_labelled(list_layers(nets), act) for act, nets in found["nets"].items()]),
@@ -229,10 +228,11 @@ def _follows(nets: dict, claim: str, way: str, init: str) -> Claim:
             name = f"{model_title(model)}, {RECTIFIERS[act]}"
             parts[name] = judge_alike(off, delta=BITS, unit="bits")
     rule = (
-        f"bits per conv layer, measured less theory, for {init} on each net, with ReLU and PReLU: "
-        f"the 90 % interval over draws of the weights lies within ±{BITS}; each draw with its part "
-        "of what the mean of log-normal draws lies above their logarithms' mean, which theory is "
-        "not on; Xavier's draws are the same ones, scaled"
+        f"bits per conv layer, measured minus theory, for {init} on each net, with ReLU and PReLU: "
+        f"the 90 % interval over draws of the weights lies within ±{BITS}. Theory predicts the "
+        "mean of the draws, the interval is of their logarithms: each draw is given its share of "
+        "the amount by which the former exceeds the latter if draws are log-normal. Xavier's "
+        "draws are the same, scaled"
     )
     return Claim(claim, rule, BITS, all_of(parts), 0)
 
@@ -249,10 +249,10 @@ def _exact(claim: str, rule: str, holds: bool, told: str) -> Claim:
 
 
 WHY = (
-    "Theory is on the mean over draws. Draws of narrow nets scatter about log-normally, so that "
-    "the mean of their logarithms, which is shown, lies below it by ln(2)/2 times their variance, "
-    "which the verdicts add. Bits per layer less theory, forward, He, as shown and as judged (± is "
-    "half its 90 % interval; the narrower a net, the wider): "
+    "Theory predicts the mean over draws. Draws of narrow nets scatter roughly log-normally, so "
+    "that the mean of their logarithms, which is shown, lies ln(2)/2 times their variance below "
+    "it; the verdicts add that. Bits per layer minus theory, forward, He, as shown and as judged "
+    "(± half of the 90 % interval, which is wider for narrower nets): "
 )
 
 

@@ -56,7 +56,7 @@ def _beyond_one(arms: dict[str, list[Run]]) -> list[str]:
     found = {title: np.concatenate([a for run in arms[arm] for a in run.slopes.values()])
              for arm, title in ARMS.items() if arms[arm]}  # fmt: skip
     parts = [f"{(abs(a) > 1).sum():,} of {len(a):,} {title} ones" for title, a in found.items()]
-    return [f"Slopes above 1 or below -1: {', '.join(parts)}; the paper's: rarely."] * bool(parts)
+    return [f"Slopes above 1 or below -1: {', '.join(parts)}; in the paper rarely."] * bool(parts)
 
 
 def list_slopes(runs: Sequence[Run]) -> pd.DataFrame:
@@ -112,16 +112,16 @@ def _claims(asked: Asked) -> list[Claim]:
     return [
         Claim(
             "conv1's slope is significantly above 0",
-            "per net, conv1's mean slope; the 95 % interval over seeds lies above 0, for shared "
-            "and for channel-wise slopes",
+            "per net, conv1's mean slope: the 95 % interval over seeds lies above 0, for both "
+            "shared and channel-wise slopes",
             STANDS_OUT,
             positive,
             len(shared) + len(wise),
         ),
         Claim(
             "conv1's slope stands out",
-            "per net, conv1's mean slope less the largest mean slope of the other conv layers; the "
-            "95 % interval over seeds lies above 0, for shared and for channel-wise slopes",
+            "per net, conv1's mean slope minus the largest mean slope of the other conv layers: "
+            "the 95 % interval over seeds lies above 0, for both shared and channel-wise slopes",
             STANDS_OUT,
             outstanding,
             len(shared) + len(wise),
@@ -129,9 +129,9 @@ def _claims(asked: Asked) -> list[Claim]:
         Claim(
             "channel-wise slopes fall with depth",
             "per net, the rank correlation (Spearman) of mean slope and depth over the conv "
-            "layers, with its sign turned; the 95 % interval over seeds lies above 0",
+            "layers, with its sign reversed: the 95 % interval over seeds lies above 0",
             FALLS,
-            _judge(wise, fall_with_depth, delta=FALLS, what="rank correlation, its sign turned,"),
+            _judge(wise, fall_with_depth, delta=FALLS, what="rank correlation, sign reversed,"),
             len(wise),
         ),
     ]

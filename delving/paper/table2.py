@@ -29,31 +29,35 @@ ROWS = {  # arm: (what the row is called, where the paper's values stand)
     "xavier": ("ReLU, Xavier (text)", ("text", "small14_relu_xavier")),
     "small30": ("ReLU, 30 layers (text)", ("text", "small30_relu_he")),
 }
-RULE = "top-1 error by ten_view, paired by seed on the same images: "
+RULE = "top-1 error by ten_view, {}, paired by seed on the same images: "
 ABOVE = "the 95 % interval over seeds lies above 0"
 WITHIN = f"the 90 % interval over seeds lies within ±{POINTS} points"
-
-
 ALIKE = (judge_alike, WITHIN)
-COMPARED = (  # claim, arms (better or first one first), how it is judged
-    ("PReLU (channel-wise) beats ReLU", ("prelu", "relu"), (judge_better, ABOVE)),
-    ("PReLU (channel-shared) beats ReLU", ("prelu_shared", "relu"), (judge_better, ABOVE)),
-    ("the two PReLUs perform comparably", ("prelu", "prelu_shared"), ALIKE),
-    ("LReLU performs like ReLU", ("lrelu", "relu"), ALIKE),
-    ("with 14 layers Xavier and He end alike", ("relu", "xavier"), ALIKE),
-)
+COMPARED = (  # claim, arms (better or first one first), their difference, how it is judged
+    ("PReLU (channel-wise) beats ReLU", ("prelu", "relu"),
+     "ReLU's minus PReLU's", (judge_better, ABOVE)),
+    ("PReLU (channel-shared) beats ReLU", ("prelu_shared", "relu"),
+     "ReLU's minus PReLU's", (judge_better, ABOVE)),
+    ("the two PReLUs perform comparably", ("prelu", "prelu_shared"),
+     "channel-shared minus channel-wise", ALIKE),
+    ("LReLU performs like ReLU", ("lrelu", "relu"),
+     "ReLU's minus LReLU's", ALIKE),
+    ("with 14 layers Xavier and He end alike", ("relu", "xavier"),
+     "Xavier's minus He's", ALIKE),
+)  # fmt: skip
 
 
 def show(asked: Asked) -> Shown:
     return Shown(
         "Table 2. The small model with four rectifiers",
         "Errors in percent by ten_view: the paper's, and ours as mean ± standard deviation over "
-        "seeds (number of nets). The training error is the last tenth's, with dropout and "
-        "augmentation.",
+        "seeds (number of nets). The training error is that of the last tenth of training, "
+        "with dropout and augmentation.",
         table=pd.DataFrame([_row(asked.arms[arm], *of) for arm, of in ROWS.items()]),
         claims=_claims(asked),
         notes=[
-            "LReLU's slope is fixed at PReLU's starting value; the paper's is not in our source."
+            "LReLU's slope is fixed at PReLU's starting value; our source does not give the "
+            "paper's."
         ],
     )
 
@@ -74,8 +78,8 @@ def _row(runs: list[Run], title: str, where: tuple[str, str]) -> dict[str, str]:
 def _claims(asked: Asked) -> list[Claim]:
     return [
         *(
-            _compare(asked, claim, arms=arms, judge=judge, rule=rule)
-            for claim, arms, (judge, rule) in COMPARED
+            _compare(asked, claim, arms=arms, judge=judge, rule=RULE.format(of) + rule)
+            for claim, arms, of, (judge, rule) in COMPARED
         ),
         _degrades(asked),
     ]
@@ -96,7 +100,7 @@ def _compare(
         noise=asked.noise(_top1),
         images=image_evidence(pairs, PROTOCOL),
     )
-    return accuracy_claim(claim, RULE + rule, runs=chain(*pairs), finding=found)
+    return accuracy_claim(claim, rule, runs=chain(*pairs), finding=found)
 
 
 def _degrades(asked: Asked) -> Claim:
@@ -115,6 +119,7 @@ def _degrades(asked: Asked) -> Claim:
             noise=asked.noise(lambda run: run.training_error),
         ),
     }
-    rule = f"{RULE}{ABOVE}; the same for the training error of the last tenth"
+    rule = RULE.format("30 layers' minus 14 layers'") + ABOVE
+    rule += "; the same for the training error of the last tenth"
     claim = "30 layers are worse than 14, in training error too"
     return accuracy_claim(claim, rule, runs=chain(*pairs), finding=all_of(parts))

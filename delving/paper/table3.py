@@ -139,9 +139,9 @@ def show(asked: Asked) -> Shown:
     return Shown(
         "Table 3. Architectures of the large models",
         "At full width and 224 pixels with a stem of stride 2, whatever the scale. Mult-adds count "
-        "conv and fc layers. Seconds of a training step (forward, backward, update) on noise, "
-        f"median of rounds (of B and C few), on {_told(times)}; the paper's are for 128 images on "
-        "four K20. Every layer is listed in data.csv.",
+        "conv and fc layers. Seconds per training step (forward, backward, update) on noise, "
+        f"median of rounds (few for B and C): {_told(times)}; the paper's are for 128 images on "
+        "four K20 GPUs. data.csv lists every layer.",
         table=_tabulate(cards, times),
         data=list_layers(),
         claims=_claims(cards, times),
@@ -181,7 +181,7 @@ def _describe(layers: list[Layer]) -> list[dict]:
 
 def _told(times: dict | None) -> str:
     if times is None:
-        return "nothing: not measured"
+        return "not measured"
     images = "image" if times["batch"] == 1 else "images"
     return f"{times['batch']} {images}, {times['device']}, {times['precision']}"
 
@@ -219,9 +219,9 @@ def _claims(cards: dict[str, dict], times: dict | None) -> list[Claim]:
     if times:
         rounds = times["seconds"]
         rule = (
-            "over interleaved rounds, 100 times the natural logarithm of the ratio of seconds by "
-            f"which {{}} is faster: the 95 % interval lies above {number(-ALLOWED)}, which is "
-            f"{SLOWER:g} % slower"
+            "100 times the natural logarithm of the ratio of step times in interleaved rounds, "
+            f"positive if {{}} is faster: the 95 % interval lies above {number(-ALLOWED)}, which "
+            f"is {SLOWER:g} % slower"
         )
         claims += [
             Claim("A is no slower than VGG-19", rule.format("A's step"), SLOWER,

@@ -22,6 +22,7 @@ from delving.artefact import (
 from delving.judge import all_of, judge_better, unless_stalled
 
 COUNT = re.compile(r" \(\d+\)$")  # of mean_and_spread
+OF = "ReLU's minus PReLU's"
 UNSCORED = ["dense@8/7 c", "dense@12/7 c", "dense@15/7 c", "dense"]  # where no net has scores
 
 
@@ -35,7 +36,7 @@ def show(asked: Asked) -> Shown:
         table=_tabulate(asked, scales),
         claims=_claims(asked, scales or UNSCORED),
         notes=[
-            "The claims on scales rest on all large nets, six a seed, since they are on testing."
+            "The claims on scales are about testing, so they rest on all large nets, six per seed."
         ],
     )
 
@@ -72,8 +73,8 @@ def _claims(asked: Asked, scales: list[str]) -> list[Claim]:
     singles, multi = scales[:-1], scales[-1]
     middle = singles[len(singles) // 2]
     others = [name for name in singles if name != middle]
-    rectifiers = rectifier_claim(
-        asked, "PReLU beats ReLU at each scale", "a_prelu", "a_relu", scales
+    rectifiers = better_claim(
+        asked, "PReLU beats ReLU at each scale", ("a_prelu", "a_relu"), OF, scales
     )
     if not others:  # one scale, as eval.dense_s=8 has it, is all there is to combine
         return [rectifiers]
@@ -84,15 +85,18 @@ def _claims(asked: Asked, scales: list[str]) -> list[Claim]:
     ]
 
 
-def rectifier_claim(
-    asked: Asked, claim: str, ours: str, theirs: str, protocols: list[str]
+def better_claim(
+    asked: Asked, claim: str, arms: tuple[str, str], of: str, protocols: list[str]
 ) -> Claim:
-    """One arm's top-1 error is smaller than another's, by each of the protocols."""
-    pairs = asked.pairs(ours, theirs)
+    """The first arm's top-1 error is smaller than the second's, by each of the protocols.
+
+    `of` says in the rule what the difference is.
+    """
+    pairs = asked.pairs(*arms)
     parts = {protocol: _better(asked, pairs, protocol) for protocol in protocols}
     rule = (
-        f"top-1 error by {', '.join(protocols)}, paired by seed on the same images: the 95 % "
-        "interval over seeds lies above 0"
+        f"top-1 error by {', '.join(protocols)}, {of}, paired by seed on the same images: the "
+        "95 % interval over seeds lies above 0"
     )
     finding = all_of(parts) if len(parts) > 1 else parts[protocols[0]]
     return accuracy_claim(claim, rule, runs=chain(*pairs), finding=finding)
@@ -117,8 +121,8 @@ def _testing_claim(claim: str, runs: list[Run], ours: str, others: list[str]) ->
         alike.setdefault(run.seed, []).append(smaller)
     found = judge_better([fmean(values) for values in alike.values()], delta=POINTS)
     rule = (
-        f"the smallest top-1 error by {', '.join(others)} less that by {ours}, averaged over the "
-        "nets of a seed that converged; the 95 % interval over seeds lies above 0"
+        f"the smallest top-1 error by {', '.join(others)} minus that by {ours}, averaged over the "
+        "converged nets of a seed: the 95 % interval over seeds lies above 0"
     )
     statuses = {} if good else {run.name: run.result["status"] for run in runs}
     return Claim(claim, rule, POINTS, unless_stalled(found, statuses), len(good))

@@ -17,7 +17,7 @@ from delving.artefact import (
     published,
 )
 from delving.judge import judge_alike
-from delving.paper.table4 import rectifier_claim
+from delving.paper.table4 import OF, better_claim
 
 MODELS = {"a_relu": "A, ReLU", "a_prelu": "A, PReLU", "b_prelu": "B, PReLU", "c_prelu": "C, PReLU"}
 OTHERS = {"msra_spp": "MSRA (SPP-net)", "vgg16": "VGG-16 (tested by the authors)",
@@ -56,8 +56,8 @@ def tabulate(asked: Asked, blocks: list[tuple[dict, dict]], protocol: str) -> pd
 def claims(asked: Asked, protocol: str) -> list[Claim]:
     """On top-1 errors of single models by one protocol."""
     return [
-        rectifier_claim(asked, "A: PReLU beats ReLU", "a_prelu", "a_relu", [protocol]),
-        rectifier_claim(asked, "C beats B", "c_prelu", "b_prelu", [protocol]),
+        better_claim(asked, "A: PReLU beats ReLU", ("a_prelu", "a_relu"), OF, [protocol]),
+        better_claim(asked, "C beats B", ("c_prelu", "b_prelu"), "B's minus C's", [protocol]),
         _alike(asked, protocol),
     ]
 
@@ -71,7 +71,7 @@ def _alike(asked: Asked, protocol: str) -> Claim:
         images=image_evidence(pairs, protocol),
     )
     rule = (
-        f"top-1 error by {protocol}, paired by seed: the 90 % interval over seeds lies within "
-        f"±{POINTS} points"
+        f"top-1 error by {protocol}, A's minus B's, paired by seed on the same images: the 90 % "
+        f"interval over seeds lies within ±{POINTS} points"
     )
     return accuracy_claim("A and B are alike", rule, runs=chain(*pairs), finding=found)

@@ -154,10 +154,10 @@ def show(asked: Asked) -> Shown:
     ensembles = ensembles_of(asked)
     return Shown(
         "Table 7. The ensemble of six models",
-        "Top-5 errors in percent, of ours top-1 too. The paper's are on the test set of ImageNet; "
+        "Top-5 errors in percent, for ours top-1 too. The paper's are on the test set of ImageNet; "
         "ours are on validation images, dense testing at three scales, probabilities averaged over "
-        "the six models; several seeds' as mean ± standard deviation (number). Human performance "
-        "as printed.",
+        "the six models; mean ± standard deviation over seeds (number of ensembles). Human "
+        "performance as printed.",
         table=_tabulate(ensembles),
         claims=_claims(asked, ensembles),
         notes=["The six models are those of Table 6, B with ReLU and C with ReLU."],
@@ -206,8 +206,8 @@ def _beats_members(asked: Asked, ensembles: list[dict]) -> Claim:
         images=images,
     )
     rule = (
-        "top-5 error by dense, the best member's less the ensemble's, one difference per six nets: "
-        "the 95 % interval over seeds lies above 0"
+        "top-5 error by dense, the best member's minus the ensemble's, one difference per "
+        "ensemble: the 95 % interval over seeds lies above 0"
     )
     claim = "the ensemble beats every one of its members"
     return accuracy_claim(claim, rule, runs=members_of(asked, ensembles), finding=finding)
@@ -230,8 +230,8 @@ def _against_the_world(asked: Asked, ensembles: list[dict]) -> list[Claim]:
     return [
         accuracy_claim(
             f"the ensemble is {claim}",
-            "top-5 error on the validation images (the paper's is on the test set) less the "
-            "limit: as for one pair of nets",
+            "the limit minus the top-5 error on the validation images (the paper's is on the test "
+            "set), one difference per ensemble: the 95 % interval over seeds lies above 0",
             runs=members_of(asked, ensembles),
             finding=judge_better([limit - e["top5_err"] for e in ensembles], delta=0.0,
                                  noise=noise),

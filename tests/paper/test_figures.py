@@ -93,4 +93,4 @@ def test_an_initialiser_has_one_colour_in_every_figure():
 
 def test_it_is_told_how_many_images_have_no_picture():
     assert _count(12, 12).endswith("classifies correctly")
-    assert _count(10, 12).endswith("; of 2 of them there is none")
+    assert _count(10, 12).endswith("; 2 of them have none")
