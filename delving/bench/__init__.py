@@ -1,5 +1,5 @@
-"""`delving bench`: how fast the parts are here, beside plain PyTorch and this machine's own limits.
+"""`delving bench`: how fast its parts run here, beside plain PyTorch and this machine's own limits.
 
-Every figure is a ratio of two ways measured in turns in one process, A B A B, or stands beside a
-limit measured in the same run.
+Ways that are compared take turns in one run, A B A B, and the figure is their ratio; a limit is
+measured in that run too.
 """

@@ -1,5 +1,5 @@
-"""What this machine can do at most, measured: products, copies. A limit is the best of several
-turns, as a machine shared with others has slow moments."""
+"""The most that this machine can do, measured: matrix products and copies. A limit is the best of
+several turns, since a machine shared with others has slow moments."""
 
 from collections.abc import Callable
 from functools import cache
@@ -14,7 +14,7 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 @cache
 def matmul_rate(device: torch.device, precision: str) -> float:
-    """Multiplications and additions a second of one large matrix product, both counted."""
+    """Operations a second of one large matrix product: a multiply-add counts as two."""
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device, dtype=TYPES[precision]) for _ in range(2))
     return 2 * n**3 / _least_seconds(lambda: a @ b, device)
@@ -22,7 +22,7 @@ def matmul_rate(device: torch.device, precision: str) -> float:
 
 @cache
 def copy_rate(device: torch.device) -> float:
-    """Bytes a second, those read and those written, of a copy much larger than caches."""
+    """Bytes a second, read plus written, of a copy much larger than any cache."""
     count = 2**29 if device.type == "cuda" else 2**26
     a = torch.randn(count // 4, device=device)
     b = torch.empty_like(a)

@@ -1,4 +1,4 @@
-"""Training images from JPEG files, against torchvision's ImageFolder and v2 transforms."""
+"""Loading training images from JPEG files, against torchvision's ImageFolder and v2 transforms."""
 
 import io
 import os
@@ -34,9 +34,11 @@ STEPS = range(1_000_000)  # more than there is time for
 
 
 def bench_loader(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
-    """Images a second at s in [256, 512] and crop 224, by as many loader processes; of the JPEG
-    files of data.root, a folder or zip, where it is given, else of generated ones. And how long a
-    net that trains with them waits: A on a GPU, small14 on a CPU, or the one that words name."""
+    """Images a second at s in [256, 512] and crop 224, and how long a training waits for them.
+
+    The JPEG files are those of data.root, a folder or zip, or else generated. The training is of A
+    on a GPU and of small14 on a CPU, unless words name a model.
+    """
     config = compose([*words, "scale=paper"])
     workers, root = count_workers(config.data.workers), config.data.root
     half = max(1, workers // 2)
@@ -58,7 +60,7 @@ def bench_loader(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
     limit = median(found["decoding"]) * max(1, min(workers, count_cores()))
     kind = "real" if root else "generated"
     name = f"loader, {kind} JPEG files, s in [256, 512], crop 224, {workers} processes"
-    # The limit is that of who decodes whole images.
+    # The limit is for loaders that decode whole images.
     rate = compare(f"{name}: against torchvision's", found["ours"], found["torchvision"],
                    limit=limit, unit="images/s", device=f"{count_cores()} cores")  # fmt: skip
     two = compare(f"loader, the same to two nets of one seed, {half} processes each: against each "
@@ -68,7 +70,7 @@ def bench_loader(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
 
 
 def _waiting(words: Sequence[str], images: Images, rounds: int) -> Row:
-    """The share of training's time in which it waits for these images."""
+    """The share of its time that a training spends waiting for these images."""
     named = any(word.startswith("model=") for word in words)
     device = pick_device(compose(list(words)).device)
     model = "a" if device.type == "cuda" else "small14"
@@ -89,7 +91,7 @@ def _waiting(words: Sequence[str], images: Images, rounds: int) -> Row:
 
 
 def _waited(steps: Iterator, meter: Meter) -> float:
-    """Percent of some seconds of steps."""
+    """Takes steps for some seconds; the percentage of them spent waiting for data."""
     meter.rates()
     start = time.perf_counter()
     while time.perf_counter() - start < SECONDS:
@@ -98,7 +100,7 @@ def _waited(steps: Iterator, meter: Meter) -> float:
 
 
 def write_folder(root: Path, files: Iterator[bytes]) -> Images:
-    """The first COUNT files, in class folders below root."""
+    """Writes the first COUNT files into class folders below root."""
     names = []
     for number, data in enumerate(islice(files, COUNT)):
         names.append(f"class{number % CLASSES}/{number}.JPEG")
@@ -110,10 +112,10 @@ def write_folder(root: Path, files: Iterator[bytes]) -> Images:
 
 
 def _given(root: Path) -> Iterator[bytes]:
-    """The files of a folder or a zip.
+    """The JPEG files of a folder or a zip, COUNT at most.
 
     Raises:
-        ValueError: there are fewer than classes.
+        ValueError: there are fewer files than CLASSES.
     """
     if root.is_file():
         with zipfile.ZipFile(root) as whole:
@@ -128,7 +130,7 @@ def _given(root: Path) -> Iterator[bytes]:
 
 
 def _generated() -> Iterator[bytes]:
-    """Noise with the falling spectrum of photographs, whose files are as large as theirs."""
+    """JPEG files of noise whose spectrum falls as photographs' do, so that they are as large."""
     rng = np.random.Generator(np.random.Philox(0))
     for _ in range(COUNT):
         layers = [
@@ -143,7 +145,7 @@ def _generated() -> Iterator[bytes]:
 
 
 def _rate(batches: Iterator[int]) -> float:
-    """Images a second; the first batch, with which processes start, is not counted."""
+    """Images a second, without the first batch, during which the processes start."""
     next(batches)
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < SECONDS:
@@ -152,7 +154,7 @@ def _rate(batches: Iterator[int]) -> float:
 
 
 def _ours(images: Images, workers: int, data: str | None = None) -> Iterator[int]:
-    """`data`: see iterate_shared; None: shared with nobody."""
+    """Images in each of our batches. `data`: see iterate_shared; None shares with nobody."""
     source = cached(images, gigabytes=0, workers=workers)
     batches = TrainingBatches(source, batch=BATCH, crop=CROP, sides=SIDES, flip=True, seed=0)
     how = {"workers": workers, "pin": False}
@@ -164,7 +166,7 @@ def _ours(images: Images, workers: int, data: str | None = None) -> Iterator[int
 
 
 def _two_arms(images: Images, workers: int, data: str | None) -> Iterator[int]:
-    """To two trainings of one seed, which keep step."""
+    """Images in each step of two trainings of one seed that keep in step."""
     with closing(_ours(images, workers, data)) as one, closing(_ours(images, workers, data)) as two:
         for counts in zip(one, two, strict=True):
             yield sum(counts)
@@ -185,7 +187,7 @@ def _torchvision(root: Path, workers: int) -> Iterator[int]:
         v2.Normalize([0.5] * 3, [0.25] * 3),
     ])  # fmt: skip
     data = ImageFolder(root, change)
-    # One endless epoch: with few files many workers would mostly start and end epochs.
+    # One endless epoch: with few files, many workers would mostly be starting and ending epochs.
     sampler = RandomSampler(data, replacement=True, num_samples=10**7)
     loader = DataLoader(data, BATCH, num_workers=workers, sampler=sampler)
     while True:
@@ -194,7 +196,7 @@ def _torchvision(root: Path, workers: int) -> Iterator[int]:
 
 
 def _decode_rate(images: Images) -> float:
-    """Images a second that one core decodes, and does nothing else with."""
+    """Images a second that one core decodes if it does nothing else."""
     files = [images.bytes_of(index) for index in range(len(images))]
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < SECONDS / 2:

@@ -1,4 +1,4 @@
-"""The same nets as somebody writes them in plain PyTorch: what ours are measured against."""
+"""The same nets as anybody would write them in plain PyTorch, against which ours are measured."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,7 +24,7 @@ class PlainSPP(nn.Module):
 
 
 def make_plain(net: Net) -> nn.Module:
-    """The net's modules replaced by torch's own, NCHW: nn.PReLU, nn.ReLU, nn.Dropout."""
+    """The net with modules replaced by torch's own (nn.PReLU, nn.ReLU, nn.Dropout), in NCHW."""
     chain = [*net.features, PlainSPP(net.spp.levels), *net.classifier]
     plain = nn.Sequential(*map(_plain_of, chain))
     return plain.to(memory_format=torch.contiguous_format)
@@ -41,7 +41,7 @@ def _plain_of(module: nn.Module) -> nn.Module:
 def plain_steps(
     net: nn.Module, batch: Batch, recipe: Recipe, prepare: Callable, autocast: Callable
 ) -> Callable[[int], None]:
-    """So many steps of a plain training loop: autocast, foreach SGD, the loss read every step."""
+    """A function that takes `count` plain steps: autocast, foreach SGD, the loss read each time."""
     decay = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
     optimizer = torch.optim.SGD(net.parameters(), lr=recipe.lr, foreach=True, **decay)
     net.train()

@@ -1,4 +1,4 @@
-"""A process of racing.py: for each number of steps that it reads it writes images a second."""
+"""A process of racing.py: reads a number of steps, takes them, writes images a second; repeats."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def main() -> None:
         net = ranks.share(bench.net, bench.device)
         steps = bench.plain() if plain else None
 
-        # One training for all rounds: with ranks its first step takes twice as long.
+        # One training for all rounds: with ranks, a training's first step takes twice as long.
         training = train(net, bench.input, bench.optimizer, batches=repeat(bench.share(ranks)),
                          recipe=bench.recipe, progress=Progress(), autocast=bench.autocast,
                          ranks=ranks)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Nets that train side by side in processes of their own, and in ranks that share their batches."""
+"""Nets that train side by side in processes of their own, or as ranks that share each batch."""
 
 import json
 import socket
@@ -27,7 +27,7 @@ class Racer:
         )
 
     def start(self, steps: int) -> None:
-        """RuntimeError: the process has ended."""
+        """Tells the process to take so many steps. RuntimeError: it has ended."""
         try:
             print(steps, file=self.process.stdin, flush=True)
         except BrokenPipeError:
@@ -60,21 +60,21 @@ class Racer:
         self.process.stdout.close()
 
     def let_go(self) -> None:
-        """Tells it to end."""
-        with suppress(BrokenPipeError):  # what a dead one was not given
+        """Tells the process to end."""
+        with suppress(BrokenPipeError):  # what a dead process never read
             self.process.stdin.close()
 
 
 def race(racers: Sequence[Racer], steps: int = STEPS) -> float:
-    """Images a second of all together."""
+    """Images a second of all racers together."""
     for racer in racers:
         racer.start(steps)
     return sum(racer.rate() for racer in racers)
 
 
 def bench_side_by_side(words: Sequence[str], cores: int, rounds: int = ROUNDS) -> list[Row]:
-    """All cores: as many of our nets as cores, a thread each, which is how `reproduce` trains,
-    against one plain net with all threads; and one of ours with all threads against it."""
+    """As many of our nets as `cores`, with a thread each, which is how `reproduce` trains, against
+    one plain net with `cores` threads; and one of ours with as many against that plain net."""
     with ExitStack() as stack:
 
         def racer(*, plain: bool, threads: int) -> Racer:
@@ -97,8 +97,8 @@ def bench_side_by_side(words: Sequence[str], cores: int, rounds: int = ROUNDS) -
 
 
 def bench_ranks(words: Sequence[str], counts: Sequence[int], rounds: int = ROUNDS) -> list[Row]:
-    """One run by n ranks, a GPU or else a thread each, against one rank, as the paper's "speedup"
-    has it: the same batch, shared. Where the paper tells one for so many, the row names it."""
+    """One run by n ranks, with a GPU or else a thread each, against one rank: the same batch,
+    shared, as in the paper's "speedup". If the paper tells a speedup for n, the row names it."""
     rows, paper = [], published()["text"]["speedup"]
     for count in counts:
         with ExitStack() as stack:
@@ -110,7 +110,7 @@ def bench_ranks(words: Sequence[str], counts: Sequence[int], rounds: int = ROUND
                                           LOCAL_RANK=str(rank), **shared))
                 for rank in range(count)
             ]  # fmt: skip
-            # A rank that ends waits for the others to: all are told before one is waited for.
+            # A rank that ends waits for the others to end: all are told before any is waited for.
             stack.callback(lambda all_of_them=ranks: [rank.let_go() for rank in all_of_them])
             found = in_turns({"ranks": lambda r=ranks: race(r), "alone": lambda a=alone: race(a)},
                              rounds)  # fmt: skip

@@ -13,10 +13,10 @@ from delving.device import name_device, pick_device, pick_precision, prepare_bac
 from delving.fused import rectify
 from delving.replay import EAGER
 
-# A layer of A at the paper's size, which no cache holds; on a CPU fewer images of it, and a layer
-# of small14 at scale cpu.
+# A layer of A at the paper's size, which no cache holds; on a CPU the same with fewer images, and a
+# layer of small14 at scale cpu.
 ON_A_GPU, ON_A_CPU = [(128, 256, 56, 56)], [(8, 256, 56, 56), (32, 16, 9, 9)]
-PASSES = 5  # over the responses at least: read and written, then two read and one written
+PASSES = 5  # over the responses, at least: forward a read and a write, backward two and one
 
 
 def bench_rectifier(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
@@ -62,8 +62,8 @@ def _rows(shape: tuple[int, ...], device: torch.device, precision: str, rounds: 
 
 
 def recorded(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """On a GPU the work's launches as a CUDA graph, as a training replays them: one by one, a slow
-    CPU's launches take longer than what they launch, whatever that is."""
+    """The work; on a GPU its launches recorded as a CUDA graph, as a training replays them. One by
+    one, a slow CPU would take longer to launch any way's kernels than they take to run."""
     if device.type != "cuda":
         return work
     for _ in range(EAGER):

@@ -1,4 +1,4 @@
-"""Two ways of doing the same, measured in turns, and what the turns say."""
+"""Ways of doing the same thing, measured in turns, and what the turns say."""
 
 import time
 from collections.abc import Callable
@@ -9,8 +9,8 @@ import torch
 
 from delving.device import settle
 
-ROUNDS = 7  # at least 3; the first of each way is not counted
-SECONDS = 1.0  # of one way in one round, about
+ROUNDS = 7  # after a first one that is not counted
+SECONDS = 1.0  # about, of one way in one round
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,10 @@ class Row:
         ours, baseline: medians over the rounds, in `unit`.
         ratio: how many times better ours is, the median of the rounds; low, high: the lowest and
             the highest round.
-        limit: what this machine could do at most, in `unit`, as measured beside; fraction, what
-            part of it ours is. None where there is none to measure.
+        limit: the most that this machine could do, in `unit`, measured in the same run; fraction:
+            the share of it that ours reaches.
+
+    What was not measured is None.
     """
 
     row: str
@@ -42,15 +44,15 @@ class Row:
 
 
 def round_off(value: float) -> float:
-    """To four digits: no measurement here has more."""
+    """To four significant digits: no measurement here has more."""
     return float(f"{value:.4g}")
 
 
 def seconds_each(
     work: Callable[[], None], device: torch.device, least: float | None = None
 ) -> float:
-    """Seconds of one call, from as many calls as fill `least` seconds, by default SECONDS; one is
-    made before."""
+    """Seconds a call, over as many calls as fill `least` seconds (by default SECONDS), after one
+    that is not counted."""
     least = SECONDS if least is None else least
     work()
     settle(device)
@@ -64,9 +66,9 @@ def seconds_each(
 
 
 def in_turns(ways: dict[str, Callable[[], float]], rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """What each way gave in each round, round by round; the first round warms up and is left out.
+    """What each way measured in each of the rounds, after one more that only warms up.
 
-    A way is called once a round and returns what it measured.
+    Each way is called once a round and returns what it measured.
     """
     found: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
@@ -86,7 +88,7 @@ def compare(
     device: str,
     limit: float | None = None,
 ) -> Row:
-    """The row of two ways' rounds; `unit` says what is better: of times and memory, less."""
+    """The row of `found` beside `theirs`, if given; of time, memory and % less is better."""
     less = unit in ("s", "ms", "GB", "%")
     mine = median(found)
     pairs = zip(found, theirs or found, strict=True)

@@ -17,8 +17,8 @@ POLL = 0.005  # seconds between two looks
 
 
 def bench_start(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
-    """Seconds of `delving --help`; and from the command to the first step of a training, of which
-    loading torch is the least there can be."""
+    """Seconds that `delving --help` takes; and seconds from the command to a training's first step,
+    less those of loading torch, which no training can do without."""
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         found = in_turns(
@@ -45,7 +45,7 @@ def _seconds(command: dict[str, Any]) -> float:
 
 
 def _first_step(scratch: Path, words: Sequence[str]) -> float:
-    """Seconds from the command to its log's first step; it is ended there."""
+    """Seconds from the command to the first step in its log, when the training is killed."""
     folder = Path(tempfile.mkdtemp(dir=scratch))
     (scratch / "data").mkdir(exist_ok=True)
     (folder / "data").symlink_to(scratch / "data")  # the images are generated once

@@ -1,4 +1,4 @@
-"""Which rows there are, and all of them put together."""
+"""What can be measured, by name, and the rows of one name or of all."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,14 +22,15 @@ MOST_RANKS = 8  # the paper's
 def measure(
     what: str, words: Sequence[str], rounds: int = ROUNDS
 ) -> Iterator[tuple[str, Row | Exception]]:
-    """The rows of one name, or those of each where it is `all`, as they come: (name, row). There
-    an error, of whatever kind (compilers have their own), follows the rows that came before it, so
-    that it costs no others.
+    """Yields (name, row) as rows are measured: those of one name, or of every name for `all`.
+
+    With `all`, an error of whatever kind (compilers have their own) is yielded in place of the
+    rows that the name still lacks, so that the other names are measured all the same.
 
     Args:
         rounds: how often the ways take turns, after one turn to warm up.
-        words: overrides. Where they name neither a model nor a scale, a GPU measures the paper's
-            nets and a CPU those of scale cpu, and a narrow one of the paper's size.
+        words: overrides. If they name neither a model nor a scale, a GPU measures the paper's
+            nets, and a CPU those of scale cpu and one of the paper's size.
 
     Raises:
         ValueError: no such name.
@@ -39,7 +40,7 @@ def measure(
         choices = ", ".join([*WHAT, "all"])
         raise ValueError(f"bench {what}: choose from {choices}{likeliest(what, [*WHAT, 'all'])}")
     for name in WHAT if what == "all" else [what]:
-        # data.root is the loader's: the others make their own noise.
+        # data.root is for the loader alone: the others make their own noise.
         own = [w for w in words if name == "loader" or not w.startswith("data.root=")]
         try:
             for row in WHAT[name](own, rounds):
@@ -52,7 +53,7 @@ def measure(
 
 
 def _release() -> None:
-    """Hands a GPU's memory back that the row took: other processes may need it for the next."""
+    """Hands back the GPU memory that a row took: the next row may need it in other processes."""
     import torch
 
     if torch.cuda.is_available():
@@ -85,7 +86,7 @@ def _eval(words: Sequence[str], rounds: int) -> Iterator[Row]:
 
 
 def _dense(words: Sequence[str], rounds: int) -> Iterator[Row]:
-    """On a CPU A at the paper's size too, which takes a minute: its windows share most."""
+    """On a CPU also A at the paper's size, whose windows share most; it takes a minute."""
     nets = _nets(words, ("a", "c"))
     if len(nets) > 1 and pick_device(compose(list(words)).device).type == "cpu":
         nets += [[*words, "scale=paper", "model=a"]]
@@ -94,11 +95,11 @@ def _dense(words: Sequence[str], rounds: int) -> Iterator[Row]:
 
 
 def _scaling(words: Sequence[str], rounds: int) -> list[Row]:
-    """GPUs where there are several, else the cores, by gloo."""
+    """Ranks on the GPUs if there are several, else on the CPU's cores, by gloo."""
     import torch
 
     gpus = torch.cuda.device_count()
-    if gpus == 1:  # ranks do not share one
+    if gpus == 1:  # ranks do not share a GPU
         words = [*words, "device=cpu"]
     devices = min(MOST_RANKS, gpus if gpus > 1 else max(2, count_cores()))
     counts = [2**n for n in range(1, int(math.log2(devices)) + 1)]

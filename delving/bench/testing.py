@@ -11,14 +11,14 @@ from delving.bench.training import Bench, build
 from delving.evaluate import score_windows
 
 S = 15  # sevenths of the crop: 480 pixels at the paper's 224
-CROPS = 8  # windows of which a forward pass is timed, in place of hundreds; of each image
+CROPS = 8  # windows of each image whose forward pass is timed, in place of hundreds
 IMAGES, SCALES = 50_000, (8, 12, 15)  # ImageNet's for validation; the paper's multi-scale testing
 ON_A_GPU = 16  # images at a time, as `delving train` tests them
 
 
 def bench_dense(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
-    """Images a second at s = 480 (or its like at other scales), a view each; and what testing all
-    of ImageNet's validation images takes."""
+    """Images a second at s = 480 (or its like at other scales), with one view of each; and the
+    seconds that testing all of ImageNet's validation images takes."""
     bench = build(words)
     net, side = bench.net.eval(), S * bench.config.data.crop // 7
     images = _images_at_a_time(bench)
@@ -54,7 +54,7 @@ def bench_dense(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
 
 
 def _all_images(bench: Bench, rounds: int, device: str) -> Row:
-    """Seconds for 50,000 images of 4:3 and their flips at three scales, decoding left out."""
+    """Seconds to test 50,000 images of 4:3 and their flips at three scales, without decoding."""
     images = _images_at_a_time(bench)
     sides = [s * bench.config.data.crop // 7 for s in SCALES]
     views = {

@@ -27,10 +27,10 @@ from delving.session import plan_recipe
 from delving.step import Recipe
 from delving.train import Progress, Step, build_optimizer, train
 
-# Of a large net a CPU takes fewer images than a batch: so many mult-adds of a forward pass, yet as
-# many images as keep the weights from being most of the work.
+# On a CPU a large net takes fewer images than a batch: as many as make up these mult-adds of a
+# forward pass, but no fewer than keep the weights from being most of the work.
 ON_A_CPU, LEAST = 130e9, 16
-STD = 60.0  # grey levels, of noise
+STD = 60.0  # grey levels, which noise is divided by
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Bench:
 
     @cached_property
     def steps(self) -> Iterator[Step]:
-        """Those of `delving train`, without end, but for the loading."""
+        """The steps of `delving train`, without end and without loading."""
         return train(self.net, self.input, self.optimizer, batches=repeat(self.batch),
                      recipe=self.recipe, progress=Progress(), autocast=self.autocast)  # fmt: skip
 
@@ -72,37 +72,37 @@ class Bench:
                 f"{self.precision}")  # fmt: skip
 
     def prepare(self, batch: Batch) -> Tensor:
-        """The net's input, with the colours altered."""
+        """The net's input of a batch, with its colours altered."""
         return self.input(batch.pixels, self.input.color_shift(batch.color, self.recipe.color))
 
     def share(self, ranks: Ranks) -> Batch:
-        """The batch's rows that are a rank's."""
+        """A rank's rows of the batch."""
         rows = rows_of(len(self.batch.labels), ranks.rank, ranks.size)
         return Batch(*(x[rows] for x in self.batch[:3]), [])
 
     def ours(self, count: int) -> None:
-        """So many steps more. RuntimeError: there are none, as one was not finite."""
+        """Takes `count` more steps. RuntimeError: one was not finite, which ended the training."""
         if sum(1 for _ in islice(self.steps, count)) < count:
             raise RuntimeError(f"{self.name}: the loss of noise is not finite")
 
     def plain(self) -> Callable[[int], None]:
-        """The same of plain PyTorch, with a net of its own."""
+        """A function that takes as many steps in plain PyTorch, with a net of its own."""
         net = make_plain(copy.deepcopy(self.net))
         return plain_steps(net, self.batch, self.recipe, self.prepare, self.autocast)
 
     def limit(self, forwards: float = FORWARDS) -> float:
-        """Images a second at the matmul rate of this run."""
+        """Images a second if all work ran at the matmul rate measured in this run."""
         rate = matmul_rate(self.device, self.precision)
         return rate / (2 * forwards * self.multiply_adds)
 
 
 def build(words: Sequence[str], ranks: Ranks = ALONE) -> Bench:
-    """A net by overrides; noise as its images."""
+    """The net that overrides describe, with noise for its images."""
     return build_for(compose(list(words)), ranks)
 
 
 def build_for(config: Config, ranks: Ranks = ALONE) -> Bench:
-    """The same by a whole configuration."""
+    """The same for a whole configuration."""
     device = devices.pick_device(
         config.device, local_rank=ranks.local_rank, local_size=ranks.local_size
     )
@@ -115,7 +115,7 @@ def build_for(config: Config, ranks: Ranks = ALONE) -> Bench:
     if device.type == "cpu":
         images = min(images, max(LEAST, int(ON_A_CPU / cost)))
     recipe = plan_recipe(config, images * 1000)
-    # A rate that leaves the net as it is: a batch of noise learned by heart would not be finite.
+    # A rate that leaves the net as it is: learning one batch of noise by heart, it would diverge.
     recipe = replace(recipe, batch=images, micro_batch=images, lr=1e-9)
     precision = devices.pick_precision(config.precision, device)
     return Bench(config, net, noise_input(config, device), noise(config, images, classes, device),
@@ -138,13 +138,13 @@ def noise(config: Config, images: int, classes: int, device: torch.device) -> Ba
 
 
 def rate_of(steps: Callable[[int], None], bench: Bench) -> float:
-    """Images a second of a way to make steps."""
+    """Images a second at which `steps` trains."""
     return len(bench.batch.labels) / seconds_each(lambda: steps(1), bench.device)
 
 
 def bench_train(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
-    """Images a second against plain PyTorch, PReLU (or the words' own rectifier) against ReLU, and
-    the memory of both."""
+    """Images a second against plain PyTorch's, and PReLU's (or those of the rectifier that words
+    name) against ReLU's; and the memory that both rectifiers take."""
     words = ["act=prelu", *words]
     memory = _memory(words)
     bench, relu = build(words), build([*words, "act=relu"])
@@ -168,7 +168,7 @@ def bench_train(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
 
 
 def _memory(words: Sequence[str]) -> Row:
-    """One net after the other, so that a GPU never holds both."""
+    """The row on memory: one net trains after the other, so that neither counts the other's."""
     found = []
     for more in (["act=relu"], []):
         bench = build([*words, *more])
@@ -180,10 +180,10 @@ def _memory(words: Sequence[str]) -> Row:
 
 
 def memory_of(bench: Bench) -> int:
-    """Bytes: on a GPU the peak of a step; elsewhere what a forward pass keeps, each tensor once,
-    and the weights with their gradients and momentum."""
+    """Bytes that training takes: on a GPU the peak of a step; elsewhere what a forward pass keeps,
+    each tensor once, plus the weights, their gradients and their momentum."""
     if bench.device.type == "cuda":
-        # Replayed steps would allocate nothing: their memory was, when they were recorded.
+        # Replayed steps would allocate nothing: their memory was allocated at their recording.
         steps = train(bench.net, bench.input, bench.optimizer, batches=repeat(bench.batch),
                       recipe=bench.recipe, progress=Progress(), autocast=bench.autocast,
                       replay=False)  # fmt: skip
@@ -228,7 +228,7 @@ def bench_eval(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
 
 @torch.no_grad()
 def _forward_rate(net: nn.Module, bench: Bench, channels_last: bool) -> float:
-    """Either's weights are rounded once, as the tester does it."""
+    """Images a second of forward passes; a net's weights are rounded once, as by the tester."""
 
     def forward() -> None:
         x = bench.input(bench.batch.pixels)

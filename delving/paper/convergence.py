@@ -1,7 +1,7 @@
-"""ICCV: ReLU and PReLU against epochs, training and validation error, for A, B, C and small14.
+"""ICCV: training and validation error against epochs, ReLU and PReLU, for A, B, C and small14.
 
 PReLU converges faster, with lower training and validation error throughout. The abstract says that
-it has "little overfitting risk", hence the claims on the gap between the two.
+it has "little overfitting risk", hence the claims on the gap between the two errors.
 """
 
 import math
@@ -53,7 +53,7 @@ def show(asked: Asked) -> Shown:
 
 
 def _draw(asked: Asked):
-    """A panel for each model of which there are runs."""
+    """A panel for each model that has runs."""
     trained = [model for model in TITLES if _logged(asked, model)] or list(TITLES)
     rows, columns = -(-len(trained) // 2), min(2, len(trained))
     figure, axes = new_figure(rows, columns, size=(0.6 + 3.3 * columns, 0.2 + 2.5 * rows))
@@ -73,7 +73,7 @@ def _draw(asked: Asked):
 
 
 def _share_limits(panels: Sequence[Axes]) -> None:
-    """The same y limits, whole fives around all that is drawn, so that the panels compare."""
+    """Sets the same y limits, multiples of 5 around all that is drawn, so that panels compare."""
     boxes = [panel.dataLim for panel in panels]
     for panel in panels:
         low, high = min(box.y0 for box in boxes), max(box.y1 for box in boxes)
@@ -81,7 +81,7 @@ def _share_limits(panels: Sequence[Axes]) -> None:
 
 
 def _draw_model(panel: Axes, asked: Asked, model: str) -> list[tuple[float, float, str, str]]:
-    """Every run of a model; where each rectifier's lines end, its name and colour."""
+    """Draws every run of a model; returns where each rectifier's lines end, its name and colour."""
     ends, every = [], rarest(_logged(asked, model))
     for (act, name), color in zip(RECTIFIERS.items(), (BLUE, RED), strict=True):
         drawn = [_draw_run(panel, run, color, every) for run in _logged(asked, model, act)]
@@ -97,7 +97,7 @@ def _logged(asked: Asked, model: str, act: str | None = None) -> list[Run]:
 
 
 def _draw_run(panel: Axes, run: Run, color: str, every: float) -> tuple[float, float]:
-    """Both curves of a run, looked at each `every` epochs; where the validation error ends."""
+    """Draws both curves of a run, a look each `every` epochs; returns where the second one ends."""
     steps, looks = run.steps, run.looks_each(every)
     panel.plot(steps.epoch, smooth(steps.err), color=color, **TRAINING)
     panel.plot(looks.epoch, smooth(looks.top1_err), color=color, **VALIDATION)
@@ -105,8 +105,8 @@ def _draw_run(panel: Axes, run: Run, color: str, every: float) -> tuple[float, f
 
 
 def mean_validation(run: Run) -> float:
-    """The validation error's mean over whole epochs, percent: the area below its curve. Runs that
-    look more often than others are not charged with more of the beginning."""
+    """The validation error's mean over whole epochs, percent: the area below its curve. Over all
+    looks, a run that is looked at more often would be charged with more of its beginning."""
     return float(np.mean(by_epoch(run)))
 
 
@@ -140,7 +140,7 @@ def _all_along(asked: Asked) -> list[str]:
     return [f"{told}{', '.join(parts)}."] if parts else []
 
 
-# {claim: (its rule, who judges the differences, {what they are of: that of a run})}
+# {claim: (its rule, the judge of the differences, {what they are of: its value for a run})}
 CLAIMS = {
     "PReLU errs less, averaged over the training": (
         "top-1 error averaged over the whole training, ReLU's minus PReLU's, paired by seed: the "
@@ -158,7 +158,7 @@ CLAIMS = {
 
 
 def _claim(asked: Asked, claim: str, models: Sequence[str], judged: tuple) -> Claim:
-    """Judged on the pairs that logged, and only where all others converged too."""
+    """A claim judged on the pairs that logged, and only if every run of a pair converged."""
     rule, judge, values = judged
     pairs = {model: asked.pairs(f"{model}_prelu", f"{model}_relu") for model in models}
     parts = {}

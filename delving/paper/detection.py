@@ -48,8 +48,8 @@ def show(asked: Asked) -> Shown:
 
 
 def tabulate(found: dict[str, list[dict]]) -> pd.DataFrame:
-    """A row per class, then means, what chance gives, and the proposals' recall."""
-    scored = [one for arm in found.values() for one in arm if one["eval"]]  # none that diverged
+    """A row per class, then the means, the mean at random and the proposals' recall."""
+    scored = [one for arm in found.values() for one in arm if one["eval"]]  # if diverged, no scores
     rows = [(title, lambda one, c=title: one["eval"]["voc07"]["ap"].get(c), 1)
             for title in (scored[0]["eval"]["voc07"]["ap"] if scored else ())]  # fmt: skip
     rows += [(title, lambda one, m=metric: one["eval"][m]["map"], 2)
@@ -110,7 +110,7 @@ def _draw(detections: dict[str, list[Path]]):
         line[0].set_title(RECTIFIERS[arm], fontsize=9, loc="left", fontweight="bold")
         for cell, one in zip(line, pictures, strict=False):
             _draw_picture(cell, one)
-    figure.draw_without_rendering()  # from here on it is known how long a name is
+    figure.draw_without_rendering()  # only now is it known how long each name is
     for cell in axes.flat:
         _part_labels(cell)
     return figure
@@ -131,13 +131,13 @@ def _draw_picture(cell: Axes, one: dict) -> None:
 
 
 def _part_labels(cell: Axes) -> None:
-    """Moves each label, the best detection's first, to where it covers least of those before."""
+    """Moves each label, the best detection's first, to where it covers least of earlier ones."""
     placed: list[Bbox] = []
     whole, point = cell.get_window_extent(), cell.figure.dpi / 72
     for note in cell.texts:
         here = note.get_window_extent()
         step = here.height + point
-        # Near its corner: there, or a few lines up or down, and to the left as far as it is long.
+        # Near its corner: at it, or up to three lines up or down, and up to its length to the left.
         moves = [(-left * here.width, rows * step) for rows in (0, -1, 1, -2, 2, -3, 3)
                  for left in (0, 0.5, 1)]  # fmt: skip
 
@@ -154,7 +154,7 @@ def _part_labels(cell: Axes) -> None:
 
 
 def _colors(one: dict) -> list[str]:
-    """Of each detection, as detect.metric.match counts it: right, wrong, or neither."""
+    """Each detection's colour: right, wrong or neither, as detect.metric.match counts it."""
     colors, taken, found = [RED] * len(one["found"]), set(), one["found"]
     for place in sorted(range(len(found)), key=lambda i: -found[i][1]):
         name, _, box = found[place]
@@ -177,7 +177,7 @@ def _frame(cell: Axes, box: list[float], **look) -> None:
 
 
 def _overlap(a: list[float], b: list[float]) -> float:
-    """Intersection over union; metric.py's loads torchvision, which a drawing need not."""
+    """Intersection over union; metric.py's loads torchvision, which a drawing can do without."""
     sides = [max(0.0, min(a[i + 2], b[i + 2]) - max(a[i], b[i])) for i in (0, 1)]
     both = sides[0] * sides[1]
     areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))

@@ -56,8 +56,8 @@ def show(asked: Asked) -> Shown:
 
 
 def _both(asked: Asked) -> Finding:
-    """Do all nets converge? Xavier's that had little time to have not shown that they cannot; one
-    that had enough refutes it."""
+    """Do all nets converge? A net of Xavier's that stalled refutes it only if it had enough time to
+    converge; with less, nothing is shown."""
     runs = [run for arm in asked.arms.values() for run in arm]
     found, failed = converges(runs), {r.name for r in runs if r.result["status"] != "converged"}
     given = {xavier.name: times_given(he, xavier) for he, xavier in sound_pairs(asked)

@@ -40,10 +40,10 @@ from delving.plot import (
     smooth,
 )
 
-LONGER = 5  # times He's steps to leave ln(classes), before Xavier is said to stall
+LONGER = 5  # times the steps that He takes to leave ln(classes): then Xavier is said to stall
 DIMINISHED = 1.0  # powers of ten
-# Where all nets leave ln(classes) early, that much is drawn: times the steps after which the last
-# one has, and looks. The paper's two figures show 3 and 9 epochs.
+# Where all nets leave ln(classes) early, the drawing ends after SHOWN times the steps that the last
+# one takes, but not before LOOKS looks. The paper's two figures show 3 and 9 epochs.
 SHOWN = 4
 LOOKS = 8
 TITLES = {"he": "He", "xavier": "Xavier", "he_backward": "He, backward", "gaussian": "Gaussian"}
@@ -65,7 +65,7 @@ def show(asked: Asked) -> Shown:
 
 
 def tabulate_runs(runs: Iterable[Run]) -> pd.DataFrame:
-    """The tables of several runs; of one that diverged at once there is none."""
+    """The tables of several runs; one that diverged at once has none."""
     return pd.concat([tabulate(run) for run in runs if run.logged] or [pd.DataFrame()])
 
 
@@ -112,14 +112,14 @@ def title_of(init: str) -> str:
 
 
 def colors_of(inits: Iterable[str]) -> dict[str, str]:
-    """Of an initialiser the same in every figure."""
+    """{initialiser: its colour}; those of COLORS have the same in every figure."""
     others = cycle((PURPLE, SKY, GREY))
     return {init: COLORS[init] if init in COLORS else next(others) for init in inits}
 
 
 def _beginning(runs: list[Run], every: float) -> tuple[float, float]:
-    """Epochs to draw and epochs trained. In a long training the beginning, which these figures are
-    about, would be a corner of the picture; where a net stalls, its whole training is told."""
+    """Epochs to draw and epochs trained. These figures are about the beginning, which would be a
+    mere corner of a long training's picture; if a net stalls, its whole training is drawn."""
     trained = max((run.steps.epoch.iloc[-1] for run in runs), default=0.0)
     left = max((_epochs_until(run, run.departure) for run in runs), default=math.inf)
     until = max(SHOWN * left, LOOKS * every)
@@ -133,9 +133,9 @@ def _epochs_until(run: Run, step: float) -> float:
 def _draw_errors(
     axes: Axes, run: Run, every: float, until: float, color: str
 ) -> tuple[float, float]:
-    """The validation error each `every` epochs, from chance on; where the line ends."""
+    """Draws the validation error each `every` epochs, from chance on; returns where it ends."""
     shown = run.looks_each(every)
-    shown = shown[shown.epoch <= until + every / 2]  # a look is half a batch off its place
+    shown = shown[shown.epoch <= until + every / 2]  # a look may come a part of a step late
     chance = 100 * (1 - math.exp(-run.blind_loss))
     x, y = [0.0, *shown.epoch], [chance, *shown.top1_err]
     axes.plot(x, y, color=color, lw=1.4)
@@ -183,7 +183,7 @@ def _claims(asked: Asked) -> list[Claim]:
 
 
 def sound_pairs(asked: Asked) -> list[tuple[Run, Run]]:
-    """He's and Xavier's runs that share a seed, those left out of which one diverged."""
+    """Pairs of He's and Xavier's runs that share a seed, without those of which one diverged."""
     return [pair for pair in asked.pairs("he", "xavier") if not any(map(_diverged, pair))]
 
 
@@ -192,14 +192,14 @@ def _diverged(run: Run) -> bool:
 
 
 def judged(asked: Asked, judge: Callable[[list[tuple[Run, Run]]], Finding]) -> Finding:
-    """A finding on the pairs of which none diverged; inconclusive, naming the run, where one did:
-    what it would have done with more time is not known."""
+    """A finding on the pairs in which no run diverged. If any did, it is inconclusive and names the
+    run: what that would have done with more time is not known."""
     runs = [run for pair in asked.pairs("he", "xavier") for run in pair if _diverged(run)]
     return unless_stalled(judge(sound_pairs(asked)), {r.name: r.result["status"] for r in runs})
 
 
 def times_given(he: Run, xavier: Run) -> float:
-    """How many times the steps that He took to leave ln(classes) Xavier was trained for."""
+    """Xavier's steps of training, as a multiple of those that He took to leave ln(classes)."""
     return float(xavier.steps.step.iloc[-1]) / he.departure
 
 
@@ -212,7 +212,7 @@ def converges(runs: list[Run]) -> Finding:
 
 
 def tell_departures(runs: Iterable[Run]) -> str:
-    """When nets left ln(classes), those alike in one phrase, in the order of the runs."""
+    """When nets left ln(classes), in the order of the runs; those alike share a phrase."""
     alike: dict[tuple, list[Run]] = {}
     for run in runs:
         steps = int(run.steps.step.iloc[-1]) if run.logged else None
@@ -264,7 +264,7 @@ def diminish(asked: Asked, pairs: list[tuple[Run, Run]]) -> Finding:
 
 
 def _early_gradient(run: Run, he: Run) -> float:
-    """log10 of the conv gradient's norm, mean over the lines before `he` left ln(classes)."""
+    """Mean log10 of the conv gradient's norm over the log lines until `he` left ln(classes)."""
     early = run.steps.step <= min(he.departure, run.steps.step.iloc[-1])
     return float(np.log10(run.steps.conv_grad_norm[early].clip(lower=1e-12)).mean())
 

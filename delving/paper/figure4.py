@@ -1,5 +1,4 @@
-"""Figure 4: images that the ensemble classifies correctly, with their labels; also Figure 5's
-drawing."""
+"""Figure 4: images that the ensemble classifies correctly, with labels; also draws Figure 5."""
 
 import base64
 import io
@@ -58,7 +57,7 @@ def draw_pictures(shown: list[dict], pictures: dict) -> Figure:
 def _draw_picture(cell: Axes, one: dict, titles: list[str]) -> None:
     image = Image.open(io.BytesIO(base64.b64decode(one["jpeg"])))
     cell.imshow(np.asarray(image), interpolation="nearest")
-    # All cells are square, so that what stands below an image has the same room, wide or tall.
+    # All cells are square, so that the text below an image has the same room, be it wide or tall.
     middle, side = np.array(image.size) / 2 - 0.5, max(image.size)
     cell.set_xlim(middle[0] - side / 2, middle[0] + side / 2)
     cell.set_ylim(middle[1] + side / 2, middle[1] - side / 2)
@@ -94,7 +93,7 @@ def _dogs(pictures: dict) -> list[int]:
 
 
 def _siblings(asked: Asked, dogs: list[int]) -> list[Claim]:
-    """4: the nets do well at fine-grained recognition, such as of dog breeds."""
+    """Section 4: the nets do well at fine-grained recognition, such as of dog breeds."""
     if not dogs:
         return []
     less, ensembles = [], ensembles_of(asked)
@@ -109,7 +108,7 @@ def _siblings(asked: Asked, dogs: list[int]) -> list[Claim]:
             "mean top-5 error of the other classes minus that of the dog breeds, one difference "
             f"per ensemble: the 95 % interval over seeds lies above -{SIBLINGS:g} points",
             runs=members_of(asked, ensembles),
-            # How much seeds change this contrast of a few classes is not known of one ensemble.
+            # No noise: how much seeds change this contrast is not known of one ensemble.
             finding=judge_no_larger(less, delta=SIBLINGS),
             delta=SIBLINGS,
         )

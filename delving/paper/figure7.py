@@ -32,8 +32,8 @@ def show(asked: Asked) -> Shown:
 
 
 def reduction(ensemble: dict) -> np.ndarray:
-    """(classes,) points by which each class's top-5 error is smaller than A's with ReLU, the first
-    of the six in conf/paper/table7.yaml; nan of a class without test images."""
+    """(classes,) points by which the ensemble's top-5 error is smaller than that of its member A
+    with ReLU, the first in conf/paper/table7.yaml; nan for a class without test images."""
     return class_errors(ensemble, ensemble["runs"][0]) - class_errors(ensemble)
 
 

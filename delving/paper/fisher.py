@@ -22,7 +22,7 @@ from delving.plot import BLUE, RED, label_lines, new_figure
 from delving.probe import open_run, some_images
 from delving.signal import weight_layers
 
-# The smallest effects that count: of the rms; powers of ten, 11 %; powers of ten.
+# The smallest effects that count: a share of the rms; powers of ten (11 %); powers of ten.
 CENTRED, SMALLER, CONDITIONED = 0.02, 0.05, 0.1
 
 
@@ -32,14 +32,14 @@ def teams(arms: dict[str, list[Run]]) -> list[list[Run]]:
 
 
 def measure(asked: Asked, run: Run) -> dict:
-    """The Fisher matrix's figures of a run, and the responses'."""
+    """A run's figures of the Fisher matrix, and of the responses."""
     settings = asked.settings
     session = open_run(run.folder, *asked.surroundings)
     x, _ = some_images(session, settings["images"])
     # The choice of parameters and the labels' draws are the same in both arms of a seed.
     units, weights = settings["units"], settings["weights"]
     while units * (1 + weights) * len(weight_layers(session.net)) * 2 >= len(x) and weights > 1:
-        units, weights = max(1, units - 1), weights - 1  # few images bear few parameters
+        units, weights = max(1, units - 1), weights - 1  # with fewer images, fewer parameters
     chosen = choose_parameters(session.net, units, weights=weights, seed=run.seed)
     gradients = sample_gradients(session.net, x, chosen, seed=run.seed)
     return {
@@ -73,7 +73,7 @@ def show(asked: Asked) -> Shown:
 
 
 def centre(one: dict) -> float:
-    """The mean over layers of the mean response's share; layers without any response left out."""
+    """The mean response over the rms, averaged over the layers that have any response."""
     return float(np.nanmean([row["channel_mean"] for row in one["responses"]]))
 
 
@@ -83,7 +83,7 @@ def between(one: dict) -> float:
 
 
 def log_between(one: dict) -> float:
-    """Its log10, or that of its error where it is smaller: an estimate of nearly 0 has any sign."""
+    """log10 of `between`, or of its error if larger: an estimate near 0 may have either sign."""
     return math.log10(max(between(one), one["fisher"]["between"]["error"], 1e-12))
 
 
@@ -93,8 +93,8 @@ def condition(one: dict) -> float:
 
 
 def _bounded(number: float, one: dict) -> float:
-    """A condition number as far as float64 tells it: the smallest eigenvalue of P parameters is not
-    known below P eps of the largest, and may come out as 0. What is beyond counts as that."""
+    """A condition number, bounded by what float64 can tell: with P parameters, the smallest
+    eigenvalue is not known below P eps of the largest, and may come out as 0."""
     return min(number, 1 / (one["fisher"]["parameters"] * sys.float_info.epsilon))
 
 
@@ -105,7 +105,7 @@ def silent(one: dict) -> float:
 
 
 def tabulate(arms: dict[str, list[dict]]) -> pd.DataFrame:
-    """A row per figure, a column per rectifier: seven columns of means and spreads are no page."""
+    """A row per figure and a column per rectifier: the other way round is too wide for a page."""
     columns = {title: _cells(arms[arm]) for arm, title in RECTIFIERS.items()}
     return pd.DataFrame(columns).rename_axis("").reset_index()
 

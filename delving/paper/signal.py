@@ -33,9 +33,9 @@ from delving.signal import (
     weight_layers,
 )
 
-# With PReLU, Eq. 15's, only what the equation is of.
+# With PReLU, only the two that Eq. 15 is about.
 INITS = {"relu": ("he", "he_backward", "xavier", "gaussian"), "prelu": ("he", "he_backward")}
-BITS = 0.1  # a layer: a tenth of what parts He from Xavier
+BITS = 0.1  # per layer: a tenth of what He and Xavier differ by
 FACTOR = 0.1  # powers of ten, of the example's 1.7e4
 EXAMPLE_STD = 0.01  # paper: 2.2
 
@@ -133,7 +133,7 @@ def list_layers(nets: dict) -> pd.DataFrame:
 
 
 def draw_signal(nets: dict[str, dict[str, dict]]) -> Figure:
-    """{net: {initialiser: measure_net}} against depth, responses and gradients."""
+    """Responses and gradients against depth. nets: {net: {initialiser: see measure_nets}}."""
     figure, axes = new_figure(len(nets), 2, size=(7.2, 2.3 * len(nets) + 0.25))
     told = "solid: measured, mean of the draws, and their spread; dotted: theory on these layers"
     figure.suptitle(told, fontsize=8, color="#555555")
@@ -148,7 +148,7 @@ def draw_signal(nets: dict[str, dict[str, dict]]) -> Figure:
                 for i, net in by_init.items()
             ]
             depth = max(len(net["layers"]) for net in by_init.values())
-            end = depth if depth > 3 else depth + 1  # the last is left out
+            end = depth if depth > 3 else depth + 1  # the last tick is left out
             panel.set_xticks(MaxNLocator(7, integer=True, prune="both").tick_values(0, end))
             panel.set(xlim=(1, 1.25 * depth), ylim=limits)
             label_lines(panel, ends)
@@ -156,7 +156,7 @@ def draw_signal(nets: dict[str, dict[str, dict]]) -> Figure:
 
 
 def _limits(by_init: dict, key: str) -> tuple[float, float]:
-    """Of a panel: `gaussian` falls so far that it may leave it."""
+    """A panel's y limits; `gaussian` falls so far that it may leave the panel."""
     rows = [row for init, net in by_init.items() if init != "gaussian" for row in net["layers"]]
     low = min(row[f"{key}_measured"] - row[f"{key}_spread"] for row in rows)
     high = max(row[f"{key}_measured"] + row[f"{key}_spread"] for row in rows)
@@ -166,8 +166,8 @@ def _limits(by_init: dict, key: str) -> tuple[float, float]:
 def _draw_init(
     panel: Axes, rows: list[dict], key: str, color: str, limits: tuple[float, float]
 ) -> tuple[float, float]:
-    """Mean, spread and theory of an initialiser; where its line ends, or crosses the panel's
-    bottom, beside which there is room for a name."""
+    """Draws an initialiser's mean, spread and theory; returns where its line ends, or first crosses
+    the panel's bottom, since beside that point there is room for a name."""
     depth = np.arange(1, len(rows) + 1)
     mean, spread, here = (np.array([row[f"{key}_{part}"] for row in rows])
                           for part in ("measured", "spread", "here"))  # fmt: skip

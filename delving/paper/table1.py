@@ -2,8 +2,8 @@
 
 Claims, 2.1: "the first conv layer (conv1) has coefficients (0.681 and 0.596) significantly greater
 than 0"; channel-wise, "the deeper conv layers in general have smaller coefficients". As slopes
-start at 0.25 the first is easily had: whether conv1's is the largest of all conv layers', as in the
-table, is judged beside it.
+start at 0.25, the first claim holds easily; so it is judged too whether conv1's slope is the
+largest of all conv layers', as in the table.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,7 +52,7 @@ def _tabulate(arms: dict[str, list[Run]]) -> pd.DataFrame:
 
 
 def _beyond_one(arms: dict[str, list[Run]]) -> list[str]:
-    """How many slopes ended beyond 1: nothing keeps them, and in the paper they rarely do (2.1)."""
+    """How many slopes ended beyond 1: nothing bounds them, yet the paper's rarely do (2.1)."""
     found = {title: np.concatenate([a for run in arms[arm] for a in run.slopes.values()])
              for arm, title in ARMS.items() if arms[arm]}  # fmt: skip
     parts = [f"{(abs(a) > 1).sum():,} of {len(a):,} {title} ones" for title, a in found.items()]

@@ -27,8 +27,8 @@ from delving.train import build_optimizer
 
 TIMED = ("vgg19-relu", "a-relu", "a-prelu", "b-relu", "c-relu")
 CLASSES = 1000
-# The nets that no claim is about, and their rounds; where a step of one image takes all the time
-# that there is, one.
+# The nets that no claim is about, and their number of rounds: only one if a step of a single image
+# takes all the time that there is.
 ASIDE, FEW = {"b-relu", "c-relu"}, 3
 LEAST = 3  # rounds, however long they take
 LARGEST = 128  # images of the paper's mini-batch
@@ -38,7 +38,7 @@ ALLOWED = 100 * math.log(1 + SLOWER / 100)  # log points, the same either way ro
 
 
 def measure(asked: Asked) -> dict:
-    """Seconds of a training step of each net, one round of all after the other."""
+    """Seconds of each net's training step, in rounds of all nets."""
     device = devices.pick_device(_told_of("device", asked.overrides))
     devices.prepare_backend(device)
     precision = devices.pick_precision(_told_of("precision", asked.overrides), device)
@@ -49,13 +49,13 @@ def measure(asked: Asked) -> dict:
     # On a GPU the first steps say nothing of time, and memory alone sets the batch.
     cuda = device.type == "cuda"
     batch = LARGEST if cuda else _fit(limit / ((rounds + 1) * first))
-    if batch > 1:  # else the first steps were of it already
+    if batch > 1:  # else the first steps were of that batch already
         batch = _warm_up(steps.values(), batch, device)
     few = FEW if batch > 1 else 1
     seconds = {name: [] for name in TIMED}
     for count in range(rounds):
         if count >= LEAST and sum(map(sum, seconds.values())) >= limit:
-            break  # steps of a single image take more than there is for all
+            break  # even steps of a single image take more time than there is
         for name, step in steps.items():
             if count < (few if name in ASIDE else rounds):
                 seconds[name].append(round(_timed(step, batch, device), 5))
@@ -64,8 +64,8 @@ def measure(asked: Asked) -> dict:
 
 
 def _warm_up(steps: Iterable[Callable], batch: int, device: torch.device) -> int:
-    """The batch, halved until memory holds it for every net. Each takes a step that does not count,
-    the first of a batch being slower than others."""
+    """The batch, halved until memory holds it for every net. Each net takes a step that does not
+    count, since the first of a batch is slower than others."""
     while True:
         try:
             for step in steps:
@@ -78,13 +78,13 @@ def _warm_up(steps: Iterable[Callable], batch: int, device: torch.device) -> int
 
 
 def _told_of(key: str, overrides: Sequence[str]) -> str:
-    """What the words say of a key; the last counts."""
+    """The last value that the overrides give a key, or auto."""
     told = dict(word.partition("=")[::2] for word in overrides)
     return told.get(key, "auto")
 
 
 def _fit(images: float) -> int:
-    """The largest power of two of at most so many images, from 1 to the paper's 128."""
+    """The largest power of two up to `images`, from 1 to the paper's 128."""
     batch = 1
     while 2 * batch <= min(images, LARGEST):
         batch *= 2
@@ -92,7 +92,7 @@ def _fit(images: float) -> int:
 
 
 def _build_step(name: str, device: torch.device, precision: str) -> Callable[[int], None]:
-    """A training step on so many images of noise: forward, backward, update."""
+    """A function that takes a step on `batch` images of noise: forward, backward, update."""
     model, act = name.split("-")
     config = compose([f"model={model}", f"act={act}", "scale=paper"])
     net = build_model(config, CLASSES)[0].to_empty(device=device).train()
@@ -112,16 +112,16 @@ def _build_step(name: str, device: torch.device, precision: str) -> Callable[[in
         with devices.autocast(device, precision):
             logits = net(x.contiguous(memory_format=torch.channels_last))
         F.cross_entropy(devices.wide(logits), labels).backward()
-        optimizer.step(1e-12)  # times nothing but work: the weights stay as they are
-        optimizer.zero_grad()  # after it, since the other nets wait in memory meanwhile
+        optimizer.step(1e-12)  # so small a rate leaves the weights as they are
+        optimizer.zero_grad()  # here, since the other nets need the memory meanwhile
 
     return step
 
 
 def _fill(values: Tensor, noise: Tensor) -> None:
-    """The noise over and over: times hang on the values only where they are not finite, and to
-    draw all of them takes as long as the steps."""
-    flat = values.as_strided((values.numel(),), (1,))  # in the order they lie in
+    """Fills the values with the noise, over and over. Times depend on values only if they are not
+    finite, and drawing all of them would take as long as the steps."""
+    flat = values.as_strided((values.numel(),), (1,))  # in the order of memory
     for part in flat.split(len(noise)):
         part.copy_(noise[: len(part)])
 

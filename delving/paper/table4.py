@@ -76,7 +76,7 @@ def _claims(asked: Asked, scales: list[str]) -> list[Claim]:
     rectifiers = better_claim(
         asked, "PReLU beats ReLU at each scale", ("a_prelu", "a_relu"), OF, scales
     )
-    if not others:  # one scale, as eval.dense_s=8 has it, is all there is to combine
+    if not others:  # a single scale, as with eval.dense_s=8, leaves nothing to combine
         return [rectifiers]
     return [
         rectifiers,
@@ -88,7 +88,7 @@ def _claims(asked: Asked, scales: list[str]) -> list[Claim]:
 def better_claim(
     asked: Asked, claim: str, arms: tuple[str, str], of: str, protocols: list[str]
 ) -> Claim:
-    """The first arm's top-1 error is smaller than the second's, by each of the protocols.
+    """The claim that the first arm's top-1 error is smaller than the second's by each of the protocols.
 
     `of` says in the rule what the difference is.
     """
@@ -112,8 +112,8 @@ def _better(asked: Asked, pairs: list[tuple[Run, Run]], protocol: str):
 
 
 def _testing_claim(claim: str, runs: list[Run], ours: str, others: list[str]) -> Claim:
-    """On testing, whatever the net. Nets of a seed have the order of their images in common, and
-    the first weights of all layers of one name and shape: they count as one."""
+    """A claim on testing, whatever the net. Nets of a seed share the order of their images, and the
+    first weights of all layers of the same name and shape, so they count as one."""
     good = [run for run in runs if run.result["status"] == "converged" and ours in run.protocols]
     alike: dict[int, list[float]] = {}
     for run in good:

@@ -1,4 +1,4 @@
-"""Table 5: single models, ten_view; also the drawing of Table 6."""
+"""Table 5: single models, ten_view; also Table 6's rows and claims."""
 
 from itertools import chain
 
@@ -54,7 +54,7 @@ def tabulate(asked: Asked, blocks: list[tuple[dict, dict]], protocol: str) -> pd
 
 
 def claims(asked: Asked, protocol: str) -> list[Claim]:
-    """On top-1 errors of single models by one protocol."""
+    """The claims on top-1 errors of single models by one protocol."""
     return [
         better_claim(asked, "A: PReLU beats ReLU", ("a_prelu", "a_relu"), OF, [protocol]),
         better_claim(asked, "C beats B", ("c_prelu", "b_prelu"), "B's minus C's", [protocol]),

@@ -38,8 +38,8 @@ TEAMS = {
     "post_competition": {"vgg_v5": "VGG (arXiv v5)", "baidu": "Baidu",
                          "prelu_nets": "PReLU-nets (six models)"},
 }  # fmt: skip
-GAIN = 26  # percent less than GoogLeNet's, the paper's abstract; as printed, so 25.5 or more
-RIGHT, WRONG, WORST = 12, 4, 3  # pictures: right, wrong ones a class, classes
+GAIN = 26  # percent less than GoogLeNet's, in the paper's abstract; rounded, so 25.5 or more
+RIGHT, WRONG, WORST = 12, 4, 3  # pictures: right ones; wrong ones a class; their classes
 SEED = re.compile(r"-s\d+$")  # of a run's name
 SIDE = 96  # pixels of a picture's shorter side, at most
 
@@ -52,7 +52,7 @@ def teams(arms: dict[str, list[Run]]) -> list[list[Run]]:
 
 
 def measure(asked: Asked, *team: Run) -> dict:
-    """An ensemble, see ensemble.average, and images that it takes for what they are and not."""
+    """An ensemble (see ensemble.average), and images that it classifies correctly and wrongly."""
     probabilities, labels, _ = average([run.folder for run in team], PROTOCOL)
     return {
         "ensemble": _measure_team(team, probabilities, labels),
@@ -86,7 +86,7 @@ def _measure_team(team: Sequence[Run], probabilities: np.ndarray, labels: np.nda
 
 
 def _by_class(misses: np.ndarray, labels: np.ndarray, classes: int) -> list[float | None]:
-    """The top-5 error of each class, percent; None of a class without images."""
+    """The top-5 error of each class, percent; None for a class without images."""
     found = [misses[labels == c] for c in range(classes)]
     return [round(100 * float(own.mean()), 4) if own.size else None for own in found]
 
@@ -107,14 +107,14 @@ def hits_of(ensemble: dict, k: int) -> np.ndarray:
 
 
 def against(ensemble: dict, run: Run) -> str:
-    """What the images say of an ensemble and a net, of their top-5 errors."""
+    """What the images say of the top-5 errors of an ensemble and a net."""
     of = "this ensemble and this net"
     return compare_images(hits_of(ensemble, 5), run.hits(PROTOCOL, 5), of=of)
 
 
 def _choose_pictures(images: Images, probabilities: np.ndarray, labels: np.ndarray) -> dict:
-    """Right: the first right image of classes spread over all; wrong: of the three classes with the
-    highest top-5 error (ties: top-1), the images whose own label ranks lowest."""
+    """Right: the first right image in each of some classes, spread over all. Wrong: in the three
+    classes with the highest top-5 error (ties: top-1), the images whose own label ranks lowest."""
     ranks = rank_labels(probabilities, labels)
     of_class = [np.flatnonzero(labels == c) for c in range(len(images.classes))]
     spread = (of_class[c] for c in evenly(len(of_class), RIGHT))
@@ -191,7 +191,7 @@ def _claims(asked: Asked, ensembles: list[dict]) -> list[Claim]:
 
 
 def _beats_members(asked: Asked, ensembles: list[dict]) -> Claim:
-    """By top-5 errors, the only ones that the paper prints of it."""
+    """Judged by top-5 errors, the only ones that the paper prints of the ensemble."""
     best = [min(e["members"], key=lambda name: e["members"][name]["top5_err"]) for e in ensembles]
     found = [e["members"][name]["top5_err"] - e["top5_err"]
              for e, name in zip(ensembles, best, strict=True)]  # fmt: skip
