@@ -1,4 +1,4 @@
-"""What a reproduction says of itself: before it starts, and at its end."""
+"""What a reproduction says before it starts and at its end."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -12,18 +12,18 @@ from delving.report import verdict_heading, verdict_words
 from delving.words import count, duration
 from delving.workers import Task
 
-LONG = 3600 * 100.0  # from which nobody means to wait for a CPU
+LONG = 3600 * 100.0  # seconds beyond which nobody means to wait for a CPU
 ON_A_CPU = " on this machine's CPU; `delving estimate ... --tflops` tells a GPU's time"
 
 
 def tell_plan(
     plan: Plan, tasks: Sequence[Task], weights: Mapping[str, float], jobs: int, say: Overview
 ) -> None:
-    """What there is, what is missing, how long it may take."""
+    """Says what there is, what is missing and how long it may take."""
     there = sum(plan.finished(run) for run in plan.runs)
     say.say(f"{headline(plan)} Scale {plan.scale}; the paper's own: scale=paper data.root=...")
     artefacts = f"{count(len(plan.requests), 'artefact')} of " if plan.requests else ""
-    lack = "to train" if tasks or not plan.missing() else "not there"  # in records
+    lack = "to train" if tasks or not plan.missing() else "not there"  # from records
     say.say(f"{artefacts}{count(len(plan.runs), 'run')}: {there} there, {len(plan.missing())} "
             f"{lack}, {len(plan.refused)} refused.")  # fmt: skip
     for why in dict.fromkeys(plan.refused.values()):
@@ -52,7 +52,7 @@ def tell_outcome(
     rows: Iterable[Mapping],
     say: Overview,
 ) -> None:
-    """The ledger of claims in short, time planned against used, what failed, what is left."""
+    """Says in short the ledger of claims, time planned and used, what failed and what is left."""
     words = verdict_words(plan.scale)
     say.say(f"\n{verdict_heading(plan.scale)}")
     for row in rows:
@@ -77,8 +77,8 @@ def _devices(plan: Plan) -> set[str]:
 
 
 def _by_plateaus(plan: Plan) -> dict[str, str]:
-    """{run to be trained: a finished one that is the same but for the rate's switch}: `delving
-    train` waits for plateaus, as the paper does, where a scale does not say otherwise."""
+    """{run to be trained: finished run that differs only in when the learning rate switches}:
+    `delving train` waits for plateaus, as the paper does, unless a scale says otherwise."""
     given = {name: plan.runs[name] for name in plan.missing() if plan.runs[name].train.switch}
     twins = {name: name_run(replace(config, train=replace(config.train, switch=[])))
              for name, config in given.items()}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Files of arrays (.npz), which may be damaged or a stranger's: read, or refused by their name."""
+"""Reads files of arrays (.npz), which may be damaged or a stranger's, or refuses them by name."""
 
 import struct
 import tokenize
@@ -22,7 +22,7 @@ def read_arrays(path: Path, keys: Sequence[str], what: str) -> list[np.ndarray]:
     """The arrays of these names.
 
     Args:
-        what: the file should be, for the message.
+        what: what the file should hold, for the message.
 
     Raises:
         FileNotFoundError: there is no such file.

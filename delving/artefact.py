@@ -1,8 +1,8 @@
-"""What an artefact of the paper is given, trained runs and measurements, and what it gives back.
+"""What an artefact of the paper is given (trained runs and measurements) and what it returns.
 
-Each file of delving/paper has `show(asked) -> Shown`, and `measure(asked, *runs) -> dict` where it
-needs more than the records of runs, with `teams(arms)` where that is of runs together; its title
-and its claims, with their rules, stand in it too.
+Each file of delving/paper has `show(asked) -> Shown` and, if it needs more than the records of
+runs, `measure(asked, *runs) -> dict`, with `teams(arms)` to tell which runs are measured together.
+Its title and its claims, with their rules, stand there too.
 """
 
 import math
@@ -23,10 +23,10 @@ from delving.judge import Finding, compare_images, pooled_deviation, unless_stal
 from delving.schema import NEUTRAL
 from delving.train import STALLED, TAIL
 
-# Below 5 degrees of freedom of the pooled deviation judge's rule of 3 of them is wrong in more than
-# 5 % of pairs without a difference.
+# With fewer degrees of freedom in the pooled deviation, judge's rule of 3 deviations is wrong in
+# more than 5 % of pairs without a difference.
 FREEDOM = 5
-# What is drawn of the log's lines, by their kind.
+# The keys of the log's lines that are drawn, by the lines' kind.
 LOGGED = {
     "step": ("step", "epoch", "loss", "err", "conv_grad_norm", "conv_decay_norm"),
     "val": ("epoch", "top1_err"),
@@ -39,7 +39,7 @@ RECTIFIERS = {"relu": "ReLU", "prelu": "PReLU"}
 
 @cache
 def published() -> dict:
-    """The paper's values; one dict for all, only to be read."""
+    """The paper's values: one dict that all callers share and none may change."""
     return yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
 
 
@@ -94,24 +94,24 @@ class Run:
 
     @cached_property
     def blind_loss(self) -> float:
-        """ln(classes), that of a net that has learned nothing."""
+        """ln(classes), the loss of a net that has learned nothing."""
         return math.log(count_classes(self.folder))
 
     def looks_each(self, epochs: float) -> pd.DataFrame:
-        """Those looks that are so far apart, and the last: beside nets that were looked at less
-        often this one would seem more restless."""
+        """The looks that are `epochs` apart, and the last one. With all its looks this run would
+        seem more restless than those that were looked at less often."""
         looks, step = self.looks, max(1, round(epochs / self.looks.epoch[0]))
         return looks.iloc[sorted({*range(step - 1, len(looks), step), len(looks) - 1})]
 
     @property
     def logged(self) -> bool:
-        """Whether it got as far as a line and a look to draw: not where it diverged at once."""
+        """Whether the log has a training line and a look to draw: not if it diverged at once."""
         return all(record.read_events(self.folder, kind) for kind in LOGGED)
 
     @property
     def training_error(self) -> float:
-        """Top-1, percent, with dropout and augmentation: the mean over the last tenth; nan where
-        the run diverged before anything was logged."""
+        """Top-1, percent, with dropout and augmentation: the mean over the last tenth; nan if the
+        run diverged before anything was logged."""
         if not record.read_events(self.folder, "step"):
             return math.nan
         return fmean(self.tail.err)
@@ -123,7 +123,7 @@ class Run:
 
     @property
     def departure(self) -> float:
-        """The step by which the training loss has left ln(classes) for good; inf where never."""
+        """The step by which the training loss has left ln(classes) for good; inf if never."""
         below = (self.steps.loss < (1 - STALLED) * self.blind_loss).to_numpy()
         stays = np.logical_and.accumulate(below[::-1])[::-1]
         return float(self.steps.step[stays.argmax()]) if stays.any() else math.inf
@@ -134,7 +134,7 @@ def model_title(name: str) -> str:
 
 
 def rarest(runs: Iterable[Run]) -> float:
-    """Epochs between two looks at the run that was looked at least often; 0 without any."""
+    """Epochs between two looks at the run that was looked at least often; 0 without runs."""
     return max((run.looks.epoch[0] for run in runs), default=0.0)
 
 
@@ -161,7 +161,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Shown:
-    """An artefact drawn: a table of cells as printed, a figure and what it draws, claims."""
+    """A drawn artefact: a table of cells as printed, a figure and the data it draws, claims."""
 
     title: str
     caption: str
@@ -179,8 +179,8 @@ class Asked:
     Attributes:
         arms: finished runs by arm, in the order of their seeds; an arm may lack some, or all.
         settings: of the artefact's own measurement.
-        measured: by artefact, its own and those it needs, and by the names of the runs that were
-            measured together, none for nets as they start: see measured.py.
+        measured: what was measured, for this artefact and those it needs, by the names of the runs
+            measured together; no names for nets that are not trained: see measured.py.
         small: Table 2's finished runs by arm, several seeds each: their spread is the noise.
         root: outputs/<scale>, or the committed record of it.
         overrides: what else was asked for on the command line, for measurements.
@@ -203,8 +203,8 @@ class Asked:
         return [word for word in self.overrides if word.partition("=")[0] in NEUTRAL]
 
     def noise(self, value: Callable[[Run], float]) -> float | None:
-        """One net's deviation over seeds of some value, pooled over the small nets that trained;
-        None where they are too few to tell."""
+        """One net's deviation of a value over seeds, pooled over the small nets that converged;
+        None if they are too few to tell."""
         arms = [[run for run in arm if run.result["status"] == "converged"] for arm in self.small]
         groups = [[v for run in arm if math.isfinite(v := value(run))] for arm in arms]
         enough = sum(len(group) - 1 for group in groups if group) >= FREEDOM
@@ -219,13 +219,14 @@ class Asked:
 def differences(
     pairs: Iterable[tuple[Run, Run]], value: Callable[[Run], float], *, drop: bool = False
 ) -> list[float]:
-    """How much smaller `value` is in the first run of each pair; non-finite ones out, if `drop`."""
+    """How much smaller `value` is in each pair's first run; `drop` leaves out non-finite ones."""
     found = [value(theirs) - value(ours) for ours, theirs in pairs]
     return [d for d in found if math.isfinite(d)] if drop else found
 
 
 def image_evidence(pairs: Sequence[tuple[Run, Run]], protocol: str) -> str | None:
-    """What the images say of a pair that is the only one, the first run against the second."""
+    """What the images say of the only pair, its first run against its second; None if there are
+    more pairs, or scores are missing."""
     if len(pairs) != 1 or not all(protocol in run.protocols for run in pairs[0]):
         return None
     return compare_images(*(run.hits(protocol) for run in pairs[0]))

@@ -36,7 +36,7 @@ def measured_of(plan: Plan, artefact: str) -> dict[tuple[str, ...], dict]:
 
 
 def is_measured(plan: Plan, artefact: str) -> bool:
-    """Whether nothing is left to be measured of the runs that are finished."""
+    """Whether the finished runs leave nothing to be measured."""
     teams = list_teams(artefact, finished_arms(plan, artefact))
     return len(load_measured(plan, artefact, teams)) == len(teams)
 

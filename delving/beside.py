@@ -1,6 +1,7 @@
-"""Where a file or a folder is made before it appears whole, and what killed processes left there.
+"""Temporary places where files and folders are made before they appear whole, and their removal.
 
-Its name tells the machine and the process: who makes the same again knows what nobody will finish.
+A place's name tells the machine and the process that made it, so whoever makes the same thing again
+can remove what a killed process will never finish.
 """
 
 import contextlib
@@ -17,14 +18,15 @@ DIGITS = 10, 10, 20  # of the machine, of the process, of the time
 
 
 def name_beside(path: Path) -> Path:
-    """Where what shall appear at a path is made. `remove_leftovers` of record.py knows it."""
+    """The temporary path at which to make what shall appear at `path`. `remove_leftovers` of
+    record.py knows its form."""
     parts = zip((_machine(), os.getpid(), time.time_ns()), DIGITS, strict=True)
     return path.with_name(f".{path.name}.{''.join(f'{part:0{n}}' for part, n in parts)}")
 
 
 def remove_dead(folder: Path, name: str = "") -> None:
-    """Removes what processes of this machine that live no more had begun to make in a folder, of
-    one name or of all."""
+    """Removes what dead processes of this machine had begun to make in a folder, of one name or of
+    all."""
     start = f".{name}." if name else "."
     with contextlib.suppress(OSError):
         for place in folder.iterdir():
@@ -34,8 +36,8 @@ def remove_dead(folder: Path, name: str = "") -> None:
 
 @contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
-    """A new folder, its parents as well, for making what shall appear at a path; it goes with all
-    that is left in it."""
+    """Makes a new folder, and its parents, in which to make what shall appear at a path; afterwards
+    removes it with everything left in it."""
     remove_dead(path.parent, path.name)
     place = name_beside(path)
     try:
@@ -57,9 +59,10 @@ def lives(pid: int) -> bool:
 
 
 def _machine() -> int:
-    """Of containers that share a name and a disk each has process numbers of its own."""
+    """A number for this machine and PID namespace: containers may share a host name and a disk, but
+    each has process numbers of its own."""
     numbers = ""
-    with contextlib.suppress(OSError):  # no Linux
+    with contextlib.suppress(OSError):  # not Linux
         numbers = os.readlink("/proc/self/ns/pid")
     return zlib.crc32(f"{socket.gethostname()} {numbers}".encode(errors="surrogateescape"))
 

@@ -1,4 +1,4 @@
-"""What the knobs may be: each bound a pair of the words that tell it and the check itself."""
+"""Bounds of the knobs: each is a pair of the words that state it and the check itself."""
 
 import math
 import re
@@ -13,10 +13,10 @@ FAMILIES = ("small", "large")
 PRECISIONS = ("auto", "fp32", "bf16", "fp64")
 
 Bound = tuple[str, Callable[[Any], bool]]
-# Upper bounds are far beyond honest use: what is above them would hang, or eat the memory.
+# Upper bounds are far beyond honest use: anything above them would hang or exhaust the memory.
 DEEPEST = 1000  # conv and fc layers
-SIDES = 20  # of images, at most so many in a list
-LEAST = 1e-30  # of a number that is not 0
+SIDES = 20  # image sides in a list, at most
+LEAST = 1e-30  # the smallest magnitude of a number other than 0
 
 
 def number(low: float, high: float, *, above: bool = False) -> Bound:
@@ -28,7 +28,7 @@ def number(low: float, high: float, *, above: bool = False) -> Bound:
 
 
 def _is_normal(v: float) -> bool:
-    """Nearer to 0, numbers are flushed to it once a net computes."""
+    """Whether a number is 0 or far enough from it not to be flushed to 0 once a net computes."""
     return v == 0 or abs(v) >= LEAST
 
 
@@ -45,7 +45,7 @@ def matching(pattern: str, words: str) -> Bound:
 
 
 def _sevenths(v: list) -> bool:
-    """Integers, which OmegaConf does not see to in a list of lists."""
+    """Whether all are integers from 7 to 70: OmegaConf checks no types in a list of lists."""
     return all(isinstance(x, int) and 7 <= x <= 70 for x in v)
 
 
@@ -55,11 +55,11 @@ NOT_NEGATIVE = (
 )  # fmt: skip
 SHARE = ("in [0, 1)", lambda v: 0 <= v < 1 and _is_normal(v))
 BATCH, IMAGES = integer(1, 65_536), integer(1, 100_000_000)
-# Folders are named by them.
+# Folders are named after them.
 NAME = matching(
     r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}", "a name: letters, digits, _ . + -, at most 64"
 )
-# What is here is seen where it is picked.
+# Whether the machine has it is checked by pick_device.
 DEVICE = matching("auto|cpu|mps|cuda(:[0-9]{1,3})?", "auto, cpu, cuda, cuda:N or mps")
 PATH = (
     "a path: 1 to 4,096 characters, in UTF-8, none of them a control character",
@@ -93,7 +93,7 @@ LAYERS = (
 
 
 def _are_layers(v: list[dict]) -> bool:
-    """By their names alone; the notation is read with the net."""
+    """Checks layers by their names only; their notation is read when the net is built."""
     if not all(isinstance(line, dict) and len(line) == 1 for line in v):
         return False
     pairs = [pair for line in v for pair in line.items()]

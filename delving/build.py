@@ -1,4 +1,4 @@
-"""From a configuration to a net with its initial or its saved weights, and what it deviates in."""
+"""Builds a configuration's net, with initial or saved weights, and lists what it deviates in."""
 
 import contextlib
 import os
@@ -25,12 +25,12 @@ from delving.rectifier import RECTIFIERS
 from delving.schema import Config, Init
 
 WIDEST, LARGEST, FINEST = 100_000, 999, 64  # filters, window, SPP's bins along a side
-SPARE = 4  # times this machine's memory: a net for another machine may be looked at here
+SPARE = 4  # times this machine's memory, so that a net for a larger machine can be looked at here
 
 
 def count_classes(config: Config) -> int:
-    """Of a configuration, as far as it, its data set's name or what lies at data.root tells; else
-    ImageNet's."""
+    """A configuration's number of classes: its own, else that of its data set by name, else of what
+    lies at data.root, else ImageNet's."""
     data = config.data
     known, *_ = SIZES.get(data.name, (None,))
     return data.classes or known or _count_there(data.name, data.root) or SIZES["imagenet"][0]
@@ -38,7 +38,7 @@ def count_classes(config: Config) -> int:
 
 @cache
 def _count_there(name: str, root: str | None) -> int | None:
-    with contextlib.suppress(ValueError, OSError):  # told where the images are wanted
+    with contextlib.suppress(ValueError, OSError):  # reported once the images are needed
         return len(SOURCES[name](find_source(name, root))[0].classes)
 
 
@@ -47,7 +47,7 @@ def build_model(config: Config, classes: int) -> tuple[Net, list[Layer]]:
     act, model = config.act, config.model
     if act.name not in RECTIFIERS:
         raise ValueError(f"act={act.name}: choose from {', '.join(RECTIFIERS)}")
-    if act.name == "relu" and act.slope:  # initialisers would reckon with it
+    if act.name == "relu" and act.slope:  # initialisers would use it
         raise ValueError(f"act.slope={act.slope:g}: relu's is 0; lrelu and prelu take another")
     if config.init.name != "gaussian" and config.init.std != Init.std:
         raise ValueError(f"init.std={config.init.std:g}: init=gaussian's; {config.init.name} has "
@@ -75,10 +75,10 @@ def build_model(config: Config, classes: int) -> tuple[Net, list[Layer]]:
 
 
 def check_layers(layers: Sequence[Layer]) -> None:
-    """Refuses layers that are no net, or that nothing could hold.
+    """Refuses layers that do not make a net, or one beyond all bounds.
 
     Raises:
-        ValueError: names the layer, or says what the order is.
+        ValueError: names the layer or the bound, or says which order is right.
     """
     if count_depth(layers) > DEEPEST:
         raise ValueError(f"{count_depth(layers):,} conv and fc layers: at most {DEEPEST:,}")
@@ -95,7 +95,7 @@ def check_layers(layers: Sequence[Layer]) -> None:
 
 
 def check_size(net: Net, times: float) -> None:
-    """Refuses a net whose parameters do not fit into so many times this machine's memory.
+    """Refuses a net whose parameters exceed this machine's memory times `times`.
 
     Raises:
         ValueError: with the figures.
@@ -109,10 +109,11 @@ def check_size(net: Net, times: float) -> None:
 
 
 def memory(told: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
-    """What this process may use, bytes: the machine's, or less in a container or a cluster's job.
+    """The memory this process may use, in bytes: the machine's, or less in a container or a
+    cluster's job.
 
     Args:
-        told: says which control groups it is in; root: where their limits lie.
+        told: the file that lists its control groups; root: where their limits lie.
     """
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with contextlib.suppress(OSError):
@@ -120,7 +121,7 @@ def memory(told: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cg
             _, kinds, group = line.split(":", 2)
             if "memory" in kinds.split(","):
                 top, file = root / "memory", "memory.limit_in_bytes"
-            elif not kinds:  # the second version of control groups
+            elif not kinds:  # cgroups v2
                 top, file = root, "memory.max"
             else:
                 continue
@@ -132,7 +133,7 @@ def memory(told: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cg
 
 
 def free_memory(told: Path = Path("/proc/meminfo")) -> int:
-    """What of it may still be taken, bytes; three quarters where the system does not tell."""
+    """How much of `memory` is still free, in bytes; three quarters if the system does not tell."""
     found = None
     with contextlib.suppress(OSError):
         found = re.search(r"^MemAvailable: *(\d+) kB$", told.read_text(), re.MULTILINE)
@@ -140,14 +141,15 @@ def free_memory(told: Path = Path("/proc/meminfo")) -> int:
 
 
 def _check_room(net: Net, device: torch.device) -> None:
-    """A GPU refuses by itself; for a CPU the system ends some process, perhaps another's."""
+    """Refuses a net too large for a CPU's memory: there the system would kill some process, perhaps
+    another user's, whereas a GPU refuses by itself."""
     if device.type == "cpu":
         check_size(net, times=1)
 
 
 def describe_model(config: Config) -> dict:
-    """`delving show`: the layers, totals and deviations, without data; the data's own number of
-    classes where the configuration does not set it."""
+    """What `delving show` prints: layers, totals and deviations. It needs no data; count_classes
+    gives the number of classes."""
     net, layers = build_model(config, count_classes(config))
     rows = describe(net, layers, config.data.crop)
     precision = devices.pick_precision(config.precision, devices.pick_device(config.device))
@@ -162,7 +164,7 @@ def describe_model(config: Config) -> dict:
 
 
 def plan_stds(config: Config) -> Callable[[Sequence[nn.Module]], list[float]]:
-    """What gives a net's weight layers their stds, by the configuration's initialiser."""
+    """The function that gives weight layers their stds by the configuration's initialiser."""
     init = config.init
     rules = INITIALIZERS | {"gaussian": gaussian(init.std)}
     if init.name not in rules:
@@ -183,7 +185,7 @@ def allocate(net: Net, config: Config, device: torch.device) -> Net:
 
 
 def _give_storage(net: Net, device: torch.device, number: torch.dtype) -> None:
-    """Module.to_empty does so by way of torch's compiler, which takes half a second to load."""
+    """Not by Module.to_empty, which loads torch's compiler: that takes half a second."""
     _check_room(net, device)
     seen: set[int] = set()
     for place, module in net.named_modules():
@@ -201,12 +203,12 @@ def _give_storage(net: Net, device: torch.device, number: torch.dtype) -> None:
 def materialise(
     net: Net, config: Config, device: torch.device, drawn: dict[tuple, Tensor] | None = None
 ) -> Net:
-    """Gives a meta net its storage and its initial values, drawn in fp32 whatever it is kept in;
-    for `drawn` see initialize.
+    """Gives a meta net its storage and its initial values, which are drawn in fp32 whatever type
+    the net is kept in; for `drawn` see initialize.
 
     Raises:
-        ValueError: a module of the net leaves a parameter or buffer of its own without a value, or
-            has one that no checkpoint would keep.
+        ValueError: a module leaves a parameter or buffer of its own without a value, shares a
+            parameter with another, or has a buffer that no checkpoint would keep.
     """
     _give_storage(net, device, torch.float32)
     stds = plan_stds(config)
@@ -238,7 +240,7 @@ def list_deviations(config: Config, net: Net, precision: str) -> list[str]:
 
 
 def tensors_of(net: nn.Module, input: Input, optimizer: Momentum) -> dict[str, dict[str, Tensor]]:
-    """{file: {name: tensor}} of a checkpoint, as load_weights and load_momentum take it up."""
+    """{file: {name: tensor}} of a checkpoint, as load_weights and load_momentum read it."""
     model = {f"net.{k}": v.contiguous() for k, v in net.state_dict().items()}
     model |= {f"input.{k}": v.contiguous() for k, v in input.state_dict().items()}
     velocity = optimizer.velocity
@@ -249,7 +251,8 @@ def tensors_of(net: nn.Module, input: Input, optimizer: Momentum) -> dict[str, d
 
 
 def load_weights(net: nn.Module, input: Input, tensors: dict, folder: Path) -> None:
-    """Both from a checkpoint's model.safetensors; ValueError names what does not fit."""
+    """Loads net and input from a checkpoint's model.safetensors; ValueError names what does not
+    fit."""
     wanted = {f"net.{k}": v for k, v in net.state_dict().items()}
     wanted |= {f"input.{k}": v for k, v in input.state_dict().items()}
     if set(wanted) != set(tensors):
@@ -265,7 +268,8 @@ def load_weights(net: nn.Module, input: Input, tensors: dict, folder: Path) -> N
 
 
 def load_momentum(net: nn.Module, optimizer: Momentum, tensors: dict, folder: Path) -> None:
-    """From a checkpoint's optimizer.safetensors; ValueError names what does not fit."""
+    """Loads velocities from a checkpoint's optimizer.safetensors; ValueError names what does not
+    fit."""
     for name, p in net.named_parameters():
         if name in tensors:
             if tensors[name].shape != p.shape:

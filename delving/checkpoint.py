@@ -1,4 +1,4 @@
-"""Checkpoints: always one whole, whatever ends the process; damage is found and named.
+"""Checkpoints: one is always whole, whatever ends the process; damage is found and named.
 
 `checkpoint` is the newest, `checkpoint.previous` the one before it. A new one is written as
 `checkpoint.new`, read back and compared with its manifest, and only then takes its place.
@@ -28,8 +28,8 @@ from delving.record import (
 CURRENT, NEW, PREVIOUS = "checkpoint", "checkpoint.new", "checkpoint.previous"
 NAMES = (NEW, CURRENT, PREVIOUS)  # the newest first
 WEIGHTS = "model.safetensors"
-DAMAGED = "checkpoint.damaged"  # set aside, for who wants to know why
-KEPT = 3  # at once, while one is written
+DAMAGED = "checkpoint.damaged"  # set aside, for whoever wants to know why
+KEPT = 3  # checkpoints at once, while one is written
 
 Loaded = tuple[dict[str, dict], dict]  # ({file: {name: tensor}}, state)
 
@@ -37,12 +37,12 @@ Loaded = tuple[dict[str, dict], dict]  # ({file: {name: tensor}}, state)
 def save_checkpoint(folder: Path, tensors: dict[str, dict], state: dict) -> dict[str, str]:
     """Writes {file: {name: tensor}} and `state` with a manifest of their hashes, which it returns.
 
-    The checkpoint before it stays as `checkpoint.previous`, and the one before that goes once the
-    new one was read back.
+    The checkpoint before it stays as `checkpoint.previous`, and the one before that is removed once
+    the new one has been read back.
 
     Raises:
-        OSError: the disk is full, with the bytes that are missing, or does not give back what was
-            written; the checkpoints before are as they were.
+        OSError: the disk is full, and says how many bytes are missing, or does not give back what
+            was written; earlier checkpoints are left as they were.
     """
     from safetensors.torch import save
 
@@ -74,7 +74,7 @@ def _write_new(new: Path, contents: dict[str, bytes]) -> dict[str, str]:
 
 
 def _promote(folder: Path) -> None:
-    """A whole `checkpoint.new` becomes the newest; a kill in between is made good by `settle`."""
+    """Makes a whole `checkpoint.new` the newest; `settle` repairs what a kill in between leaves."""
     if (folder / CURRENT).exists():
         shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
         os.replace(folder / CURRENT, folder / PREVIOUS)
@@ -83,11 +83,11 @@ def _promote(folder: Path) -> None:
 
 
 def check_room(folder: Path, tensors: int, beside: int) -> None:
-    """OSError where the disk could not hold the checkpoints of a run that is about to start.
+    """Raises OSError if the disk cannot hold the checkpoints of a run that is about to start.
 
     Args:
         tensors: bytes of one checkpoint.
-        beside: bytes of all else that the run will write.
+        beside: bytes of everything else that the run will write.
     """
     there = sum((folder / name).is_dir() for name in (CURRENT, PREVIOUS))
     need = (KEPT - there) * tensors + beside
@@ -96,16 +96,17 @@ def check_room(folder: Path, tensors: int, beside: int) -> None:
 
 
 def drop_previous(folder: Path) -> None:
-    """A finished run needs its last checkpoint alone."""
+    """Removes previous and damaged checkpoints: a finished run needs only its last one."""
     for name in (PREVIOUS, DAMAGED):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def settle(folder: Path) -> list[str]:
-    """Puts in order what a kill or a bad disk left, before a run goes on; what it found and did.
+    """Puts in order what a kill or a bad disk left, before a run goes on; returns what it found and
+    did.
 
-    A whole `checkpoint.new` is the newest. A damaged checkpoint is set aside where there is a whole
-    one, which the next saving would otherwise push out.
+    A whole `checkpoint.new` becomes the newest. A damaged checkpoint is set aside if there is a
+    whole one, which the next save would otherwise push out.
     """
     faults = {name: find_fault(folder / name) for name in NAMES if (folder / name).is_dir()}
     if NEW in faults:
@@ -114,7 +115,7 @@ def settle(folder: Path) -> list[str]:
             return settle(folder)
         shutil.rmtree(folder / NEW)  # cut off while it was written
     damaged = {name: fault for name, fault in faults.items() if fault}
-    if len(damaged) == len(faults):  # of which load_checkpoint tells
+    if len(damaged) == len(faults):  # none is whole, as load_checkpoint will say
         return []
     for name in damaged:
         shutil.rmtree(folder / DAMAGED, ignore_errors=True)
@@ -125,7 +126,7 @@ def settle(folder: Path) -> list[str]:
 
 
 def weights_hash(folder: Path) -> str | None:
-    """That of the newest checkpoint's weights, as its manifest has it; None where none tells."""
+    """The hash of the newest checkpoint's weights, by its manifest; None if no manifest tells."""
     for name in NAMES:
         with contextlib.suppress(ValueError, OSError):
             listed = {path.name: digest for path, digest in _listed(folder / name)}
@@ -134,13 +135,13 @@ def weights_hash(folder: Path) -> str | None:
 
 
 def load_checkpoint(folder: Path) -> Loaded | None:
-    """The newest whole checkpoint as ({file: {name: tensor}}, state); None where there is none.
+    """The newest whole checkpoint as ({file: {name: tensor}}, state); None if there is none.
 
-    The state has the hash of the weights' file as its `weights`. A training that saves in the same
-    folder meanwhile does not disturb it.
+    The state has the hash of the weights' file under `weights`. A training may save in the same
+    folder meanwhile.
 
     Raises:
-        ValueError: where there are checkpoints, but each is damaged; names each one's fault.
+        ValueError: there are checkpoints, but all are damaged; names the fault of each.
     """
     faults: list[str] = []
     for patience in (0.05, 0.2, 0):  # folders change places while a training saves
@@ -157,7 +158,7 @@ def load_checkpoint(folder: Path) -> Loaded | None:
     if faults and faults != [f"{folder / NEW}: no manifest.json"]:
         told = "; ".join(faults)
         raise ValueError(f"no whole checkpoint: {told}. Move {folder} away to begin anew")
-    return None  # none, or the first of all was cut off
+    return None  # no checkpoint, or the very first was cut off
 
 
 BAD_DISK = (errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO))
@@ -177,15 +178,15 @@ def find_fault(checkpoint: Path) -> str | None:
 
 
 def _unreadable(checkpoint: Path, error: OSError) -> str:
-    """The fault of a bad disk. Others, as of a network or of what is forbidden, pass or can be
-    mended: they are raised, and nothing is set aside."""
+    """The fault, if the disk is bad. Other errors, such as a network's or missing permission, pass
+    or can be mended: they are raised, and nothing is set aside."""
     if error.errno not in BAD_DISK:
         raise error
     return f"{error.filename or checkpoint} cannot be read: {error.strerror or error}"
 
 
 def _listed(checkpoint: Path) -> list[tuple[Path, str]]:
-    """The manifest's files and hashes; ValueError where it is no manifest or one is not there."""
+    """The manifest's files and hashes; ValueError if it is no manifest or lists a missing file."""
     manifest = checkpoint / "manifest.json"
     if not manifest.is_file():
         raise ValueError(f"{checkpoint}: no manifest.json")
@@ -209,7 +210,7 @@ def _compare(path: Path, found: str, digest: str) -> None:
 
 
 def _read(checkpoint: Path) -> Loaded:
-    """What was hashed is what is used: each file is read once."""
+    """Reads each file once, so that what was hashed is what is used."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -224,6 +225,6 @@ def _read(checkpoint: Path) -> Loaded:
             tensors[path.stem] = load(data)
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no file of tensors: {error}") from error
-    if isinstance(state, dict):  # else who reads it will say so
+    if isinstance(state, dict):  # else its reader will say so
         state["weights"] = next((digest for path, digest in listed if path.name == WEIGHTS), None)
     return tensors, state

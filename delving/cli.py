@@ -1,4 +1,4 @@
-"""The commands: parse, call, print. torch and hydra are imported inside them alone."""
+"""The commands: parse, call, print. torch and hydra are imported only inside them."""
 
 try:
     import json
@@ -30,7 +30,7 @@ try:
         speaks,
         split_places,
     )
-except KeyboardInterrupt:  # before main() can hear it
+except KeyboardInterrupt:  # before main() can catch it
     raise SystemExit(130) from None
 
 app = typer.Typer(
@@ -230,7 +230,7 @@ def _print_card(card: dict) -> None:
 
 
 def _print_folders(output_root: str, scale: str, kind: str) -> None:
-    """Every run or detection, the sound ones and, with what is wrong, the others."""
+    """Prints every run or detection; of those that are broken, what is wrong with them."""
     from delving.record import list_runs
 
     for folder in list_runs(output_root, kind, scale):
@@ -279,7 +279,7 @@ def main() -> None:
 
 
 def _call(arguments: list[str], debug: bool) -> int:
-    """Without what typer makes of errors: a broken pipe would be one, and nothing said of it."""
+    """Without typer's handling of errors, which makes a broken pipe a failure and says nothing."""
     terminal.settle_streams()
     disk.settle_caches()
     if not debug:

@@ -49,7 +49,7 @@ def bench(
                 _say(records[-1])
             if target:
                 record.write_json(target, records)
-    finally:  # also where a signal ends it: a run of all takes minutes
+    finally:  # also if a signal ends it: measuring all takes minutes
         if as_json and (records or failed):
             terminal.write(json.dumps(records, indent=2))
     raise typer.Exit(1 if failed else 0)

@@ -51,7 +51,7 @@ def verify(
 
 
 def _every(seconds: float):
-    """Tells on the standard error how far a look at all images is, not more often than that."""
+    """What tells on the standard error how many images were looked at, every `seconds` at most."""
     import time
 
     last = time.monotonic()

@@ -1,4 +1,4 @@
-"""What the commands have in common: their arguments, and who shows what they do."""
+"""What the commands have in common: their arguments, and what shows their work."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ Root = Annotated[str, typer.Option(help="Where outputs lie.")]
 
 
 def refuse_ranks(what: str) -> None:
-    """ValueError where torchrun started this process, which is for the ranks of one run."""
+    """Raises ValueError if torchrun started this process: it is for the ranks of one run."""
     if are_several():
         raise ValueError(f"{RANK} and {SIZE} are set, as by torchrun: it starts the processes of "
                          f"one train or eval; {what} starts its own")  # fmt: skip
@@ -28,8 +28,8 @@ def refuse_ranks(what: str) -> None:
 
 @contextmanager
 def found_once(find: Callable[[], Any]) -> Iterator[Any]:
-    """What `find` returns, one of JSON: of several ranks the first alone looks, and the others,
-    joined until the end of this, are told."""
+    """What `find` returns, a JSON value: of several ranks only the first calls it, and tells the
+    others; they are joined until this context ends."""
     if not are_several():
         yield find()
         return
@@ -45,14 +45,14 @@ def speaks() -> bool:
 
 
 def asked_root(words: Sequence[str], usual: str = "outputs") -> str:
-    """Where outputs shall lie by key=value words, the last one counting; `~` is one's home."""
+    """The folder for outputs by key=value words, the last one counting; `~` is the user's home."""
     roots = [word.partition("=")[2] for word in words if word.startswith("output_root=")]
     return os.path.expanduser(roots[-1] if roots else usual)
 
 
 def split_places(words: Sequence[str], usual: str = "outputs") -> tuple[str, str, list[str]]:
-    """Where outputs shall lie, of which scale runs are meant, `*` where it is not said, and the
-    words that say neither; ValueError for a scale that there is not."""
+    """The folder for outputs, the scale whose runs are meant (`*` if none is given), and all other
+    words; ValueError for an unknown scale."""
     from delving.groups import choose
 
     scales = [word for word in words if word.startswith("scale=")]
@@ -62,14 +62,14 @@ def split_places(words: Sequence[str], usual: str = "outputs") -> tuple[str, str
 
 
 def make_display():
-    """What shows one run, on this terminal."""
+    """What shows one run on this terminal."""
     from delving.display import Display, make_console
 
     return Display(make_console())
 
 
 def make_overview():
-    """What shows many."""
+    """What shows many runs."""
     from delving.display import Overview, make_console
 
     return Overview(make_console())

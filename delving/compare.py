@@ -38,7 +38,7 @@ def compare_inits(words: Sequence[str], say: Overview) -> list[Path]:
             and overrides.
 
     Raises:
-        ValueError: a depth, a model or an initialiser that there is not.
+        ValueError: an unknown depth, model or initialiser.
         RuntimeError: a run failed.
     """
     if number := [word for word in words if word.isdigit()]:
@@ -70,17 +70,17 @@ def compare_inits(words: Sequence[str], say: Overview) -> list[Path]:
     signal = _write_signal(model, nets, to)
     data = tabulate_runs(run for runs in found.values() for run in runs)
     figure = draw_inits(found)
-    figure.axes[0].set_title("validation images, center crop", fontsize=8)  # no caption tells it
+    figure.axes[0].set_title("validation images, center crop", fontsize=8)  # no caption says so
     return [_write(figure, data, to), signal]
 
 
 def _of_init(init: str, words: Sequence[str]) -> list[str]:
-    """The words that an initialiser takes: a std is the Gaussian's."""
+    """The words that an initialiser takes: only the Gaussian takes a std."""
     return [word for word in words if init == "gaussian" or not word.startswith("init.std=")]
 
 
 def _name(what: Sequence[str], nets: Sequence[Config]) -> str:
-    """The folder's: what is compared, and what else was asked for than ReLU and seed 0."""
+    """The folder's name: what is compared, and what was asked for other than ReLU and seed 0."""
     act = [] if nets[0].act.name == "relu" else [nets[0].act.name]
     extra = dict.fromkeys(word for net in nets for word in list_extra(net))
     seed = [f"s{nets[0].seed}"] if nets[0].seed else []
@@ -88,7 +88,7 @@ def _name(what: Sequence[str], nets: Sequence[Config]) -> str:
 
 
 def _read_net(own: Mapping[str, str]) -> tuple[str, str]:
-    """Of compare-init's own words: what its folder is named by, and the model."""
+    """From compare-init's own words, what to name its folder after, and the model."""
     if "model" in own and "depth" in own:
         both = f"depth={shown(own['depth'])} model={shown(own['model'])}"
         raise ValueError(f"{both}: compare-init takes one of the two")
@@ -109,7 +109,7 @@ def _write_signal(model: str, nets: Mapping[str, Config], to: Path) -> Path:
 
 
 def compare_slopes(runs: Sequence[str], output_root: str, scale: str = "*") -> Path:
-    """Draws the slopes of runs, by default of all that learned some; the figure's path."""
+    """Draws the slopes of runs, by default of all that learned some; returns the figure's path."""
     folders = [record.find_run(run, output_root, scale) for run in runs]
     folders = folders or record.list_runs(output_root, scale=scale)
     names = name_apart(folders)

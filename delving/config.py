@@ -58,14 +58,14 @@ KEYS = {key: f.type for key, f in OWN.items()}
 LISTS = tuple(key for key, f in KNOBS.items() if "list[" in str(f.type))
 TEXTS = tuple(key for key, f in KNOBS.items() if "str" in str(f.type) and key not in LISTS)
 UNSWEPT = ("data.root", "output_root", "device")
-LATER = (*NEUTRAL, "seed")  # set after composing: runs that differ in them alone compose once
+LATER = (*NEUTRAL, "seed")  # set after composing: runs that differ only in them compose once
 
 
 def compose(overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """The validated configuration of `key=value` words, every `${...}` resolved.
 
     Raises:
-        ValueError: for a key or value that does not exist or cannot be, with the nearest ones.
+        ValueError: an unknown key or an impossible value; names the nearest ones.
     """
     read = {text: _check(text) for text in overrides}
     checked = {key: read[text] for key, text in last_of_each(overrides).items()}
@@ -77,15 +77,14 @@ def compose(overrides: list[str] | tuple[str, ...] = ()) -> Config:
 
 
 def expand(words: Sequence[str], *, limit: int = 1000) -> list[list[str]]:
-    """The runs of `key=value` words: every combination of their sweeps, the last word's fastest.
+    """The runs of `key=value` words: every combination of their sweeps, the last changing fastest.
 
     A sweep is one of Hydra's (`act=relu,prelu`; choice, range, glob, sort, shuffle) or a range of
     integers with both its ends, `seed=0..4`. Lists are swept in brackets, `train.s=[8,8],[8,16]`;
-    paths and devices are not swept. The order of shuffle follows from its words alone.
+    paths and devices are not swept. The order of shuffle depends only on its words.
 
     Raises:
-        ValueError: for a word that compose would refuse; and for more than `limit` runs, before
-            any is made.
+        ValueError: a word that compose would refuse; or more than `limit` runs, before any is made.
     """
     last = last_of_each(words).values()
     runs = multiply([_sweep_of(word) or Several(1, [word]) for word in last], limit)
@@ -112,19 +111,19 @@ def _compose_once(folder: str, words: tuple[str, ...]) -> _Composed:
 
 
 def paper_recipe(model: str, act: str) -> Config:
-    """The paper's own knobs for a model and a rectifier, as no scale has touched them."""
+    """The paper's own knobs for a model and a rectifier, which no scale has changed."""
     groups = (f"model={model}", f"act={act}")
     words = [*(word for text in groups for word in _check(text)), "~scale"]
     return _compose_all(words).own()
 
 
 def plan_of(scale: str, words: Sequence[str] = ()) -> Reproduce:
-    """What a scale gives `delving reproduce`, with `reproduce.seeds.role=n` words; as compose."""
+    """A scale's settings of `delving reproduce`, set by `reproduce.seeds.role=n`; as compose."""
     return _settle(scale, words, SEEDS).reproduce
 
 
 def compose_detect(scale: str, words: Sequence[str]) -> Detect:
-    """A scale's settings of `delving detect` with `detect.key=value` words; as compose."""
+    """A scale's settings of `delving detect`, set by `detect.key=value` words; as compose."""
     found = _settle(scale, words, DETECT).detect
     if found.rois < found.images:
         raise ValueError(f"detect.rois={found.rois}: one at least of each of the {found.images} "
@@ -133,7 +132,7 @@ def compose_detect(scale: str, words: Sequence[str]) -> Detect:
 
 
 def _settle(scale: str, words: Sequence[str], keys: Mapping) -> _Composed:
-    """A scale, with words of such keys set that are no knobs of a run."""
+    """A composed scale with words set whose `keys` are no knobs of a run."""
     checked = [word for text in words for word in _check(text, keys)]
     return validate(_assign(_compose_all(_check(f"scale={scale}")), checked))
 
@@ -142,7 +141,7 @@ def load(path: Path) -> Config:
     """Reads the config.yaml of a run folder, which may be a stranger's.
 
     `output_root` is where the folder lies: <root> of <root>/<scale>/runs/<run>/config.yaml, else
-    the usual one. What is saved of it would let a file say where we write.
+    the usual one. The saved one is ignored, lest a file decide where we write.
 
     Raises:
         ValueError: names the file and what does not fit.
@@ -153,9 +152,8 @@ def load(path: Path) -> Config:
 
 
 def from_yaml(text: str, name: str) -> Config:
-    """What to_yaml wrote; ValueError, under `name`, where it is not plain YAML, or does not fit.
-
-    Knobs that change no result may lack: there were fewer of them once.
+    """The configuration that to_yaml wrote; ValueError, naming `name`, if it is not plain YAML or
+    does not fit. Knobs that change no result may be missing: there were fewer of them once.
     """
     try:
         check_yaml(text)
@@ -176,11 +174,11 @@ def _has(tree: Mapping, parts: list[str]) -> bool:
 
 
 def amend(path: Path, overrides: list[str], *, scoring: bool = True) -> Config:
-    """A saved configuration with other words on how, where and on what to score it, or on where to
-    start a detection from it.
+    """A saved configuration with other words on how, where and on what to score it or, unless
+    `scoring`, on how and where to run a detection from it.
 
     Raises:
-        ValueError: for a key that would make it another run.
+        ValueError: a key that would make it another run.
     """
     of_scoring = dict.fromkeys([*NEUTRAL, *(key for key in KEYS if key.startswith("eval."))])
     allowed = ["precision", *(of_scoring if scoring else ("device", "output_root"))]
@@ -211,7 +209,7 @@ def to_yaml(config: Config) -> str:
 
 
 def _check(text: str, keys: Mapping = WORDS) -> list[str]:
-    """Refuses what Hydra would not, and words lists and small<N> as Hydra wants them."""
+    """Refuses what Hydra would accept, and rewrites lists and small<N> as Hydra wants them."""
     key, sign, value = text.partition("=")
     if not sign:
         raise ValueError(f"{cut(text)!r} is not key=value; for example model=c train.lr=0.02")
@@ -233,7 +231,7 @@ def _check(text: str, keys: Mapping = WORDS) -> list[str]:
 def _check_knob(key: str, value: str) -> str:
     if "${" in value or (key not in TEXTS and "shuffle(" in value):
         raise ValueError(f"{shown(f'{key}={value}')}: a value, no interpolation or random order")
-    if key in TEXTS:  # a path is a path: its '~', ',' and '=' are no grammar
+    if key in TEXTS:  # in a path '~', ',' and '=' are no grammar
         _fitted(key, None if value == "null" else value)
         return f"{key}=" + ("null" if value == "null" else quote(at_home(key, value)))
     word = f"{key}=[{value}]" if key in LISTS and not value.startswith("[") else f"{key}={value}"
@@ -247,9 +245,9 @@ def _check_knob(key: str, value: str) -> str:
 
 
 def _fitted(key: str, value: object) -> object:
-    """The value as its knob has it; ValueError, naming the key, where it cannot."""
+    """The value in its knob's type; ValueError names the key if it does not fit."""
     f = KNOBS[key]
-    if f.type is bool and value not in (True, False):  # any number would do for OmegaConf
+    if f.type is bool and value not in (True, False):  # OmegaConf would take any number
         raise ValueError(refusal(key, value, f))
     cell = OmegaConf.structured(make_dataclass("Cell", [(f.name, f.type)]))
     try:
@@ -261,7 +259,7 @@ def _fitted(key: str, value: object) -> object:
 
 
 def _sweep_of(text: str) -> Several | None:
-    """The words that a word with a list or a range stands for; None for one value."""
+    """The words that a word with a list or a range stands for; None for a single value."""
     key, _, value = text.partition("=")
     if key in UNSWEPT or key not in (*KNOBS, *GROUPS) or not re.search(r"[,(]|\.\.", value):
         return None
@@ -286,11 +284,11 @@ def _parse(text: str) -> Override:
 
 
 def _explain(error: Exception) -> str:
-    """A library's message in one line; with the nearest keys where a YAML has an unknown one."""
+    """A library's message in one line, with the nearest keys if a YAML has an unknown one."""
     inner = error
     while not isinstance(inner, OmegaConfBaseException) and inner.__context__:
         inner = inner.__context__
-    # Of a list's item OmegaConf's key is its number.
+    # OmegaConf's key of a list's item is its index.
     file, key = str(error).split(":")[0], str(getattr(inner, "full_key", None) or "")
     text = first_line(inner)
     if file.startswith("In '"):

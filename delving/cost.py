@@ -1,4 +1,4 @@
-"""What a run will take, as reckoned before any was trained here."""
+"""What a run will take, as estimated before any was trained here."""
 
 import math
 from collections.abc import Iterable
@@ -15,27 +15,27 @@ from delving.net import Net, describe
 from delving.notation import Layer, count_depth
 from delving.schema import Config, Data
 
-# Seconds of a run before anything was measured here: so many multiplications a second of a small
-# net on one CPU core, and what a layer costs each step besides. Finished runs correct both.
+# For the seconds of a run before any is finished here: a small net's multiplications a second on
+# one CPU core, and the seconds that each layer adds to a step. Finished runs correct the result.
 RATE, LAYER = 4e10, 1.8e-3
-# On a GPU so many, and what a step costs besides: as they were of small14, A and C at scale paper,
-# of small14 and A at scale quarter, on an H100, within a fifth.
+# The same on a GPU, and the seconds that each step adds: within a fifth of what was measured on an
+# H100 with small14, A and C at scale paper, and small14 and A at scale quarter.
 GPU_RATE, GPU_STEP = 2.9e14, 2.7e-3
-# Images a second of ImageNet's files from a loader process, where s is drawn from a range, and
-# where it is 8/7 of the crop alone, so that less is cut away: the first on an H100's host, the
-# second by what it was of the first on a core with AVX2.
+# Images a second that a loader process makes of ImageNet's files if s is drawn from a range, and if
+# it is always 8/7 of the crop, so that less is cut away: the first measured on an H100's host, the
+# second derived from it by their ratio on a core with AVX2.
 DRAWN, FIXED = 360.0, 250.0
-# Of a data set that has no size of its own; as many images however few the classes.
+# Classes and images of a data set of unknown size; as many images however few the classes.
 ASSUMED = (1, 100_000, 10_000)
 FORWARDS = 3  # a step's work, forward and backward, in forward passes
 FP32, HALF = 4, 2  # bytes
-# GB of a training on a CPU: its process, and so many times what its net is reckoned to take. So it
-# was of small14, small30, A and C at scale quarter; small14 and A at scale paper took less.
+# GB of a training on a CPU: its process, and TIMES what reckon_memory gives for its net. Measured
+# with small14, small30, A and C at scale quarter; small14 and A at scale paper took less.
 PROCESS, TIMES = 1.0, 2.2
 
 
 def estimate_seconds(config: Config, work: tuple[int, int]) -> float:
-    """Of a run's training, on one worker, by its net's (mult-adds, depth)."""
+    """Seconds of a run's training on one worker, from its net's (mult-adds, depth)."""
     multiply_adds, depth = work
     images = config.train.epochs * count_images(config)[0]
     steps = images / config.train.batch
@@ -45,15 +45,16 @@ def estimate_seconds(config: Config, work: tuple[int, int]) -> float:
 
 
 def is_for_a_gpu(device: str) -> bool:
-    """A device that is not here is told where it is wanted."""
+    """Whether it is a GPU of this machine; a missing device is reported once it is needed."""
     with suppress(ValueError):
         return pick_device(device).type == "cuda"
     return False
 
 
 def reckon_delivery(config: Config, *, here: bool) -> tuple[float, int]:
-    """Training images a second that loader processes deliver at most, and how many they are: on
-    this machine, or on one with cores enough. Other files than ImageNet's are small, or kept."""
+    """Training images a second that loader processes deliver at most, and how many processes there
+    are: on this machine if `here`, else on one with enough cores. Only ImageNet has a limit: other
+    files are small, or kept."""
     processes = count_workers(config.data.workers) if here else config.data.workers
     processes = MOST if processes < 0 else max(1, processes)
     low, high = config.train.s
@@ -62,8 +63,8 @@ def reckon_delivery(config: Config, *, here: bool) -> tuple[float, int]:
 
 
 def count_images(config: Config) -> tuple[int, int]:
-    """Training and validation images: those that lie there, or what configuration and data set's
-    name tell; of the first n of its classes their share."""
+    """Training and validation images: those at data.root, else what the configuration and the data
+    set's name tell; for the first n of its classes, their share."""
     data = config.data
     if there := count_there(data):
         return there
@@ -74,8 +75,8 @@ def count_images(config: Config) -> tuple[int, int]:
 
 
 def count_there(data: Data) -> tuple[int, int] | None:
-    """Training and validation images at data.root; None where there is none that can be read, or
-    where it is ImageNet's, which is known and on a network's disk takes minutes to list."""
+    """Training and validation images at data.root; None if none can be read there, and for
+    ImageNet, whose size is known and whose listing takes minutes on a network disk."""
     if data.root is None or data.name == "imagenet":
         return None
     return _count_there(data.name, data.root, data.classes, data.train_images, data.val_images)
@@ -86,7 +87,7 @@ def _count_there(name: str, root: str, classes: int | None, train: int | None, v
     limits = {"classes": classes, "train_images": train, "val_images": val}
     try:
         splits = load_data(name, root, **limits, output_root=root)
-    except (ValueError, OSError):  # told where the images are wanted
+    except (ValueError, OSError):  # reported once the images are needed
         return None
     return tuple(len(split.names) for split in splits)
 
@@ -101,20 +102,20 @@ def reckon_memory(config: Config) -> float:
 
 
 def largest_gigabytes(runs: Iterable[Config]) -> float:
-    """GB of memory that the largest training of these takes on a CPU; 0 without any."""
+    """GB of memory that the largest of these trainings takes on a CPU; 0 without any."""
     alike = {repr((c.model, c.data, c.train.batch)): c for c in runs}
     return max((PROCESS + TIMES * reckon_memory(c) + _images(c) for c in alike.values()),
                default=0.0)  # fmt: skip
 
 
 def _images(config: Config) -> float:
-    """GB of the images that are kept decoded, were they of the size that they are tested at."""
+    """GB of the images that are kept decoded, as if they had the size at which they are tested."""
     each = reckon_bytes(8 * config.data.crop / 7)
     return min(config.data.cache_gb, sum(count_images(config)) * each / 1e9)
 
 
 def measure_work(config: Config) -> tuple[int, int]:
-    """A net's mult-adds an image, and its layers."""
+    """A net's mult-adds an image, and its depth."""
     _, layers, rows = describe_net(config)
     return sum(row["multiply_adds"] for row in rows), count_depth(layers)
 

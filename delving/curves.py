@@ -9,8 +9,8 @@ from delving.record import NUMBER, expect, read_events, read_result
 
 
 def load_events(folder: Path, kind: str, keys: Sequence[str]) -> list[dict]:
-    """The events of one kind of a run's log; ValueError names the file and the key that is no
-    number in each."""
+    """The events of one kind in a run's log; ValueError names the file and the key that is not a
+    number in every one."""
     where, numbers = f"{folder / 'log.jsonl'}: {kind}", dict.fromkeys(keys, NUMBER)
     norms = ("conv_grad_norm", "conv_decay_norm")  # beyond single precision where a net diverges
     return [expect(event, numbers, where, infinite=norms) for event in read_events(folder, kind)]
@@ -22,7 +22,7 @@ def load_curves(folder: Path) -> pd.DataFrame:
     Errors are in percent, top-1; training values are means over the steps since the line before.
 
     Raises:
-        ValueError: where the run has logged no step yet.
+        ValueError: the run has not logged both a step and a look yet.
     """
     steps = load_events(folder, "step", ("epoch", "loss", "err"))
     looks = load_events(folder, "val", ("epoch", "top1_err"))
@@ -37,7 +37,7 @@ def load_curves(folder: Path) -> pd.DataFrame:
 
 
 def read_counts(folder: Path) -> tuple[int, int, int]:
-    """Classes, training and validation images of a run; ValueError where its log does not tell."""
+    """Classes, training and validation images of a run; ValueError if its log does not tell."""
     keys = ("classes", "train_images", "val_images")
     told = [tuple(event[key] for key in keys) for event in load_events(folder, "start", keys)]
     if not told:
@@ -46,7 +46,7 @@ def read_counts(folder: Path) -> tuple[int, int, int]:
 
 
 def tell_looked(folders: Iterable[Path]) -> str:
-    """How many of the validation images runs were tested on all along: 'all 2,500 validation
+    """On how many of the validation images runs were tested during training: 'all 2,500 validation
     images', '400 of 800 validation images, always the same ones'."""
     told = {
         (look["images"], read_counts(folder)[2])
@@ -63,7 +63,7 @@ def tell_looked(folders: Iterable[Path]) -> str:
 
 
 def check_end(folder: Path) -> None:
-    """ValueError where the log of a finished run does not reach the training's end."""
+    """Raises ValueError if the log of a finished run does not reach the training's end."""
     planned = load_events(folder, "start", ("steps",))
     steps = [event["step"] for event in load_events(folder, "step", ("step",))]
     last = steps[-1] if steps else 0
@@ -73,7 +73,7 @@ def check_end(folder: Path) -> None:
 
 
 def count_classes(folder: Path) -> int:
-    """Of the data that a run was trained on; ValueError where its log does not tell."""
+    """The number of classes that a run was trained on; ValueError if its log does not tell."""
     told = [event["classes"] for event in load_events(folder, "start", ("classes",))]
     if not told or told[0] < 2:
         raise ValueError(f"{folder / 'log.jsonl'} is damaged: its start tells no classes")

@@ -16,11 +16,12 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h's
 
 
 def pick_device(name: str, *, local_rank: int = 0, local_size: int = 1) -> torch.device:
-    """`auto` is CUDA, else the CPU; MPS, which has neither float64 nor our operators, is taken
-    where it is named. Of several ranks each takes a GPU of its own.
+    """`auto` is CUDA, else the CPU; MPS, which has neither float64 nor our operators, is taken only
+    by name. Each of several ranks takes a GPU of its own.
 
     Raises:
-        ValueError: a device that is not here, or fewer GPUs than this machine's ranks.
+        ValueError: a device that is not here, one that several ranks cannot share, or fewer GPUs
+            than ranks on this machine.
     """
     device = _pick_for_one(name)
     if local_size == 1 or device.type == "cpu":
@@ -28,7 +29,7 @@ def pick_device(name: str, *, local_rank: int = 0, local_size: int = 1) -> torch
     count = torch.cuda.device_count()
     if device.type != "cuda" or device.index is not None:
         raise ValueError(f"device={name}: {local_size} ranks need auto, cuda or cpu")
-    # SLURM, but for torchrun within a job, may show each task its own GPU alone.
+    # SLURM may show each task only its own GPU, but not to torchrun's ranks within a job.
     if count == 1 and "SLURM_PROCID" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
         return torch.device("cuda", 0)
     if local_size > count:
@@ -67,17 +68,17 @@ def _cpu_has_bf16() -> bool:
 
 
 def _asked(check: str) -> bool:
-    # Private names, hence the look-up; where torch renames them the answer is fp32, never an error.
+    # Private names, hence getattr: should torch rename them, the answer is no, not an error.
     return getattr(torch.cpu, check, lambda: False)()
 
 
 def number_type(precision: str) -> torch.dtype:
-    """What weights are kept in. fp64 is for comparisons that the order of sums must not disturb."""
+    """The weights' type. fp64 is for comparisons that the order of sums must not disturb."""
     return torch.float64 if precision == "fp64" else torch.float32
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:
-    """In fp32 at least: losses and probabilities."""
+    """x in fp32 at least, for losses and probabilities."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -88,9 +89,9 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 
 def prepare_backend(device: torch.device, *, search: bool = True) -> None:
-    """Settings of the process: denormals to zero (they slow a CPU tenfold), memory that is kept, a
-    `search` for cuDNN's fastest algorithms at each new shape, and fp32 that is fp32 (cuDNN rounds
-    it to TF32 otherwise).
+    """Sets up the process: denormals are flushed to zero (they slow a CPU tenfold), freed memory is
+    kept on a CPU, cuDNN searches for its fastest algorithms at each new shape if `search`, and
+    keeps fp32 (which it rounds to TF32 otherwise).
     """
     torch.set_flush_denormal(True)
     if device.type == "cpu":
@@ -103,17 +104,18 @@ def prepare_backend(device: torch.device, *, search: bool = True) -> None:
 
 
 def _keep_memory() -> None:
-    """Freed tensors' pages stay with the process, for the next ones. glibc hands large ones back to
-    the system, which clears them anew in every step: a fifth of a step's time at scale quarter.
+    """Keeps freed tensors' pages in the process, for the next tensors. glibc would hand large ones
+    back to the system, which clears them anew in every step: a fifth of a step's time at scale
+    quarter.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, -1)  # none
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never trim
 
 
 def settle(device: torch.device) -> None:
-    """Waits until the device has done all that it was given."""
+    """Waits until the device has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -121,7 +123,7 @@ def settle(device: torch.device) -> None:
 
 
 def release_memory() -> None:
-    """Hands what is kept back to the system, after work whose like may not follow."""
+    """Hands kept memory back to the system, after work that may have been the last of its kind."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
@@ -131,21 +133,21 @@ def release_memory() -> None:
 
 @contextmanager
 def advising(hint: str) -> Iterator[None]:
-    """Where a GPU's memory does not suffice, the error tells by `hint` what takes less of it.
+    """If a GPU's memory does not suffice, the error ends with `hint`, on what takes less of it.
 
     Raises:
-        RuntimeError: it does not.
+        RuntimeError: the memory does not suffice.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        told = str(error).partition(". ")[0]  # much on the allocator follows
+        told = str(error).partition(". ")[0]  # the rest is about the allocator
         raise RuntimeError(f"{told}: {hint}") from error
 
 
 def without_search() -> AbstractContextManager:
-    """Where images have hundreds of shapes: cuDNN's search for the fastest algorithm, which
-    prepare_backend asks for, would run for each."""
+    """Turns off cuDNN's search for the fastest algorithm, which prepare_backend asks for: on images
+    of hundreds of shapes it would run for each shape."""
     tf32 = torch.backends.cudnn.allow_tf32
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=tf32)
 
@@ -160,8 +162,8 @@ def name_device(device: torch.device, ranks: int = 1) -> str:
 
 
 def name_processor(about: Path = Path("/proc/cpuinfo")) -> str:
-    """The CPU's model where the system tells, else its architecture, and those of its units that
-    PyTorch computes with: on them the last bits of every result depend."""
+    """The CPU's model if the system tells it, else its architecture; and the vector and matrix
+    units that PyTorch uses, on which the last bits of every result depend."""
     model = re.search(r"^model name\s*:(.*)$", _read(about), re.MULTILINE)
     noise = r"\((?:R|TM)\)|@.*|\b(?:CPU|Processor|\d+-Core)\b"
     name = " ".join(re.sub(noise, " ", model[1]).split()) if model else ""

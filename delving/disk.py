@@ -1,4 +1,4 @@
-"""Whether folders can be written, told before anything is begun; and a place for caches."""
+"""Checks that folders can be written before anything is begun; finds a place for caches."""
 
 import atexit
 import contextlib
@@ -7,11 +7,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-NAME = "x" * 100  # as long as the names of our files get
+NAME = "x" * 100  # as long as our files' names get
 
 
 def check_writable(folder: Path) -> None:
-    """Tries whether files could be written in a folder, which need not be there; leaves nothing.
+    """Checks that files can be written in a folder, which need not exist; leaves nothing behind.
 
     Raises:
         ValueError: names the folder, and what stands in the way.
@@ -24,10 +24,10 @@ def check_writable(folder: Path) -> None:
 
 
 def find_target(path: Path) -> Path:
-    """The file that is written where `path` is asked for: a link's own.
+    """The file to write when `path` is asked for: of a link, its target.
 
     Raises:
-        ValueError: a folder, device or pipe is there, which a file would replace; or its folder
+        ValueError: `path` is a folder, device or pipe, which a file would replace; or its folder
             cannot be written.
     """
     try:
@@ -42,7 +42,7 @@ def find_target(path: Path) -> Path:
 
 
 def _try_to_write(folder: Path) -> None:
-    # An attempt, since permissions say nothing of a read-only disk, of /proc, or to root.
+    # An attempt, since permissions tell nothing of a read-only disk or of /proc, nor bind root.
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -51,10 +51,10 @@ def _try_to_write(folder: Path) -> None:
 
 
 def nearest_folder(file: Path) -> Path:
-    """The nearest folder above a file that is there, or the file itself where it is a folder.
+    """The nearest existing folder above a file, or the file itself if it is a folder.
 
     Raises:
-        OSError, ValueError: it is too long a path, a link to nothing, or below no folder.
+        OSError, ValueError: the path is too long, a link to nothing, or below what is no folder.
     """
     for path in (file, *file.parents):
         try:
@@ -69,20 +69,20 @@ def nearest_folder(file: Path) -> Path:
 
 
 def settle_caches() -> None:
-    """Where matplotlib cannot write its settings and caches it would warn on every start; it gets
-    a temporary folder. To be called before it is imported; child processes share the folder."""
+    """Gives matplotlib a temporary folder if it cannot write its settings and caches, of which it
+    would warn on every start. Call before it is imported; child processes share the folder."""
     try:
         for folder in _folders_of_matplotlib():
             check_writable(folder)
     except (RuntimeError, ValueError):
-        with contextlib.suppress(OSError):  # no place at all: who draws will hear of it
+        with contextlib.suppress(OSError):  # no place at all: drawing will report it
             place = tempfile.mkdtemp(prefix="delving-matplotlib-")
             os.environ["MPLCONFIGDIR"] = place
             atexit.register(shutil.rmtree, place, ignore_errors=True)
 
 
 def _folders_of_matplotlib() -> list[Path]:
-    """RuntimeError where there is no home."""
+    """Where it keeps settings and caches; RuntimeError if there is no home."""
     if os.environ.get("MPLCONFIGDIR"):
         return [Path(os.environ["MPLCONFIGDIR"])]
     bases = {"XDG_CONFIG_HOME": ".config", "XDG_CACHE_HOME": ".cache"}

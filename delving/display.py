@@ -11,25 +11,25 @@ from rich.table import Column
 
 from delving.terminal import naming_output, plain
 
-NARROW = 60  # columns of a terminal below which a bar bears no name
-NARROWEST = 12  # below it there is no bar
-REDRAWN = 0.1  # seconds between two looks of a bar
+NARROW = 60  # columns of a terminal below which a bar shows no name
+NARROWEST = 12  # columns below which there is no bar
+REDRAWN = 0.1  # seconds before a bar is redrawn
 
 
 def _unheard() -> contextlib.AbstractContextManager:
-    """Work goes on where nothing can be shown any more, as when who read it is gone or a disk is
-    full; of a reader that is gone rich makes a SystemExit."""
+    """Lets work go on when nothing can be shown any more, as when the reader is gone or a disk is
+    full; if the reader is gone, rich raises SystemExit."""
     return contextlib.suppress(OSError, SystemExit)
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A stream as it is: FORCE_COLOR makes no terminal of a file, in which a bar would be drawn."""
+    """A console for the stream as it is: FORCE_COLOR must not have a bar drawn into a file."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, force_terminal=None if stream.isatty() else False)
 
 
 def speak(console: Console, text: str, *, working: bool = True) -> None:
-    """Shows a plain line, above a bar where there is one; empty ones before it stay.
+    """Shows a plain line, above the bar if there is one; empty lines before it are kept.
 
     Raises:
         OSError: it cannot be shown, and there is no work that must go on; names the stream.
@@ -41,7 +41,7 @@ def speak(console: Console, text: str, *, working: bool = True) -> None:
 
 
 class Bar:
-    """One line of progress that fits its terminal: a name, a bar, a note, the time that is left."""
+    """One line of progress that fits its terminal: a name, a bar, a note, the time left."""
 
     def __init__(self, console: Console, name: str, *, total: float, done: float = 0.0):
         self.drawn, width = time.monotonic(), console.width
@@ -54,7 +54,7 @@ class Bar:
             TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="crop")),
             TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, overflow="crop")),
         ]
-        # Drawn by us alone: a thread of its own would die aloud with the terminal.
+        # Drawn only by us: rich's own thread would die with a traceback if the terminal goes.
         self.bar = Progress(
             *columns[0 if named else 1 :], console=console, auto_refresh=False, expand=True
         )
@@ -63,7 +63,7 @@ class Bar:
             self.bar.start()
 
     def update(self, done: float | None = None, notes: list[str] | None = None) -> None:
-        """Moves it, and shows as many of the notes as there is room for."""
+        """Moves the bar, and shows as many of the notes as there is room for."""
         if notes:
             while len(notes) > 1 and len("  ".join(notes)) > self.room:
                 notes = notes[:-1]
@@ -86,7 +86,7 @@ def open_bar(console: Console, name: str, *, total: float, done: float = 0.0) ->
 
 
 class Display:
-    """Watches a run's events (see run.Watch); use it as a context."""
+    """Watches a run's events (see session.Watch); use it as a context."""
 
     def __init__(self, console: Console, every: float = 5.0):
         self.console, self.every = console, every
@@ -242,5 +242,5 @@ class Overview:
 
 
 def clock(seconds: float) -> str:
-    """7:05 minutes."""
+    """Minutes and seconds, as in 7:05."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"

@@ -24,7 +24,7 @@ PACKAGES = (
 
 
 def examine(output_root: str) -> Iterator[tuple[str, str]]:
-    """Yields (what, finding): versions, devices and precision, images, disk. A fault is one too."""
+    """Yields (what, finding): versions, devices, precision, images, disk. A fault is a finding."""
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     yield "packages", ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
     yield "operators", _operators()
@@ -42,7 +42,7 @@ def _version(name: str) -> str:
 
 
 def _operators() -> str:
-    """torch and torchvision of unequal builds import, but fail at the first compiled operator."""
+    """Runs a compiled operator: torch and torchvision of unequal builds import, but fail at it."""
     try:
         import torch
         from torchvision.ops import nms
@@ -58,7 +58,7 @@ def _operators() -> str:
 def _devices() -> Iterator[tuple[str, str]]:
     try:
         from delving import device as devices
-    except (ImportError, OSError):  # torch, as the line before says
+    except (ImportError, OSError):  # torch does not load, as the line before says
         return
     device = devices.pick_device("auto")
     precision = devices.pick_precision("auto", device)
@@ -92,7 +92,7 @@ def _loading() -> str:
 
 
 def _sharing() -> str:
-    """Where arms of a seed, side by side, leave their batches for one another."""
+    """Where arms of a seed, trained side by side, leave their batches for one another."""
     from delving.data.memory import MEMORY
 
     try:
@@ -108,7 +108,7 @@ def _proposals() -> str:
         from delving.detect.proposals import pick_method
 
         method = pick_method("auto")
-    except (ImportError, OSError):  # torchvision, as a line before says
+    except (ImportError, OSError):  # torchvision does not load, as a line before says
         return "none, without torchvision"
     hint = "; `pip install 'delving[detect]'` adds selective search"
     return method.replace("_", " ") + (hint if method == "grid" else "")

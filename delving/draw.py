@@ -1,4 +1,4 @@
-"""From records to an artefact's folder, table, figure and verdict, and to the page over all."""
+"""Draws artefacts' folders (table, figure, verdict) from records, and the page over all of them."""
 
 import hashlib
 import importlib
@@ -34,11 +34,11 @@ DRAWN = ("table.csv", "table.md", "figure.png", "figure.svg", "data.csv", "verdi
 
 
 def draw_artefact(plan: Plan, name: str, to: Path) -> None:
-    """Draws one artefact from its records into the folder `to`, unless it stands there already,
-    drawn from the same records by the same code.
+    """Draws one artefact from its records into the folder `to`, unless it is there already, drawn
+    from the same records by the same code.
 
     Raises:
-        ValueError: where nothing of what it shows is there.
+        ValueError: nothing of what it shows is there.
     """
     asked = ask(plan, name)
     if why := find_lack(plan, asked):
@@ -73,7 +73,7 @@ def draw_artefact(plan: Plan, name: str, to: Path) -> None:
 
 
 def _tell_images(plan: Plan, artefact: str) -> str:
-    """What the nets that an artefact shows were trained and tested on, as a last sentence."""
+    """What an artefact's nets were trained and tested on, as the last sentence of its caption."""
     asked = (artefact, *plan.requests[artefact].needs)
     runs = {run for name in asked for arm in plan.arms[name].values() for run in arm}
     told = _counts(plan, runs)
@@ -83,7 +83,7 @@ def _tell_images(plan: Plan, artefact: str) -> str:
 
 
 def _counts(plan: Plan, runs: Iterable[str]) -> list[tuple[int, int, int]]:
-    """Classes, training and validation images of the finished ones, each once."""
+    """(classes, training images, validation images) of the finished runs, each triple once."""
     return sorted({read_counts(plan.folder(run)) for run in runs if plan.finished(run)})
 
 
@@ -98,8 +98,8 @@ def find_lack(plan: Plan, asked: Asked) -> str | None:
 
 
 def _read_stamps(to: Path) -> dict[str, dict]:
-    """drawn.json beside the artefacts' folders: what each was drawn from; a damaged one tells
-    nothing, and all is drawn anew."""
+    """What each artefact was drawn from, by drawn.json beside their folders; nothing if that is
+    damaged, so that all are drawn anew."""
     path = to.parent / "drawn.json"
     try:
         return record.expect(record.read_json(path), {}, str(path))
@@ -108,8 +108,8 @@ def _read_stamps(to: Path) -> dict[str, dict]:
 
 
 def _stamp(plan: Plan, name: str) -> dict:
-    """What a drawing rests on: runs, measurements and those of the artefacts it needs, the small
-    nets, and the source."""
+    """What a drawing rests on: runs, overrides, its own measurements and those of the artefacts it
+    needs, the small nets, detections, and the source."""
     measured = [plan.root / n / FILE for n in (name, *plan.requests[name].needs)]
     runs = [run for arm in plan.arms[name].values() for run in arm if plan.finished(run)]
     small = [plan.folder(run) / "result.json" for arm in plan.small for run in arm]
@@ -141,11 +141,11 @@ def _write(shown: Shown, to: Path) -> None:
     if shown.figure is not None:
         for ending in ("png", "svg"):
             save_figure(shown.figure, to / f"figure.{ending}")
-            shown.figure.set_layout_engine("none")  # as the first one has it: half of the time
+            shown.figure.set_layout_engine("none")  # laid out with the first: half the time
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """A GitHub table of cells as they are, but for control characters, which are escaped."""
+    """A GitHub table of the cells as they are, except for escaped bars and control characters."""
 
     def line(cells) -> str:
         return "| " + " | ".join(escaped(str(cell)).replace("|", "\\|") for cell in cells) + " |"
@@ -176,10 +176,10 @@ def draw_report(plan: Plan, to: Path, failed: dict[str, str]) -> Path:
 
 
 def load_times(plan: Plan) -> dict[str, dict] | None:
-    """Seconds planned and used by purpose, as reproduce.json has them; None where there is none.
+    """Seconds planned and used by purpose, from reproduce.json; None if there is no such file.
 
     Raises:
-        ValueError: names the key that is not as it is written.
+        ValueError: it is damaged; names the key.
     """
     path = plan.root / "reproduce.json"
     if not path.exists():
@@ -193,20 +193,20 @@ def load_times(plan: Plan) -> dict[str, dict] | None:
 
 
 def load_environment(folder: Path) -> dict:
-    """A run's env.json; ValueError where it is none."""
+    """A run's env.json; ValueError if it is damaged."""
     path = folder / "env.json"
     return record.expect(record.read_json(path), {}, str(path))
 
 
 def scoring_seconds(folder: Path) -> float:
-    """Of a run's protocols, all together; ValueError names the file that does not tell them."""
+    """How long scoring a run took, all protocols together; ValueError names the damaged file."""
     files = sorted((folder / "eval").glob("[!.]*.json"))
     told = [record.expect(record.read_json(path), TIMED, str(path)) for path in files]
     return sum(scores["seconds"] for scores in told)
 
 
 def check_records(plan: Plan) -> None:
-    """Looks at what is there, so that a damaged record is told before hours of work.
+    """Reads what is there, so that a damaged record is reported before hours of work.
 
     Raises:
         ValueError: names the file and the key.
@@ -227,7 +227,7 @@ def check_records(plan: Plan) -> None:
 
 
 def headline(plan: Plan) -> str:
-    """What a scale's results really are, in a line; images as counted where a net is trained."""
+    """What a scale's results rest on, in a line; images as counted once a net is trained."""
     small, large = (_compose_family(plan, model) for model in ("small14", "a"))
     data = small.data
     kind, source = "images", f" of {data.name}"
@@ -248,14 +248,14 @@ def _compose_family(plan: Plan, model: str) -> Config:
 
 
 def _machine(plan: Plan, runs: list[str]) -> dict[str, str]:
-    """Where the runs were trained; several answers where they were trained in several places."""
+    """Where the runs were trained; several answers if they were trained in several places."""
     keys = ("device", "cores", "precision", "torch", "python", "platform")
     files = [load_environment(plan.folder(name)) for name in runs]
     return {key: "; ".join(sorted({str(env.get(key)) for env in files})) for key in keys if files}
 
 
 def _deviations(plan: Plan, runs: list[str]) -> list[str]:
-    """Of all runs, each once, those of every run first."""
+    """The deviations of all runs, each once, the most frequent first."""
     lists = [record.read_result(plan.folder(name))["deviations"] for name in runs]
     every = list(dict.fromkeys(line for lines in lists for line in lines))
     counts = {line: sum(line in lines for lines in lists) for line in every}

@@ -1,5 +1,5 @@
-"""Section 2.2 measured over draws of the weights: of several initialisers and rectifiers of a net,
-which differ in nothing else."""
+"""Section 2.2 measured over draws of the weights, for nets that differ only in their initialiser
+and rectifier."""
 
 from collections.abc import Hashable, Mapping
 from copy import deepcopy
@@ -18,18 +18,20 @@ from delving.signal import bits_per_layer, layer_moments, summarise, theory, wei
 def measure_nets(
     nets: Mapping[Hashable, Config], settings: dict, *, bits: bool = True
 ) -> dict[Hashable, dict]:
-    """{layers: signal.summarise, bits: signal.bits_per_layer} of each net, by its key, over
-    settings' `draws` of the weights, on so many `images`.
+    """{layers: signal.summarise, bits: signal.bits_per_layer} of each net, by its key, over as many
+    draws of the weights and on as many images as settings' `draws` and `images` say.
 
     Args:
-        nets: of one model and data set: so images are found once, and weights of a seed drawn once.
+        nets: of one model and data set, so that images are loaded once and a seed's weights drawn
+            once.
+        bits: whether `bits` is wanted.
     """
     shelf: dict = {}
     sessions = {key: open_fresh(config, shelf) for key, config in nets.items()}
     seen = {key: some_images(session, settings["images"]) for key, session in sessions.items()}
     draws: dict[Hashable, list] = {key: [] for key in nets}
     for seed in range(settings["draws"]):
-        drawn: dict[tuple, Tensor] = {}  # of one seed, up to 0.6 GB at full width
+        drawn: dict[tuple, Tensor] = {}  # one seed's, up to 0.6 GB at full width
         for key, session in sessions.items():
             draws[key].append(_moments(session, seed, drawn, *seen[key]))
     return {key: _summary(sessions[key], draws[key], bits=bits) for key in nets}
@@ -38,7 +40,7 @@ def measure_nets(
 def _moments(session: Session, seed: int, drawn: dict, x: Tensor, labels: Tensor) -> list[dict]:
     config = replace(session.config, seed=seed)
     net = materialise(deepcopy(session.net), config, session.device, drawn)
-    # With one small std for all layers it ends below what fp32 can tell from 0.
+    # With one small std for all layers the signal ends below what fp32 can tell from 0.
     net = net.double() if config.init.name == "gaussian" else net
     return layer_moments(net, x, labels)
 

@@ -11,7 +11,7 @@ from delving.evaluate import error_rates
 
 
 def average(folders: Sequence[Path], protocol: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """(probabilities (images, classes), labels, names) of the runs' mean.
+    """The mean of the runs' probabilities, (images, classes), with the images' labels and names.
 
     Raises:
         ValueError: fewer than two runs, one without scores, or scores of other images.
@@ -28,7 +28,7 @@ def average(folders: Sequence[Path], protocol: str) -> tuple[np.ndarray, np.ndar
 
 
 def check_members(folders: Sequence[Path]) -> None:
-    """ValueError where these are not finished runs, each named once, on the same images."""
+    """Raises ValueError unless these are finished runs, each named once, on the same images."""
     known: dict[Path, str] = {}
     for folder in folders:
         place = folder.resolve()
@@ -44,7 +44,7 @@ def check_members(folders: Sequence[Path]) -> None:
 
 
 def _images_of(folder: Path) -> str | None:
-    """The hash of a run's images; None where it has no env.json."""
+    """The hash of a run's images; None if it has no env.json."""
     path = folder / "env.json"
     return (
         record.expect(record.read_json(path), {}, str(path)).get("data") if path.exists() else None
@@ -74,7 +74,7 @@ def summarise(
 
 
 def save_ensemble(folders: Sequence[Path], protocol: str, to: Path) -> dict:
-    """Writes <to>/ensemble.json, and the averaged probabilities as a run's scores are kept."""
+    """Writes <to>/ensemble.json and, in the form of a run's scores, the averaged probabilities."""
     probabilities, labels, names = average(folders, protocol)
     summary = summarise(folders, protocol, (probabilities, labels))
     kept = {key: summary[key] for key in ("protocol", "top1_err", "top5_err", "images")}
@@ -91,7 +91,7 @@ def name_ensemble(folders: Sequence[Path]) -> str:
 
 
 def pick_protocol(folders: Sequence[Path]) -> str:
-    """The last protocol that all runs were scored by: dense where they have it."""
+    """The last protocol by which all runs were scored, usually dense."""
     lists = [list(record.read_result(folder)["eval"]) for folder in folders]
     common = [name for name in (lists[0] if lists else []) if all(name in own for own in lists)]
     if not common:

@@ -26,17 +26,17 @@ from delving.net import CROP, Net, map_side
 from delving.plan import Plan, images_of, make_plan
 from delving.schema import Config, Detect
 
-STEPS, SECONDS = 20, 30.0  # of a probe: so many steps, or as many as fit
+STEPS, SECONDS = 20, 30.0  # of a probe: the number of steps, or as many as fit into the time
 COPIES = 2  # of the parameters in a checkpoint: weights and momentum
-LARGER = 0.4  # the time of an operation on whole images and their RoIs, in those of crops
-VOC_TEST, PROPOSALS = 4952, 2000  # images, and of each as many as selective search finds
+LARGER = 0.4  # an operation's time on whole images and their RoIs, relative to that on crops
+VOC_TEST, PROPOSALS = 4952, 2000  # images; proposals of each, as many as selective search finds
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a net, or of many: hours of one device, of which `scoring`; GB of its memory at most; GB
-    of disk for checkpoints and scores; and GB of one checkpoint, of which a net in training has
-    more than the one that it ends with."""
+    """What a run or a detection takes: hours of one device, `scoring` the part spent on scoring; GB
+    of its memory at most; GB of disk for the last checkpoint and scores; and GB of one checkpoint,
+    of which there are more during training."""
 
     hours: float
     scoring: float
@@ -48,7 +48,7 @@ class Cost:
 @dataclass(frozen=True)
 class Rate:
     """Images a second of a net in training, GB of memory, and where both are from; how many images
-    a second are delivered at most, and to how many nets at once when they are trained on."""
+    a second are delivered at most, and how many nets at once each of them is delivered to."""
 
     images: float
     memory: float
@@ -67,13 +67,13 @@ def estimate(
     jobs: int = 1,
     say: Callable[[str], None],
 ) -> list[dict]:
-    """A row for each artefact, alone, and one for all of them, which share runs.
+    """A row for each artefact by itself, and one for all of them, which share runs.
 
     Args:
-        stated: images a second by model, where known; the others' follow from `tflops`, so many
-            10^12 operations a second, or else from a probe of each net here.
-        loader: images a second that all loader processes deliver, where known.
-        jobs: runs side by side, of which the arms of a seed share their images.
+        stated: images a second by model, if known; the other models' follow from `tflops`, 10^12
+            operations a second, or else from a probe of each net here.
+        loader: images a second that all loader processes deliver, if known.
+        jobs: runs side by side; the arms of a seed among them share their images.
 
     Raises:
         ValueError: as make_plan; a model that no artefact trains.
@@ -97,7 +97,7 @@ def estimate(
 
 
 def _tell(plan: Plan, say: Callable[[str], None]) -> None:
-    """What the figures leave out, and how many images nets are trained and tested on."""
+    """Says what the figures leave out, and how many images nets are trained and tested on."""
     for name, why in plan.left_out.items():
         say(f"left out: {name}; {why}")
     for line in dict.fromkeys(_count(config) for config in plan.runs.values()):
@@ -120,7 +120,7 @@ def probe_seconds(plan: Plan, say: Callable[[str], None]) -> dict[str, float]:
 
 
 def estimate_detection(plan: Plan, run: str) -> float:
-    """Seconds of a run's detection here, by the rate at which it is trained itself."""
+    """Seconds of a run's detection here, by the rate at which the run itself is trained."""
     config = plan.runs[run]
     rate = config.train.epochs * count_images(config)[0] / plan.estimate(run)
     settings = configs.compose_detect(plan.scale, plan.detect)
@@ -134,7 +134,7 @@ def _rates_of(
     loader: float | None,
     say: Callable[[str], None],
 ) -> dict[str, Rate]:
-    """Each run's, found once for runs of the same net."""
+    """Each run's rate, found once for all runs of the same net."""
     rates: dict[str, Rate] = {}
     found = {}
     for run, config in plan.runs.items():
@@ -152,7 +152,7 @@ def _rates_of(
 def _fed(
     config: Config, rate: Rate, loader: float | None, *, here: bool, say: Callable[[str], None]
 ) -> Rate:
-    """The rate as loader processes keep up with it: small nets at scale paper wait for them."""
+    """The rate, limited to what loaders deliver: small nets at scale paper wait for them."""
     delivered, processes = reckon_delivery(config, here=here)
     how = "as stated" if loader else f"reckoned for data.workers={processes}; --loader states it"
     delivered = loader or delivered
@@ -165,7 +165,7 @@ def _fed(
 def _side_by_side(
     plan: Plan, rates: dict[str, Rate], jobs: int, say: Callable[[str], None]
 ) -> dict[str, Rate]:
-    """Each run's rate where as many as `jobs` of those that see the same images share them."""
+    """Each run's rate if up to `jobs` runs that see the same images share them."""
     seen = {run: images_of(config) for run, config in plan.runs.items()}
     arms = Counter(seen.values())
     found = {run: replace(rate, together=min(jobs, arms[seen[run]])) for run, rate in rates.items()}
@@ -176,7 +176,7 @@ def _side_by_side(
 
 
 def _runs_of(plan: Plan, artefact: str) -> Iterable[str]:
-    """Its own and, where it shows what another has measured, that one's."""
+    """An artefact's own runs, and those of the artefacts whose measurements it shows."""
     shown = [artefact, *plan.requests[artefact].needs]
     runs = [run for name in shown for arm in plan.arms[name].values() for run in arm]
     return runs + [f"{run} detection" for run in runs if plan.requests[artefact].detect]
@@ -196,7 +196,7 @@ def _row(name: str, runs: Iterable[str], costs: dict[str, Cost], jobs: int) -> d
 
 
 def find_rate(config: Config, stated: Mapping[str, float], tflops: float | None) -> Rate:
-    """What a net does a second: as stated, reckoned, or measured here."""
+    """A net's rate: as stated, reckoned from `tflops`, or measured here."""
     _, cost = _measure_net(config)
     if config.model.name in stated:
         return Rate(stated[config.model.name], reckon_memory(config), "as stated")
@@ -204,27 +204,27 @@ def find_rate(config: Config, stated: Mapping[str, float], tflops: float | None)
         images = tflops * 1e12 / (2 * FORWARDS * cost)
         return Rate(images, reckon_memory(config), f"at {tflops:g} TFLOP/s")
     rate = probe(build_for(config))
-    release_memory()  # on a GPU others will want it, beside this process
+    release_memory()  # on a GPU other processes will want it
     return rate
 
 
 def probe(bench: Bench) -> Rate:
-    """STEPS steps on noise, here."""
+    """Times STEPS steps on noise, here, or as many as fit into SECONDS."""
     images, batch = len(bench.batch.labels), bench.config.train.batch
     first = seconds_each(lambda: bench.ours(1), bench.device, least=0)
     steps = min(STEPS, int(SECONDS / first))
-    # A first step longer than a whole probe is all that is waited for.
+    # A first step that takes longer than a whole probe may is the only one.
     timed = seconds_each(lambda: bench.ours(steps), bench.device, least=0) if steps else first
     steps = max(1, steps)
     seconds = timed / steps
     weights = sum(p.nbytes for p in bench.net.parameters())
-    # Here it may have been fewer images than the batch.
+    # The probe may have used fewer images than the batch.
     memory = 3 * weights + (memory_of(bench) - 3 * weights) * batch / images
     return Rate(images / seconds, memory / 1e9, f"{steps} steps of {images} here")
 
 
 def cost_of(config: Config, rate: Rate) -> Cost:
-    """Of one run."""
+    """The cost of one run."""
     net, multiply_adds = _measure_net(config)
     train_images, val_images = count_images(config)
     training = config.train.epochs * train_images / min(rate.images, rate.delivered * rate.together)
@@ -240,7 +240,7 @@ def cost_of(config: Config, rate: Rate) -> Cost:
 
 
 def cost_of_detection(config: Config, settings: Detect, rate: Rate) -> Cost:
-    """Of one detection: its conv layers see whole images, 4 to 3, its fc layers every RoI."""
+    """The cost of one detection: conv layers see whole images, 4 to 3, fc layers every RoI."""
     net, multiply_adds = _measure_net(config)
     fc = sum(p.numel() for p in net.classifier.parameters() if p.dim() == 2)
     area = settings.side * min(settings.longest, settings.side * 4 / 3) / CROP**2
@@ -257,7 +257,7 @@ def cost_of_detection(config: Config, settings: Detect, rate: Rate) -> Cost:
 
 
 def _forwards(net: Net, config: Config, multiply_adds: int) -> dict[str, float]:
-    """Forward passes of a crop that an image costs, by protocol."""
+    """What testing an image costs, in forward passes of a crop, by protocol."""
     fc = sum(p.numel() for p in net.classifier.parameters() if p.dim() == 2)
     crop, found = config.data.crop, {"center": 1.0, "ten_view": 10.0, "dense": 0.0}
     for s in config.eval.dense_s:

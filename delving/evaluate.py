@@ -25,7 +25,7 @@ from delving.net import Net
 from delving.ranks import ALONE, Ranks
 
 WINDOWS = 1024  # scored by the fc layers at once
-KEPT = 500_000_000  # bytes of views; 3,000 of 224 pixels have 452 million
+KEPT = 500_000_000  # bytes of views; 3,000 views of 224 pixels take 452 million
 
 
 def name_protocols(protocols: list[str], dense_sides: list[int]) -> list[str]:
@@ -43,12 +43,13 @@ class Tester:
 
     Attributes:
         net, input: on one device; `autocast` makes the context of all forward passes.
-        batch: views a forward for center and ten_view; dense takes an eighth as many images.
-        workers: loader processes; `timeout`, seconds that one of them may be silent.
+        batch: views per forward pass for center and ten_view; dense takes an eighth as many images.
+        workers: loader processes; `timeout`, the seconds for which one of them may be silent.
         ranks: processes that share the images.
-        heard: signals; one of them ends the scoring, whose results so far are in `folder`.
-        kept: a list that the first scoring fills with its views, up to KEPT bytes, for those after
-            it to read; given only where all score the same images.
+        heard: signals received; any of them ends the scoring. `folder`, which the error names, has
+            the results so far.
+        kept: a list that the first scoring fills with its views, if they fit into KEPT bytes, for
+            later ones to read; to be given only if all score the same images.
     """
 
     net: Net
@@ -116,7 +117,7 @@ class Tester:
         device = self.input.mean.device
         views = Views(source, view, groups)
         pin = device.type == "cuda"
-        # The weights are rounded once, not for every group of images.
+        # One autocast for all groups of images rounds the weights once, not once a group.
         with self.autocast(), devices.advising("eval.batch=... scores fewer images at once"):
             for item in self._items(views, pin):
                 if isinstance(item, UndecodableImageError):
@@ -129,7 +130,7 @@ class Tester:
                     return
 
     def _items(self, views: Views, pin: bool) -> Iterator:
-        """Of all groups; made once where they are kept."""
+        """The views of all groups; made only once if they are kept."""
         if self.kept:
             yield from self.kept
             return
@@ -146,7 +147,7 @@ class Tester:
     def _put_together(
         self, found: list[tuple[np.ndarray, np.ndarray]], images: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """All ranks' (images, classes), and how often each image was scored."""
+        """All ranks' (images, classes) probabilities, and how often each image was scored."""
         classes = self.ranks.largest(found[0][1].shape[1] if found else 0)
         probabilities, counted = np.zeros((images, classes), np.float32), np.zeros(images, np.int64)
         for indices, mean in found:
@@ -177,7 +178,7 @@ def score_windows(net: Net, x: Tensor) -> Tensor:
 
 
 def _groups_by_shape(source: Cache, s: int, size: int) -> list[np.ndarray]:
-    """Images whose resized shapes agree go together, in the order of the shapes."""
+    """Groups of up to `size` images whose resized shapes agree, in the order of the shapes."""
     shapes: dict[tuple[int, int], list[int]] = {}
     for i in range(len(source.images)):
         shapes.setdefault(resized_size(source.size(i), s), []).append(i)
@@ -189,20 +190,20 @@ def _chunks(indices: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def error_rates(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """top-1 and top-5 error in percent: the share of images whose class is not among the best.
-    ValueError as of rank_labels."""
+    """top-1 and top-5 error in percent: the share of images whose class is not among the best k.
+    Raises as rank_labels."""
     ranks = rank_labels(probabilities, labels)
     return {f"top{k}_err": round(float(100 * (ranks >= k).mean()), 4) for k in (1, 5)}
 
 
 def rank_labels(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many classes stand before each image's own: (images,), 0 where it is the best.
+    """How many classes rank above each image's own: (images,), 0 where it is the best.
 
-    Classes of equal probability rank in their order, so that a net that says the same of all
-    classes is right on the first alone.
+    Classes of equal probability rank in their order, so a net that gives all classes the same
+    probability is right only about the first.
 
     Raises:
-        ValueError: a probability is NaN, before which no class would stand.
+        ValueError: a probability is NaN, above which no class would rank.
     """
     unknown = int(np.isnan(probabilities).any(1).sum())
     if unknown:

@@ -26,14 +26,14 @@ BAD_PLACES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
 
 
 def exit_code(command: Callable[[], int], *, debug: bool = False) -> int:
-    """What a command returns, or the code of the error that ended it, which is told in a line;
-    with `debug` below where it came from."""
+    """What a command returns, or the code of the error that ended it, which is printed in a line,
+    with `debug` below its traceback."""
     others, heard = [number for number in HEEDED if number != signal.SIGINT], []
     with _noting_interrupts() as noted:
         try:
             _check_directory()
-            # While libraries are imported, plans made, pictures drawn: what runs and detections
-            # have to save they see to themselves.
+            # For imports, plans and drawing; runs and detections handle signals themselves, as
+            # they have something to save.
             with leaving_at_once(others, STOPPED) as heard:
                 code = command()
             flush()
@@ -41,11 +41,11 @@ def exit_code(command: Callable[[], int], *, debug: bool = False) -> int:
         except KeyboardInterrupt:
             return _fail("interrupted", 130)
         except SystemExit as end:
-            if isinstance(end.__context__, BrokenPipeError):  # how rich leaves, of a help text
+            if isinstance(end.__context__, BrokenPipeError):  # how rich exits, for a help text
                 return 0
             raise
         except (Exception, Interrupted) as error:
-            # A library that was being imported has made another error of it.
+            # A library that was being imported may have turned it into another error.
             if noted:
                 return _fail("interrupted", 130)
             if heard and not isinstance(error, Interrupted):
@@ -56,8 +56,8 @@ def exit_code(command: Callable[[], int], *, debug: bool = False) -> int:
 
 
 def end(code: int) -> NoReturn:
-    """Ends the process with that code. Ranks that are still joined, after an error, are not taken
-    leave of: torch would wait for others that may be gone, or abort."""
+    """Ends the process with that code. If ranks are still joined, after an error, it skips torch's
+    leave-taking, which would wait for others that may be gone, or abort."""
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
         for stream in (sys.stdout, sys.stderr):
@@ -69,7 +69,7 @@ def end(code: int) -> NoReturn:
 
 @contextmanager
 def _noting_interrupts() -> Iterator[list[int]]:
-    """Yields the list that Ctrl-C is noted in, beside the KeyboardInterrupt that it raises."""
+    """Yields a list in which Ctrl-C is noted, besides the KeyboardInterrupt that it raises."""
     noted: list[int] = []
 
     def note(number: int, frame: object) -> None:
@@ -87,7 +87,7 @@ def _noting_interrupts() -> Iterator[list[int]]:
 
 
 def _check_directory() -> None:
-    # Libraries ask for it, and one of torch's ends the process where there is none.
+    # Libraries ask for it, and one of torch's ends the process if there is none.
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -101,17 +101,17 @@ def _report(error: BaseException) -> int:
     if hasattr(error, "format_message"):  # typer's own: an unknown option or command
         return _fail(_tell_usage(error), 2)
     with contextlib.suppress(OSError):
-        flush()  # else the end of the process fails over it
-    if isinstance(error, BrokenPipeError):  # who read our output has seen enough
+        flush()  # else the process would fail over it at its end
+    if isinstance(error, BrokenPipeError):  # whoever read our output has seen enough
         return 0
     bad_input = isinstance(error, BAD_INPUT) or getattr(error, "errno", None) in BAD_PLACES
     return _fail("" if silent else describe(error), 2 if bad_input else 1)
 
 
 def _tell_usage(error: Exception) -> str:
-    """typer's words; of a command that resembles none, what there is, and of a key that was given
-    as an option, how it is given."""
-    from delving.groups import GROUPS  # which a command that is right does without
+    """typer's words; for a command that resembles none, the commands there are, and for a key that
+    was given as an option, how to give it."""
+    from delving.groups import GROUPS  # valid commands do without it
     from delving.schema import Config, leaves
 
     told, group = error.format_message(), getattr(getattr(error, "ctx", None), "command", None)
@@ -137,7 +137,7 @@ def describe(error: BaseException) -> str:
 
 def _fail(message: str, code: int) -> int:
     line = plain(" ".join(message.split()))
-    with contextlib.suppress(OSError):  # nobody hears; the code still tells
+    with contextlib.suppress(OSError):  # nobody reads it; the code still tells
         if line:  # typer has printed the help by itself where a command is missing
             print(f"delving: {line}", file=sys.stderr, flush=True)
     return code

@@ -1,8 +1,8 @@
-"""Section 2.1's analysis (ICCV version): the Fisher matrix, and how far from zero responses lie.
+"""Section 2.1's analysis (ICCV version): the Fisher matrix, and how far responses lie from zero.
 
-F = E[g g^T], g the gradient of log p(y | x) with respect to the parameters, y drawn from the net's
-own prediction. PReLU, it says, moves mean responses towards zero, hence F's off-diagonal blocks,
-which improves its conditioning.
+F = E[g g^T], where g is the gradient of log p(y | x) with respect to the parameters and y is drawn
+from the net's own prediction. The paper says that PReLU moves mean responses towards zero, and with
+them F's off-diagonal blocks, which improves F's conditioning.
 
 assumed: the Fisher matrix, too large for a whole net, is that of a few seeded units per layer,
 each with its bias and a few incoming weights, scaled to a unit diagonal; as our source does not
@@ -28,7 +28,7 @@ class Chosen:
     """Some parameters of the layer `name`: the bias and some incoming weights of some units.
 
     Attributes: `units` (U,); `weights` (U, W), indices into weight[unit].flatten(). In matrices
-    the layer has U (1 + W) columns: unit after unit, its bias first.
+    the layer has U (1 + W) columns: unit after unit, each with its bias first.
     """
 
     name: str
@@ -40,11 +40,11 @@ class Chosen:
 
 
 def choose_parameters(net: nn.Module, units: int, *, weights: int, seed: int) -> list[Chosen]:
-    """So many units per weight layer, and so many weights of each, from different input channels
-    where there are enough. Nets of equal shapes and seeds get equal indices.
+    """Chooses `units` units of every weight layer and `weights` weights of each, from different
+    input channels if there are enough. Nets of equal shapes and seeds get equal indices.
 
-    A layer with too few has all its weights, and all its units but one: the classifier's gradients
-    sum to zero over classes, so that all of them together would make F singular.
+    A layer with too few gives all its weights, and all its units but one: the classifier's
+    gradients sum to zero over classes, so all of them together would make F singular.
     """
     draws = torch.Generator().manual_seed(seed)
     chosen = []
@@ -57,7 +57,7 @@ def choose_parameters(net: nn.Module, units: int, *, weights: int, seed: int) ->
 
 
 def _spread(channels: int, area: int, count: int, draws: torch.Generator) -> Tensor:
-    """(count,) different weights of a (channels, area) filter, over channels first, then taps."""
+    """(count,) distinct weights of a (channels, area) filter, spread over channels, then taps."""
     i = torch.arange(min(count, channels * area))
     channel = torch.randperm(channels, generator=draws)[i % channels]
     tap = torch.randperm(area, generator=draws)[(i // channels + i % channels) % area]
@@ -71,7 +71,7 @@ def sample_gradients(
 
     Args:
         x: (N, C, H, W) or (N, C), on the net's device; cast to its type.
-        seed: of y, whatever the batch.
+        seed: of the draws of y, which do not depend on the batch.
         batch: samples a pass.
 
     Returns:
@@ -84,7 +84,7 @@ def sample_gradients(
 
 
 def _pass(net: nn.Module, x: Tensor, chosen: Sequence[Chosen], uniform: Tensor) -> Tensor:
-    """One backward pass for all samples: as none sees another, dE/dy holds each one's own."""
+    """One backward pass for all samples: as they are independent, dE/dy holds each one's own."""
     with watching(net, WEIGHTED) as calls, torch.enable_grad():
         log_p = F.log_softmax(net(x), 1)
     labels = draw_labels(log_p.detach().exp(), uniform.to(x.device))
@@ -106,9 +106,10 @@ def draw_labels(p: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _columns(call: Call, dy: Tensor, chosen: Chosen) -> list[Tensor]:
-    """(N,) float64 per parameter: dy, summed over positions; times the input that its weight saw.
+    """(N,) float64 per parameter, summed over positions: dy for a bias, dy times the input that it
+    saw for a weight.
 
-    A fc layer is a conv layer with 1x1 filters on a 1x1 map.
+    An fc layer is a conv layer with 1x1 filters on a 1x1 map.
     """
     layer, x = call.module, call.x.detach()
     if isinstance(layer, nn.Linear):
@@ -128,7 +129,7 @@ def _columns(call: Call, dy: Tensor, chosen: Chosen) -> list[Tensor]:
 
 
 def _shifted(x: Tensor, start: tuple, stride: tuple, size: Sequence[int]) -> Tensor:
-    """(N, rows, columns) that a tap at `start` sees, one place a response."""
+    """(N, rows, columns): the inputs that a filter's tap at `start` sees, one for each response."""
     rows, columns = (
         slice(a, a + s * (n - 1) + 1, s) for a, s, n in zip(start, stride, size, strict=True)
     )
@@ -141,27 +142,27 @@ def _shifted(x: Tensor, start: tuple, stride: tuple, size: Sequence[int]) -> Ten
 def describe_fisher(gradients: Tensor, chosen: Sequence[Chosen]) -> dict:
     """How far from diagonal F = G^T G / N is, scaled to a unit diagonal.
 
-    Off-diagonal energy is the mean over pairs of parameters of the squared entry, 0 for a diagonal
-    F, 1 where any two gradients are proportional. Squaring an estimate adds its noise, about 1 / N;
-    so samples are halved, even and odd, and the product of the two halves' entries stands for the
-    square: 0 in expectation, hence below 0 at times, where the true entry is. Its standard error
-    is the jackknife's, leaving out a tenth of the samples at a time (up to sqrt(2) too large where
-    all true entries are 0); the choice of parameters has its own, over seeds.
+    Off-diagonal energy is the mean of the squared entry over pairs of parameters: 0 for a diagonal
+    F, 1 if any two gradients are proportional. Squaring an estimate adds its noise, about 1 / N, so
+    samples are split into even and odd ones and the product of the halves' entries stands for the
+    square: where the true entry is 0 it is 0 in expectation, hence negative at times. Its standard
+    error is the jackknife's, leaving out a tenth of the samples at a time (up to sqrt(2) too large
+    if all true entries are 0); that of the choice of parameters is extra, and seen over seeds.
 
     Args:
         gradients: (N, P), see sample_gradients; chosen: whose columns they are.
 
     Returns:
-        samples; parameters, those in use; dead, those without gradient in all samples, and rare,
-        without in one of the halves, both left out; within (a layer), between (layers: the
-        off-diagonal blocks) and bias_weight (bias and weights of one unit, for which the entry is
-        the mean input over its root mean square, as far as inputs and gradients are independent):
-        {energy, error, pairs}; condition, the largest over the smallest eigenvalue with all
-        samples; condition_halves, with either half: larger, as fewer samples spread eigenvalues,
-        to ((1 + r) / (1 - r))^2 with r^2 = P / N for a true condition of 1.
+        samples; parameters, the number in use; dead, those without a gradient in any sample, and
+        rare, those without one in either half alone, both left out; within (a layer), between
+        (layers: the off-diagonal blocks) and bias_weight (bias and weights of one unit, whose entry
+        is the mean input over its root mean square, as far as inputs and gradients are
+        independent): {energy, error, pairs}; condition, the largest over the smallest eigenvalue
+        with all samples; condition_halves, the same with each half: larger, as fewer samples spread
+        eigenvalues, for a true condition of 1 to ((1 + r) / (1 - r))^2 with r^2 = P / N.
 
     Raises:
-        ValueError: where no parameter is in use, or not fewer than half of the samples.
+        ValueError: no parameter is in use, or not fewer than half as many as there are samples.
     """
     alive = torch.stack([(half != 0).any(0) for half in (gradients[::2], gradients[1::2])])
     used = alive.all(0)
@@ -219,7 +220,7 @@ def _energies(grams: Tensor, masks: dict[str, Tensor]) -> dict[str, dict]:
 
 
 def _jackknife(values: Sequence[float]) -> float:
-    """The standard error of an estimate, from those that leave out one group each."""
+    """The standard error of an estimate, from the estimates that leave out one group each."""
     n = len(values)
     mean = sum(values) / n
     return math.sqrt((n - 1) / n * sum((v - mean) ** 2 for v in values))
@@ -242,7 +243,7 @@ def condition(f: Tensor) -> float:
 
 @torch.no_grad()
 def response_statistics(net: nn.Module, x: Tensor, *, batch: int = 256) -> list[dict]:
-    """Of each layer with a rectifier f, over images and positions, eval mode: how centred f(y) is.
+    """How centred f(y) is for each layer with a rectifier f, over images and positions, eval mode.
 
     Args:
         x: (N, C, H, W) or (N, C), on the net's device.
@@ -251,7 +252,8 @@ def response_statistics(net: nn.Module, x: Tensor, *, batch: int = 256) -> list[
         A row per layer: name; units, channels or fc units; channel_mean, the root mean square over
         channels of a channel's mean f(y), over the root mean square of f(y): 0 for a layer whose
         channels are centred, 1 where each is constant; mean, the plain mean over the same; silent,
-        the share of units with y <= 0 for all images and positions. Without any response nan.
+        the share of units with y <= 0 for all images and positions. Both means are nan if all f(y)
+        are 0.
     """
     tallies: dict[str, list[tuple]] = {}
     for some in x.to(next(net.parameters()).dtype).split(batch):
@@ -263,7 +265,7 @@ def response_statistics(net: nn.Module, x: Tensor, *, batch: int = 256) -> list[
 
 
 def _tally(call: Call) -> tuple[Tensor, ...]:
-    """Sum and sum of squares of f(y) by channel, their number, whether y ever was positive."""
+    """By channel: f(y)'s sum, sum of squares and count, and whether y was ever positive."""
     y, f = (t.transpose(0, 1).flatten(1) for t in (call.x, call.y))  # (C, the rest)
     wide = f.double()
     return wide.sum(1), wide.square().sum(1), torch.full((len(f),), f.shape[1]), y.amax(1) > 0

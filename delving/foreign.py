@@ -1,6 +1,6 @@
-"""Text that may come from a stranger: read in bounds, and refused where it is no plain YAML.
+"""Text that may come from a stranger: read within bounds, and refused unless it is plain YAML.
 
-A run folder is passed on, so its config.yaml is not to be trusted. It is looked at as a stream of
+Run folders are passed on, so a config.yaml is not to be trusted: it is checked as a stream of
 events before any object is made of it.
 """
 
@@ -18,7 +18,7 @@ LONGEST = 4096  # characters of a value, or of a word that is parsed
 def read_text(path: Path) -> str:
     """A file of at most 64 KB as text; ValueError names the file and what is wrong with it."""
     try:
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # reading a pipe would block
             raise ValueError(f"{path}: there is no such file")
         with path.open("rb") as file:
             data = file.read(BYTES + 1)
@@ -39,7 +39,7 @@ def root_of(path: Path, scale: str) -> str:
 
 
 def check_nesting(text: str) -> None:
-    """ValueError for brackets nested so deep, or a text so long, that a parser loses itself."""
+    """Raises ValueError if brackets are nested too deep, or a text is too long, for a parser."""
     depth = deepest = 0
     for sign in text[:LONGEST]:
         depth += (sign in "[{(") - (sign in "]})")
@@ -76,7 +76,7 @@ def _counted(events: Iterator[yaml.Event]) -> Iterator[yaml.Event]:
 def _check_stream(events: Iterator[yaml.Event]) -> None:
     next(events)  # the stream's start
     if isinstance(next(events), yaml.StreamEndEvent):
-        return  # empty; what it lacks is told elsewhere
+        return  # empty; from_yaml says what it lacks
     root = next(events)
     if not isinstance(root, yaml.MappingStartEvent):
         raise _refusal(root, "keys and values belong here")

@@ -1,8 +1,8 @@
-"""The operator behind the rectifiers: it adds a layer's bias and rectifies, and its backward gives
-the gradients of response, bias and slope at once.
+"""The operator behind the rectifiers: it adds a layer's bias and rectifies; its backward gives the
+gradients of response, bias and slope together.
 
-It keeps its output alone, which the next layer keeps anyway, so that a PReLU net needs no more
-memory than a ReLU net; what else is needed is read from it.
+Of the responses it saves only its output, which the next layer saves anyway, so a PReLU net needs
+no more memory than a ReLU net; the backward recovers the rest from that output.
 
 ours: where a slope is negative, f(y) > 0 on both sides of 0, and the last bit of f(y) tells the
 side, so that f(y) may be off by one unit in its last place there.
@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from delving.kernels import KERNELS, native
 
-# In half precision's range of exponents a response of 1 times 2^-10 still has its digits.
+# In float16's range of exponents, 2^-10 times a response of 1 still has all its digits.
 REACH = {torch.float16: 2.0**-10}
 USUAL_REACH = 2.0**-60
 INTEGERS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16}
@@ -29,12 +29,12 @@ INTEGERS[torch.float16] = torch.int16
 
 
 def by_channel(values: Tensor, like: Tensor) -> Tensor:
-    """(C,) or (1,) so that it goes along the channels of `like`."""
+    """(C,) or (1,), reshaped to broadcast along the channels of `like`."""
     return values.view(1, -1, *[1] * (like.dim() - 2))
 
 
 def reach(slope: Tensor, learned: bool, kind: torch.dtype) -> Tensor:
-    """The slopes that are computed with, where responses are of this type."""
+    """The slopes to compute with for responses of type `kind`: learned ones keep off 0."""
     if not learned:
         return slope
     least = REACH.get(kind, USUAL_REACH)
@@ -48,15 +48,16 @@ def rectify_plain(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) 
     a = by_channel(reach(slope, learned, x.dtype), x)
     f = torch.where(z > 0, z, a * z)
     y = f.to(x.dtype)
-    if x.device.type == "cpu" and not (a < 0).any():  # a GPU would be waited for
+    if x.device.type == "cpu" and not (a < 0).any():  # on a GPU .any() would wait
         return y
     bits = y.view(INTEGERS[y.dtype])
     return torch.where(a < 0, _marked(f, y, z > 0), bits).view(y.dtype)
 
 
 def _marked(f: Tensor, y: Tensor, above: Tensor) -> Tensor:
-    """The bits of f in y's type, rounded to the nearest whose last one tells the side of 0; y is f
-    rounded to any. Of two as near, that whose last bit but one is 1: as often up as down."""
+    """The bits of f in y's type, rounded to the nearest value whose last bit tells the side of 0; y
+    is f rounded without that condition. Of two values equally near, the one whose last bit but one
+    is 1 is taken, so that ties go up as often as down."""
     bits = y.view(INTEGERS[y.dtype])
     if bits.dtype != torch.int16:  # one part in 2^24 is not worth the work
         return (bits & ~1) | above
@@ -67,7 +68,7 @@ def _marked(f: Tensor, y: Tensor, above: Tensor) -> Tensor:
 def rectify_backward_plain(
     grad: Tensor, out: Tensor, slope: Tensor, learned: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x (as `out`), and by channel (C,), typed as slopes, of bias and slope."""
+    """The gradients of x, typed as `out`, and of bias and slope: (C,) each, in the slope's type."""
     a = by_channel(reach(slope, learned, out.dtype), out)
     positive = torch.where(a < 0, (out.view(INTEGERS[out.dtype]) & 1) > 0, out > 0)
     wide, y = grad.to(slope.dtype), out.to(slope.dtype)
@@ -78,7 +79,7 @@ def rectify_backward_plain(
 
 
 def _dense(x: Tensor) -> Tensor:
-    """x where it has no gaps, in one of the layouts that nets use; else its copy."""
+    """x itself if it is dense in a layout that nets use, else a contiguous copy."""
     if x.is_contiguous() or native.channels_innermost(x):
         return x
     return x.contiguous()
@@ -88,9 +89,9 @@ PLAIN = SimpleNamespace(rectify=rectify_plain, rectify_backward=rectify_backward
 
 
 def _pick(kernels, x: Tensor, slope: Tensor, bias: Tensor | None = None):
-    """The kernels where they do for these, else the plain forms. Kernels read parameters in fp32,
-    one after the other, one bias a channel and as many slopes or one, without asking whether they
-    are such."""
+    """The kernels if they can take these tensors, else the plain forms. Kernels assume, unchecked,
+    that parameters are fp32 and contiguous: one bias a channel, and one slope a channel or a single
+    one."""
     if not kernels or not kernels.knows(x):
         return PLAIN
     channels = x.shape[1]
@@ -167,7 +168,7 @@ def _backward(ctx, grad: Tensor) -> tuple:
 
 
 def _register() -> None:
-    """The operator as torch.compile sees it, `torch.ops.delving.rectify`."""
+    """Registers the operator for torch.compile, as `torch.ops.delving.rectify`."""
     library = torch.library
     library.define(
         "delving::rectify", "(Tensor x, Tensor? bias, Tensor slope, bool learned) -> Tensor"
@@ -198,8 +199,8 @@ def rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Ten
 
 
 class _Pooled(torch.autograd.Function):
-    """The operator with the max pooling after it: what is rectified is never written, and of each
-    window one number is kept."""
+    """The operator fused with the max pooling after it: the rectified map is never written, and
+    only each window's maximum and its place are kept."""
 
     @staticmethod
     def forward(ctx, x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool, side: int):
@@ -209,7 +210,7 @@ class _Pooled(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # where a gradient's gradient is wanted, it says so
+    @once_differentiable  # raises if a gradient's gradient is wanted
     def backward(ctx, grad: Tensor) -> tuple:
         out, slope, chosen = ctx.saved_tensors
         grad = _lying_as(out, grad)
@@ -220,8 +221,8 @@ class _Pooled(torch.autograd.Function):
 
 
 def rectify_pool(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool, side: int) -> Tensor:
-    """Max pooling of `rectify`'s result by windows of side x side that do not overlap; what they
-    leave of the map is dropped: (N, C, H, W) to (N, C, H // side, W // side)."""
+    """Max pooling of `rectify`'s result over windows of side x side that do not overlap: (N, C, H,
+    W) to (N, C, H // side, W // side). What is left at the map's edge is dropped."""
     kernels = KERNELS.get(x.device.type)
     fused = hasattr(kernels, "rectify_pool") and not torch.compiler.is_compiling()
     if fused and min(x.shape[2:]) >= side and _pick(kernels, x, slope, bias) is kernels:

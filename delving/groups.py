@@ -41,8 +41,8 @@ def describe(group: str, name: str) -> str:
 
 
 def _check_file(group: str, name: str) -> None:
-    """Refuses what Hydra would take, or tell in words of its own: the name of another file, by
-    which it is not found again, and a family that no scale knows."""
+    """Refuses what Hydra would accept, or report in words of its own: a name that is not the
+    file's, under which it would not be found again, and a family that no scale knows."""
     path = CONF / group / f"{name}.yaml"
     for key, known in (("name", (name,)), ("family", FAMILIES)):
         said = re.search(rf"^{key}: *[\"']?([^\"'#\n]*?)[\"']? *(#.*)?$", _read(path), re.M)
@@ -52,7 +52,7 @@ def _check_file(group: str, name: str) -> None:
 
 
 def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace")  # what is wrong composing tells
+    return path.read_text(encoding="utf-8", errors="replace")  # composing reports what is wrong
 
 
 def choose(group: str, value: str) -> list[str]:

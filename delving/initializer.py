@@ -1,6 +1,6 @@
 """The initialisers of section 2.2: zero-mean Gaussians whose std keeps the signal's variance.
 
-Eq. 10 keeps the responses', Eq. 14 the gradients'; Eq. 15 adds the factor 1 + a^2 for a rectifier
+Eq. 10 does so for responses, Eq. 14 for gradients; Eq. 15 adds the factor 1 + a^2 for a rectifier
 with slope a. Xavier is their a = 1 case. Biases start at 0, slopes at their rectifier's value.
 """
 
@@ -43,7 +43,7 @@ INITIALIZERS: dict[str, Callable[[int, int, float], float]] = {
 }
 
 
-# What keeps the softmax from overflowing on input of about +-128: three ways, one per comparison.
+# Three ways to keep the softmax from overflowing on input of about +-128; a comparison uses one.
 # paper: 2.2 names all three.
 # assumed: the He and the Xavier arm of a comparison tame the input by the same one of the three.
 
@@ -59,18 +59,18 @@ def layer_stds(
     """The std of each weight layer, first to last.
 
     Args:
-        layers: the nn.Conv2d and nn.Linear of a net in order.
+        layers: a net's nn.Conv2d and nn.Linear modules, in order.
         rule: one of INITIALIZERS or gaussian(std).
         slope: the rectifier's a at the start (0 for ReLU).
         range: `raw` (the fc layers 0.01, ..., 0.001), `scaled` (every weight times
             (1/128)^(1/L)) or `normalised` (input of unit variance, the rule everywhere).
-        classifier: times the last layer's std, whatever the range makes it.
+        classifier: a factor on the last layer's std, whatever the range makes that.
             ours: below the paper scale the classifier's std is a tenth of the rule's, as the
             paper's 0.001 is of 0.01. Deep ReLU nets then leave ln(classes) several times sooner:
             large first logits are unlearned by making all features small.
 
     Raises:
-        ValueError: for another range.
+        ValueError: an unknown range.
     """
     if range not in RANGES:
         raise ValueError(f"init.range={range!r}: choose from {', '.join(RANGES)}")
@@ -97,17 +97,17 @@ def initialize(
     seed: int,
     drawn: dict[tuple, Tensor] | None = None,
 ) -> None:
-    """Draws every parameter of `net`, in place; `stds` gives its weight layers' (see layer_stds).
+    """Sets every parameter of `net` in place; `stds` gives its weight layers' (see layer_stds).
 
-    The normal draws of a layer depend on the seed and its name alone: two initialisers of the same
-    net differ by a factor per layer and nothing else, and layers of equal shape in two nets agree.
-    So where they are kept in `drawn`, on the net's device, another initialiser finds them there.
+    A layer's normal draws depend only on the seed and the layer's name: two initialisers of the
+    same net differ only by a factor per layer, and layers of equal name and shape in two nets
+    agree. Kept in `drawn`, on the net's device, the draws can be used by another initialiser.
     """
     named = [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     with torch.no_grad():
         for (name, layer), std in zip(named, stds([m for _, m in named]), strict=True):
             layer.weight.copy_(_normal(seed, name, layer.weight, drawn)).mul_(std)
-            if layer.bias is not None:  # a rectifier may have a layer of its own
+            if layer.bias is not None:  # a rectifier's own layer may have none
                 layer.bias.zero_()
     for module in net.modules():
         if hasattr(module, "reset_parameters") and not isinstance(module, nn.Conv2d | nn.Linear):
@@ -123,6 +123,6 @@ def _normal(seed: int, name: str, weight: Tensor, drawn: dict[tuple, Tensor] | N
 
 
 def key_of(seed: object, what: object) -> int:
-    """A generator's key that follows from how the two are written: 63 bits, of which a CPU's takes
+    """A generator's key, derived from the text of the two: 63 bits, of which a CPU generator uses
     32."""
     return int.from_bytes(hashlib.sha256(f"{seed} {what}".encode()).digest()[:8], "big") >> 1

@@ -1,8 +1,8 @@
-"""The only statistics: paired differences over seeds, intervals, equivalence, rule -> verdict.
+"""The statistics of all verdicts: paired differences over seeds, intervals, equivalence, rules.
 
-What is counted is trained nets: one difference per seed, of two nets that differ in the claim
-alone. The images of one test set tell how sure two given nets are apart, never how the next two
-would turn out: what they show is appended to the evidence and decides nothing.
+The unit counted is the trained net: one difference per seed, between two nets that differ only in
+what is claimed. The images of one test set show how surely two given nets differ, never how the
+next two would turn out: what they show is appended to the evidence and decides nothing.
 """
 
 import math
@@ -11,14 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy  # loads its parts at their first use
+import scipy  # loads its submodules at their first use
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not_reproduced", "inconclusive"
-ENOUGH = 3  # trained pairs for an interval of their own; of two, t is 12.7 and tells nothing
-# Beyond this many seed deviations a single pair speaks, and the mean of two beyond 1 / sqrt(2) of
-# it. Two nets differ by sqrt(2) of one net's deviation, so 3 are 2.1 of theirs: wrong to one side
-# in 1.7 %, in 2.5 % where the deviation is itself from 5 + 3 + 3 + 5 + 3 + 3 nets, as Table 2's at
-# scale cpu (16 degrees of freedom), and in over 5 % below 5 degrees.
+ENOUGH = 3  # trained pairs for an interval of their own; for two, t is 12.7 and tells nothing
+# A single pair decides beyond this many seed deviations, the mean of two beyond 1 / sqrt(2) of
+# that. A difference's deviation is sqrt(2) of one net's, so 3 of a net's are 2.1 of a difference's:
+# wrong to one side in 1.7 %, in 2.5 % if the deviation is itself estimated from 5 + 3 + 3 + 5 + 3 +
+# 3 nets, as Table 2's at scale cpu (16 degrees of freedom), and in over 5 % below 5 degrees.
 NOISES = 3
 DRAWS = 5000  # of the bootstrap
 
@@ -42,10 +42,10 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """The mean with Student's two-sided t interval; without width where all values are equal.
+    """The mean with Student's two-sided t interval, which has no width if all values are equal.
 
     Raises:
-        ValueError: below 2 values, or where one is not finite.
+        ValueError: fewer than 2 values, or one that is not finite.
     """
     values = finite("values", values)
     if len(values) < 2:
@@ -57,13 +57,13 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def of_log_normal(bits: Sequence[float], layers: int) -> list[float]:
-    """Numbers whose mean is that of logarithms to base 2 and ln(2) / 2 of the variance that they
-    have in all `layers` together: by how many bits a layer changes the mean, where logarithms of a
-    second moment scatter normally.
+    """The bits with a correction, after which their mean tells by how many bits a layer changes the
+    second moment's arithmetic mean, if the moment is log-normal over draws: their own mean plus
+    ln(2) / 2 of the variance of the total over `layers`, per layer.
 
     Args:
-        bits: of each draw, per layer, two at least. Each is given its own part of that variance, so
-            that an interval of the mean counts what is not known of it.
+        bits: per layer, one number of each draw, at least two. Each gets its own part of that
+            variance, so that an interval of the mean includes the variance's uncertainty.
     """
     mean, n = sum(bits) / len(bits), len(bits)
     share = math.log(2) / 2 * layers * n / (n - 1)
@@ -81,12 +81,12 @@ def judge_better(
 ) -> Finding:
     """Is there an effect in the claimed direction, in which differences are positive?
 
-    Reproduced if the 95 % interval lies above 0, also where the effect is smaller than `delta`;
-    not reproduced if it lies below `delta`, the smallest effect that counts. One pair or two
-    speak only by `noise`, one net's `pooled_deviation`. Errors: see `seen_interval`.
+    Reproduced if the 95 % interval lies above 0, even if the effect is smaller than `delta`; not
+    reproduced if it lies below `delta`, the smallest effect that counts, or, for one or two pairs,
+    below 0. Those are judged by `noise`, one net's `pooled_deviation`. Errors: see `seen_interval`.
 
     Args:
-        what: the values' name in the evidence, where they are of single nets and no differences.
+        what: the evidence's name for the values, if they are single nets' and not differences.
     """
     seen = seen_interval(differences, delta=delta, noise=noise)
     least = delta if seen.n >= ENOUGH else 0.0
@@ -111,8 +111,8 @@ def judge_alike(
 ) -> Finding:
     """Is the difference smaller than `delta`, either way? "Not significant" would not show that.
 
-    Reproduced if the 90 % interval lies inside of +-`delta` (two one-sided tests of 5 % each),
-    not reproduced if the 95 % interval lies outside; one pair or two can only refute.
+    Reproduced if the 90 % interval lies within +-`delta` (two one-sided tests of 5 % each), not
+    reproduced if the 95 % interval lies outside it; one or two pairs can only refute.
     """
     seen = seen_interval(differences, delta=delta, noise=noise, level=0.9)
     wide = seen_interval(differences, delta=delta, noise=noise)
@@ -130,10 +130,10 @@ def judge_alike(
 def judge_no_larger(
     differences: Sequence[float], *, delta: float, unit: str = "points", noise: float | None = None
 ) -> Finding:
-    """Is something no larger than something else, but for `delta`? Non-inferiority.
+    """Is one thing no larger than another, by a margin of `delta`? Non-inferiority.
 
     Differences say how much smaller it is (positive = smaller). Reproduced if the 95 % interval
-    lies above -`delta`, not reproduced if below it; that of one pair or two is by `noise`.
+    lies above -`delta`, not reproduced if below it; for one or two pairs it comes from `noise`.
     """
     seen = seen_interval(differences, delta=delta, noise=noise)
     verdict, where = INCONCLUSIVE, "contains"
@@ -147,11 +147,11 @@ def judge_no_larger(
 def seen_interval(
     differences: Sequence[float], *, delta: float, noise: float | None, level: float = 0.95
 ) -> Interval:
-    """What a rule looks at: t over three pairs or more, +-3 noise / sqrt(n) around the mean of one
-    or two; no limits where noise is not known.
+    """The interval that a rule looks at: Student's t over three or more pairs; for one or two, the
+    mean +-3 noise / sqrt(n), without limits if the noise is not known.
 
     Raises:
-        ValueError: where a difference, `delta` or `noise` is not finite, or the latter negative.
+        ValueError: a difference, `delta` or `noise` is not finite, or one of the latter negative.
     """
     values = finite("differences", differences)
     if min(finite("delta and noise", [delta, noise or 0.0])) < 0:
@@ -187,11 +187,11 @@ def tell(
 
 
 def all_of(findings: Mapping[str, Finding]) -> Finding:
-    """A claim of several parts: reproduced if each is, not reproduced if any is not.
+    """A claim of several parts: reproduced if every part is, not reproduced if any part is not.
 
-    No correction: a claim with a false part passes no more often than that part alone would; one
-    whose parts all hold is refuted by chance the more often the more parts it has. The evidence
-    begins with the parts that decide.
+    No correction for the number of parts: a claim with a false part passes no more often than that
+    part alone would, but one whose parts all hold is refuted by chance more often the more parts it
+    has. The evidence begins with the parts that decide.
     """
     verdicts = {finding.verdict for finding in findings.values()}
     ranked = (NOT_REPRODUCED, INCONCLUSIVE, REPRODUCED)
@@ -202,14 +202,14 @@ def all_of(findings: Mapping[str, Finding]) -> Finding:
 
 
 def settled(holds: bool, told: str) -> Finding:
-    """Of what needs no statistics."""
+    """A finding that needs no statistics."""
     return Finding(REPRODUCED if holds else NOT_REPRODUCED, told)
 
 
 def unless_stalled(finding: Finding, statuses: Mapping[str, str]) -> Finding:
-    """The finding where all runs (name: status) converged; else inconclusive, naming the others.
+    """The finding if all runs (name: status) converged; else inconclusive, naming the others.
 
-    A net at chance says nothing on accuracy: `unless_stalled(judge_better(...), statuses)`.
+    A net at chance says nothing about accuracy: `unless_stalled(judge_better(...), statuses)`.
     """
     others = [f"{run} {status}" for run, status in statuses.items() if status != "converged"]
     if not others:
@@ -231,7 +231,7 @@ def pooled_deviation(groups: Iterable[Sequence[float]]) -> float | None:
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
-    """Spearman's, 1 where y rises with x. ValueError where one has no two different values."""
+    """Spearman's, 1 if y rises with x. ValueError if either has no two different values."""
     x, y = finite("x", x), finite("y", y)
     if min(len(set(x)), len(set(y))) < 2:
         raise ValueError(f"ranks need at least two different values, not x = {x}, y = {y}")
@@ -243,7 +243,7 @@ def compare_images(
 ) -> str:
     """How far net A is ahead of B, in points of error over the same images (positive: A errs less).
 
-    Hits say per image whether the net was right. ValueError unless both are of the same images.
+    Hits say per image whether the net was right. ValueError unless both count as many images.
     """
     a, b = np.asarray(hits_a, dtype=bool), np.asarray(hits_b, dtype=bool)
     if a.shape != b.shape or a.size == 0:
@@ -259,7 +259,7 @@ def compare_images(
 def bootstrap_points(won: int, lost: int, *, images: int, seed: int) -> list[float]:
     """95 % limits, in points, of the difference when the images are drawn anew, in pairs.
 
-    Drawing images is drawing the counts of three sorts (won, lost, neither): one multinomial.
+    Drawing images amounts to drawing the counts of three sorts (won, lost, neither): a multinomial.
     """
     shares = np.array([won, lost, images - won - lost]) / images
     counts = np.random.Generator(np.random.Philox(seed)).multinomial(images, shares, size=DRAWS)
@@ -268,7 +268,7 @@ def bootstrap_points(won: int, lost: int, *, images: int, seed: int) -> list[flo
 
 
 def mcnemar(won: int, lost: int) -> float:
-    """Exact two-sided p (McNemar, 1947): images on which one net alone is right fall 1 : 1."""
+    """Exact two-sided p (McNemar, 1947): by chance, images only one net gets right split 1 : 1."""
     return float(scipy.stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
@@ -286,5 +286,5 @@ def amount(value: float, unit: str) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant places, so that a text is the same on any machine; no -0, no dust."""
+    """Three significant digits, so that texts agree on all machines; no -0, no rounding residue."""
     return f"{float(f'{round(value, 12):.3g}') + 0.0:g}"

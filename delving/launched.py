@@ -1,5 +1,5 @@
-"""This process among others of the same program: how they are started, and whether it is one of
-several of a run."""
+"""This process among others of the same program: how to start them, and whether it is one of
+several that share a run."""
 
 import os
 import sys
@@ -7,13 +7,13 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-RANK, SIZE = "RANK", "WORLD_SIZE"  # as torchrun and SLURM jobs of ours set them
+RANK, SIZE = "RANK", "WORLD_SIZE"  # as torchrun and our SLURM jobs set them
 PACKAGE = Path(__file__).parent.parent
 
 
 def child(module: str, *words: str, **variables: str) -> dict[str, Any]:
-    """The arguments by which `subprocess` runs a module of this very package, wherever that lies,
-    and imports nothing of the working directory, which is the user's."""
+    """The arguments with which `subprocess` runs a module of this very package, wherever that lies,
+    and imports nothing from the working directory, which is the user's."""
     environment = os.environ | variables
     if str(PACKAGE) not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
         before = environment.get("PYTHONPATH")

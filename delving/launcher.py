@@ -1,4 +1,4 @@
-"""Where `delving train` has its runs trained: `launcher=local`, or `slurm` with its settings."""
+"""Where `delving train` trains its runs: `launcher=local`, or `slurm` with its settings."""
 
 import dataclasses
 import math
@@ -18,30 +18,30 @@ WORD = ("one line, not empty", lambda v: v != "" and v.isprintable())
 
 @dataclass(frozen=True)
 class Slurm:
-    """What each job asks the cluster for: words `slurm.<field>=value`. No part of a run."""
+    """What each job asks the cluster for, by words `slurm.<field>=value`. Not part of a run."""
 
     partition: str | None = knob(None, WORD)  # None: the cluster's own default
     account: str | None = knob(None, WORD)  # who pays; None: your default
     constraint: str | None = knob(None, WORD)  # features of a node, as in sbatch: "a100|h100"
     minutes: int = knob(1440, integer(1, 525_600))  # wall time; a job that reaches it is requeued
     nodes: int = knob(1, integer(1, 1024))
-    gpus: int = knob(1, integer(0, 64))  # of a node, each a task, a rank of the run; 0: one on CPUs
-    cpus: int = knob(8, integer(1, 1024))  # cores of a task
+    gpus: int = knob(1, integer(0, 64))  # a node; each is a task, a rank of the run; 0: one on CPUs
+    cpus: int = knob(8, integer(1, 1024))  # cores a task
     memory_gb: float | None = knob(None, number(0, 100_000, above=True))  # a node; None: 16 a task
     parallel: int = knob(32, integer(1, 1000))  # jobs of a sweep that run at the same time
 
     @property
     def tasks(self) -> int:
-        """Of a node."""
+        """Tasks a node."""
         return max(1, self.gpus)
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], Slurm | None]:
-    """The words on runs, and what `launcher=slurm slurm.key=value` among them asks for; None for
+    """The words on runs, and the settings that `launcher=slurm slurm.key=value` asks for; None for
     `launcher=local`.
 
     Raises:
-        ValueError: an unknown launcher, or a key or value that cannot be.
+        ValueError: an unknown launcher or key, or an impossible value.
     """
     launcher, settings, rest = "local", [], []
     for word in words:
@@ -62,7 +62,7 @@ def split_words(words: Sequence[str]) -> tuple[list[str], Slurm | None]:
 
 
 def read_settings(words: Sequence[str]) -> Slurm:
-    """The settings in words `slurm.key=value`; ValueError for a key or value that cannot be."""
+    """The settings in words `slurm.key=value`; ValueError for an unknown key or a wrong value."""
     known = {f"slurm.{f.name}": f for f in dataclasses.fields(Slurm)}
     found = {}
     for word in words:

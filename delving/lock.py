@@ -1,8 +1,8 @@
 """One process at a time works in a folder; what a dead one left holds nobody up.
 
-The lock is the system's own on the file `lock`, which ends with its process, however that ends. Not
-every shared disk tells other machines of it, hence the file's time of writing as a sign of life,
-and a key in it: of two that took it at once the later one's stays.
+The lock is the system's own, on the file `lock`; it ends with its process, however that ends. Not
+every shared disk tells other machines of it, so the file's modification time is a sign of life, and
+a key in the file decides between two that took it at once: the later one's stays.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from delving.record import FULL, DiskFullError, disk_full, remove_leftovers
 
 BEAT = 5.0  # seconds between two signs of life
 TRIES = 100  # at a folder that others make and remove meanwhile
-NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # one would have us write elsewhere
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # a link would make us write elsewhere
 UNKNOWN_HERE = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -34,8 +34,8 @@ class HeldError(ValueError):
 
 @contextmanager
 def holding(folder: Path, beat: float = BEAT) -> Iterator[None]:
-    """Holds a folder, which is made where it is not there and removed where it stays empty. Not to
-    be used twice at a time on one folder by one process, which the system's lock does not keep out.
+    """Holds a folder, which is made if missing and removed if it stays empty. A process must not
+    hold the same folder twice at a time, which the system's lock does not prevent.
 
     Raises:
         HeldError: another process holds it; names its pid, host and since when.
@@ -64,9 +64,9 @@ def holding(folder: Path, beat: float = BEAT) -> Iterator[None]:
 
 
 def clear_up(folder: Path) -> None:
-    """Removes the lock, and files not finished, of a process that died once all was done there,
-    which no other command would take up. Left as they are where somebody works there, or nothing
-    may be written."""
+    """Removes the lock and the unfinished files of a process that died when all was done there, so
+    that no later command would take it up. Leaves them if somebody works there, or if nothing may
+    be written."""
     if (folder / "lock").exists():
         with contextlib.suppress(HeldError, OSError), holding(folder):
             remove_leftovers(folder)
@@ -82,8 +82,8 @@ def _remove_empty(folders: list[Path]) -> None:
 def holding_when_free(
     folder: Path, tell: Callable[[str], None], pause: float = 0.5
 ) -> Iterator[None]:
-    """The same, once no other process holds it, of which it tells; looked at every `pause`
-    seconds."""
+    """Like `holding`, but waits until no other process holds the folder, which it `tell`s once; it
+    looks every `pause` seconds."""
     told = False
     with contextlib.ExitStack() as held:
         while True:
@@ -108,7 +108,7 @@ def _take(path: Path, beat: float) -> tuple[int, str]:
             # Whoever held it may have removed the file that we have just opened.
             if _is_at(handle, path):
                 key = key or _sign(handle, path)
-                if rivals:  # who have waited as long, and sign it now as well
+                if rivals:  # they have waited as long, and sign it now as well
                     time.sleep(beat / 2)
                 if other := _taken_over(handle, key):
                     raise _held(path, other)
@@ -120,9 +120,9 @@ def _take(path: Path, beat: float) -> tuple[int, str]:
 
 
 def _open(path: Path) -> tuple[int, str]:
-    """The file, made with its folder where either is not there, and the key it was made with, if
-    it was. Who holds it may remove both between any two calls of ours, which then fail; a cause
-    that lasts is raised at last."""
+    """The open file and, if it was made here, the key it was made with, else ""; a missing folder
+    is made too. The holder may remove both between any two calls of ours, which then fail; only a
+    cause that lasts is raised."""
     for _ in range(TRIES - 1):
         with contextlib.suppress(FileNotFoundError, FileExistsError):
             return _open_once(path)
@@ -146,7 +146,7 @@ def _open_once(path: Path) -> tuple[int, str]:
             raise
     finally:
         beside.unlink(missing_ok=True)
-    return os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o644), ""  # a disk without links
+    return os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o644), ""  # a disk without hard links
 
 
 def _is_at(handle: int, path: Path) -> bool:
@@ -157,8 +157,8 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 def _lock(handle: int, path: Path) -> bool:
-    """Takes the system's lock; False where this disk has none. A record lock, since one of flock
-    would live on in loader processes after a kill of their parent."""
+    """Takes the system's lock; False if this disk has none. A record lock, since flock's would live
+    on in loader processes after their parent was killed."""
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -171,15 +171,15 @@ def _lock(handle: int, path: Path) -> bool:
 
 
 def _check_signs_of_life(handle: int, path: Path, beat: float, known: bool) -> bool:
-    """Waits for a sign of life of an owner of whom the system's lock says nothing here; whether
-    others may have waited too, of whom it says nothing either."""
+    """Waits for a sign of life from an owner whom the system's lock does not show here; returns
+    whether others, whom it does not show either, may have waited too."""
     owner, here = _read_owner(handle), socket.gethostname()
     if not owner or (owner["host"] == here and (known or owner["pid"] == os.getpid())):
         return False
     if owner["host"] == here and not lives(owner["pid"]):
         return True
     before = os.fstat(handle).st_mtime_ns
-    for _ in range(12):  # the time that other machines' disks take to tell
+    for _ in range(12):  # as long as a sign takes to show on other machines
         time.sleep(beat / 4)
         if not path.exists():
             return True
@@ -189,7 +189,7 @@ def _check_signs_of_life(handle: int, path: Path, beat: float, known: bool) -> b
 
 
 def _read_owner(handle: int) -> dict | None:
-    """{pid, host, since, key} as signed; None of a file that is empty or was tampered with."""
+    """{pid, host, since, key} as signed; None if the file is empty or was tampered with."""
     with contextlib.suppress(ValueError, RecursionError):
         owner = json.loads(os.pread(handle, 4096, 0))
         kinds = {"pid": int, "host": str, "since": str}
@@ -199,8 +199,8 @@ def _read_owner(handle: int) -> dict | None:
 
 
 def _taken_over(handle: int, key: str) -> dict | None:
-    """Who has signed our file since, if anyone. It is read by its own handle: to close another of
-    the same file would end the system's lock."""
+    """Who has signed our file since, if anyone. It is read through the handle that we hold: closing
+    another one of the same file would end the system's lock."""
     with contextlib.suppress(OSError):
         owner = _read_owner(handle)
         return owner if owner and owner.get("key") != key else None
@@ -228,8 +228,8 @@ def _held(path: Path, owner: dict | None) -> HeldError:
 
 
 def _show_life(handle: int, path: Path, over: threading.Event, beat: float, key: str) -> None:
-    """Until it is over, or another has taken the folder from this process, which was suspended or
-    cut off for some beats: it ends then, so that not both of them write."""
+    """Shows signs of life until `over`. If another process has taken the folder, because this one
+    was suspended or cut off for some beats, ends this one, so that not both of them write."""
     while not over.wait(beat):
         if other := _taken_over(handle, key):
             told = f"{_held(path, other)}, and took it from this one, which showed no sign of life"
