@@ -23,7 +23,7 @@ def tell_plan(
     there = sum(plan.finished(run) for run in plan.runs)
     say.say(f"{headline(plan)} Scale {plan.scale}; the paper's own: scale=paper data.root=...")
     artefacts = f"{count(len(plan.requests), 'artefact')} of " if plan.requests else ""
-    lack = "to train" if tasks or not plan.missing() else "not there"  # from records
+    lack = "to train" if tasks or not plan.missing() else "not there"  # drawn from records
     say.say(f"{artefacts}{count(len(plan.runs), 'run')}: {there} there, {len(plan.missing())} "
             f"{lack}, {len(plan.refused)} refused.")  # fmt: skip
     for why in dict.fromkeys(plan.refused.values()):
@@ -52,7 +52,7 @@ def tell_outcome(
     rows: Iterable[Mapping],
     say: Overview,
 ) -> None:
-    """Says in short the ledger of claims, time planned and used, what failed and what is left."""
+    """Says the ledger of claims in short, time planned and used, what failed and what is left."""
     words = verdict_words(plan.scale)
     say.say(f"\n{verdict_heading(plan.scale)}")
     for row in rows:

@@ -179,8 +179,8 @@ class Asked:
     Attributes:
         arms: finished runs by arm, in the order of their seeds; an arm may lack some, or all.
         settings: of the artefact's own measurement.
-        measured: what was measured, for this artefact and those it needs, by the names of the runs
-            measured together; no names for nets that are not trained: see measured.py.
+        measured: what was measured, by artefact (this one and those it needs), then by the names of
+            the runs measured together, () for untrained nets: see measured.py.
         small: Table 2's finished runs by arm, several seeds each: their spread is the noise.
         root: outputs/<scale>, or the committed record of it.
         overrides: what else was asked for on the command line, for measurements.

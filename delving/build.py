@@ -1,4 +1,4 @@
-"""Builds a configuration's net, with initial or saved weights, and lists what it deviates in."""
+"""Builds a configuration's net with initial or saved weights; lists how it deviates."""
 
 import contextlib
 import os
@@ -95,7 +95,7 @@ def check_layers(layers: Sequence[Layer]) -> None:
 
 
 def check_size(net: Net, times: float) -> None:
-    """Refuses a net whose parameters exceed this machine's memory times `times`.
+    """Refuses a net whose parameters take more than `times` times this machine's memory.
 
     Raises:
         ValueError: with the figures.
@@ -185,7 +185,8 @@ def allocate(net: Net, config: Config, device: torch.device) -> Net:
 
 
 def _give_storage(net: Net, device: torch.device, number: torch.dtype) -> None:
-    """Not by Module.to_empty, which loads torch's compiler: that takes half a second."""
+    """Allocates parameters and buffers. Module.to_empty would load torch's compiler, which takes
+    half a second."""
     _check_room(net, device)
     seen: set[int] = set()
     for place, module in net.named_modules():

@@ -279,7 +279,8 @@ def main() -> None:
 
 
 def _call(arguments: list[str], debug: bool) -> int:
-    """Without typer's handling of errors, which makes a broken pipe a failure and says nothing."""
+    """Runs a command without typer's handling of errors, which would let a broken pipe end it as a
+    failure, and say nothing of it."""
     terminal.settle_streams()
     disk.settle_caches()
     if not debug:

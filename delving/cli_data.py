@@ -51,7 +51,7 @@ def verify(
 
 
 def _every(seconds: float):
-    """What tells on the standard error how many images were looked at, every `seconds` at most."""
+    """A callback that reports on stderr how many images were looked at, every `seconds` at most."""
     import time
 
     last = time.monotonic()

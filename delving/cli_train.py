@@ -89,7 +89,7 @@ def _prepare(words: list[str]) -> str:
     config = compose(words)
     check_families(words, [config])
     folder = run_folder(config.output_root, config.scale, name_run(config))
-    if not os.path.isfile(folder / "result.json"):  # else only shown, even on a read-only disk
+    if not os.path.isfile(folder / "result.json"):  # else it is only shown, from any disk
         disk.check_writable(folder.parent)
     return to_yaml(config)
 

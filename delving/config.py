@@ -118,12 +118,13 @@ def paper_recipe(model: str, act: str) -> Config:
 
 
 def plan_of(scale: str, words: Sequence[str] = ()) -> Reproduce:
-    """A scale's settings of `delving reproduce`, set by `reproduce.seeds.role=n`; as compose."""
+    """A scale's settings of `delving reproduce`, with `reproduce.seeds.role=n` words. Raises as
+    compose."""
     return _settle(scale, words, SEEDS).reproduce
 
 
 def compose_detect(scale: str, words: Sequence[str]) -> Detect:
-    """A scale's settings of `delving detect`, set by `detect.key=value` words; as compose."""
+    """A scale's settings of `delving detect`, with `detect.key=value` words. Raises as compose."""
     found = _settle(scale, words, DETECT).detect
     if found.rois < found.images:
         raise ValueError(f"detect.rois={found.rois}: one at least of each of the {found.images} "
@@ -132,7 +133,7 @@ def compose_detect(scale: str, words: Sequence[str]) -> Detect:
 
 
 def _settle(scale: str, words: Sequence[str], keys: Mapping) -> _Composed:
-    """A composed scale with words set whose `keys` are no knobs of a run."""
+    """A composed scale with words set that `keys` knows, which are no knobs of a run."""
     checked = [word for text in words for word in _check(text, keys)]
     return validate(_assign(_compose_all(_check(f"scale={scale}")), checked))
 

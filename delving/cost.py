@@ -21,11 +21,12 @@ RATE, LAYER = 4e10, 1.8e-3
 # The same on a GPU, and the seconds that each step adds: within a fifth of what was measured on an
 # H100 with small14, A and C at scale paper, and small14 and A at scale quarter.
 GPU_RATE, GPU_STEP = 2.9e14, 2.7e-3
-# Images a second that a loader process makes of ImageNet's files if s is drawn from a range, and if
-# it is always 8/7 of the crop, so that less is cut away: the first measured on an H100's host, the
-# second derived from it by their ratio on a core with AVX2.
+# Images a second that a loader process delivers from ImageNet's files if s is drawn from a range,
+# and if it is always 8/7 of the crop, so that less is cut away: the first measured on an H100's
+# host, the second derived from it by their ratio on a core with AVX2.
 DRAWN, FIXED = 360.0, 250.0
-# Classes and images of a data set of unknown size; as many images however few the classes.
+# Classes, training and validation images of a data set of unknown size: with a single class, the
+# images stay as many however few classes are used.
 ASSUMED = (1, 100_000, 10_000)
 FORWARDS = 3  # a step's work, forward and backward, in forward passes
 FP32, HALF = 4, 2  # bytes

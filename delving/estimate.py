@@ -34,9 +34,9 @@ VOC_TEST, PROPOSALS = 4952, 2000  # images; proposals of each, as many as select
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run or a detection takes: hours of one device, `scoring` the part spent on scoring; GB
-    of its memory at most; GB of disk for the last checkpoint and scores; and GB of one checkpoint,
-    of which there are more during training."""
+    """What a run or a detection takes: hours of one device, `scoring` of which go to scoring; GB of
+    its memory at most; GB of disk for the last checkpoint and scores; and GB of one checkpoint, of
+    which there are more during training."""
 
     hours: float
     scoring: float
@@ -213,7 +213,7 @@ def probe(bench: Bench) -> Rate:
     images, batch = len(bench.batch.labels), bench.config.train.batch
     first = seconds_each(lambda: bench.ours(1), bench.device, least=0)
     steps = min(STEPS, int(SECONDS / first))
-    # A first step that takes longer than a whole probe may is the only one.
+    # If the first step alone takes longer than a probe may, it is all that is timed.
     timed = seconds_each(lambda: bench.ours(steps), bench.device, least=0) if steps else first
     steps = max(1, steps)
     seconds = timed / steps

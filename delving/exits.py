@@ -41,7 +41,7 @@ def exit_code(command: Callable[[], int], *, debug: bool = False) -> int:
         except KeyboardInterrupt:
             return _fail("interrupted", 130)
         except SystemExit as end:
-            if isinstance(end.__context__, BrokenPipeError):  # how rich exits, for a help text
+            if isinstance(end.__context__, BrokenPipeError):  # rich's exit, on a help text
                 return 0
             raise
         except (Exception, Interrupted) as error:
@@ -56,8 +56,8 @@ def exit_code(command: Callable[[], int], *, debug: bool = False) -> int:
 
 
 def end(code: int) -> NoReturn:
-    """Ends the process with that code. If ranks are still joined, after an error, it skips torch's
-    leave-taking, which would wait for others that may be gone, or abort."""
+    """Ends the process with that code. If ranks are still joined, after an error, torch's shutdown
+    is skipped: it would wait for others that may be gone, or abort."""
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
         for stream in (sys.stdout, sys.stderr):

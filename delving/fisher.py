@@ -147,14 +147,14 @@ def describe_fisher(gradients: Tensor, chosen: Sequence[Chosen]) -> dict:
     samples are split into even and odd ones and the product of the halves' entries stands for the
     square: where the true entry is 0 it is 0 in expectation, hence negative at times. Its standard
     error is the jackknife's, leaving out a tenth of the samples at a time (up to sqrt(2) too large
-    if all true entries are 0); that of the choice of parameters is extra, and seen over seeds.
+    if all true entries are 0); the choice of parameters adds its own, seen over seeds.
 
     Args:
         gradients: (N, P), see sample_gradients; chosen: whose columns they are.
 
     Returns:
         samples; parameters, the number in use; dead, those without a gradient in any sample, and
-        rare, those without one in either half alone, both left out; within (a layer), between
+        rare, those with one in only one of the halves, both left out; within (a layer), between
         (layers: the off-diagonal blocks) and bias_weight (bias and weights of one unit, whose entry
         is the mean input over its root mean square, as far as inputs and gradients are
         independent): {energy, error, pairs}; condition, the largest over the smallest eigenvalue

@@ -34,7 +34,7 @@ def by_channel(values: Tensor, like: Tensor) -> Tensor:
 
 
 def reach(slope: Tensor, learned: bool, kind: torch.dtype) -> Tensor:
-    """The slopes to compute with for responses of type `kind`: learned ones keep off 0."""
+    """The slopes to compute with for responses of type `kind`: learned ones are kept off 0."""
     if not learned:
         return slope
     least = REACH.get(kind, USUAL_REACH)

@@ -97,11 +97,11 @@ def initialize(
     seed: int,
     drawn: dict[tuple, Tensor] | None = None,
 ) -> None:
-    """Sets every parameter of `net` in place; `stds` gives its weight layers' (see layer_stds).
+    """Sets every parameter of `net` in place; `stds` gives weight layers their stds (layer_stds).
 
     A layer's normal draws depend only on the seed and the layer's name: two initialisers of the
     same net differ only by a factor per layer, and layers of equal name and shape in two nets
-    agree. Kept in `drawn`, on the net's device, the draws can be used by another initialiser.
+    agree. `drawn` keeps the draws, on the net's device, for another initialiser to use again.
     """
     named = [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     with torch.no_grad():

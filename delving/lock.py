@@ -2,7 +2,7 @@
 
 The lock is the system's own, on the file `lock`; it ends with its process, however that ends. Not
 every shared disk tells other machines of it, so the file's modification time is a sign of life, and
-a key in the file decides between two that took it at once: the later one's stays.
+a key in the file decides between two that took it at once: the later one's key stays.
 """
 
 import contextlib
