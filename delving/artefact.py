@@ -199,7 +199,7 @@ class Asked:
 
     @property
     def surroundings(self) -> list[str]:
-        """The overrides on where and how to compute: a run's images may have moved since."""
+        """The overrides on how and where to compute, as a run's images may have moved since."""
         return [word for word in self.overrides if word.partition("=")[0] in NEUTRAL]
 
     def noise(self, value: Callable[[Run], float]) -> float | None:
@@ -235,7 +235,7 @@ def image_evidence(pairs: Sequence[tuple[Run, Run]], protocol: str) -> str | Non
 def accuracy_claim(
     claim: str, rule: str, *, runs: Iterable[Run], finding: Finding, delta: float = POINTS
 ) -> Claim:
-    """A claim on errors: judged only where every run that it rests on has converged."""
+    """A claim on errors, judged only if every run that it rests on has converged."""
     statuses = {run.name: run.result["status"] for run in runs}
     return Claim(claim, rule, delta, unless_stalled(finding, statuses), len(statuses))
 

@@ -29,8 +29,8 @@ SPARE = 4  # times this machine's memory, so that a net for a larger machine can
 
 
 def count_classes(config: Config) -> int:
-    """A configuration's number of classes: its own, else that of its data set by name, else of what
-    lies at data.root, else ImageNet's."""
+    """A configuration's number of classes: its own, else its data set's if that is known by name,
+    else that of what lies at data.root, else ImageNet's."""
     data = config.data
     known, *_ = SIZES.get(data.name, (None,))
     return data.classes or known or _count_there(data.name, data.root) or SIZES["imagenet"][0]

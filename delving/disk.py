@@ -42,7 +42,7 @@ def find_target(path: Path) -> Path:
 
 
 def _try_to_write(folder: Path) -> None:
-    # An attempt, since permissions tell nothing of a read-only disk or of /proc, nor bind root.
+    # An attempt, since permissions show neither a read-only disk nor /proc, and do not bind root.
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -69,8 +69,8 @@ def nearest_folder(file: Path) -> Path:
 
 
 def settle_caches() -> None:
-    """Gives matplotlib a temporary folder if it cannot write its settings and caches, of which it
-    would warn on every start. Call before it is imported; child processes share the folder."""
+    """Gives matplotlib a temporary folder if it cannot write its settings and caches, about which
+    it would warn on every start. Call before it is imported; child processes share the folder."""
     try:
         for folder in _folders_of_matplotlib():
             check_writable(folder)

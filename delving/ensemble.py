@@ -91,7 +91,7 @@ def name_ensemble(folders: Sequence[Path]) -> str:
 
 
 def pick_protocol(folders: Sequence[Path]) -> str:
-    """The last protocol by which all runs were scored, usually dense."""
+    """The last of the first run's protocols by which all runs were scored."""
     lists = [list(record.read_result(folder)["eval"]) for folder in folders]
     common = [name for name in (lists[0] if lists else []) if all(name in own for own in lists)]
     if not common:

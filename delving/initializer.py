@@ -123,6 +123,6 @@ def _normal(seed: int, name: str, weight: Tensor, drawn: dict[tuple, Tensor] | N
 
 
 def key_of(seed: object, what: object) -> int:
-    """A generator's key, derived from the text of the two: 63 bits, of which a CPU generator uses
-    32."""
+    """A generator's key, derived from both arguments as text: 63 bits, of which a CPU generator
+    uses 32."""
     return int.from_bytes(hashlib.sha256(f"{seed} {what}".encode()).digest()[:8], "big") >> 1

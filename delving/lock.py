@@ -1,4 +1,4 @@
-"""One process at a time works in a folder; what a dead one left holds nobody up.
+"""One process at a time works in a folder; what a dead one leaves holds nobody up.
 
 The lock is the system's own, on the file `lock`; it ends with its process, however that ends. Not
 every shared disk tells other machines of it, so the file's modification time is a sign of life, and
