@@ -133,7 +133,8 @@ def memory(told: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cg
 
 
 def free_memory(told: Path = Path("/proc/meminfo")) -> int:
-    """How much of `memory` is still free, in bytes; three quarters if the system does not tell."""
+    """What the machine still has free, in bytes, at most `memory`; three quarters of that if the
+    system does not tell."""
     found = None
     with contextlib.suppress(OSError):
         found = re.search(r"^MemAvailable: *(\d+) kB$", told.read_text(), re.MULTILINE)
@@ -208,8 +209,8 @@ def materialise(
     the net is kept in; for `drawn` see initialize.
 
     Raises:
-        ValueError: a module leaves a parameter or buffer of its own without a value, shares a
-            parameter with another, or has a buffer that no checkpoint would keep.
+        ValueError: a module leaves a parameter or a floating-point buffer of its own without a
+            value, shares a parameter with another, or has a buffer that no checkpoint would keep.
     """
     _give_storage(net, device, torch.float32)
     stds = plan_stds(config)

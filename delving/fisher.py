@@ -159,7 +159,7 @@ def describe_fisher(gradients: Tensor, chosen: Sequence[Chosen]) -> dict:
         is the mean input over its root mean square, as far as inputs and gradients are
         independent): {energy, error, pairs}; condition, the largest over the smallest eigenvalue
         with all samples; condition_halves, the same with each half: larger, as fewer samples spread
-        eigenvalues, for a true condition of 1 to ((1 + r) / (1 - r))^2 with r^2 = P / N.
+        eigenvalues, for a true condition of 1 to ((1 + r) / (1 - r))^2 with r^2 = P / (N / 2).
 
     Raises:
         ValueError: no parameter is in use, or not fewer than half as many as there are samples.
