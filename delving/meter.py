@@ -1,4 +1,4 @@
-"""Tells training time from time waited for data and from pauses for validation and saving."""
+"""Measures training time without pauses for validation and saving, and the wait for data in it."""
 
 import time
 from collections.abc import Iterator
@@ -8,21 +8,21 @@ import torch
 
 
 class Meter:
-    """Seconds of training, over all sittings; and between two log lines images and waiting."""
+    """Seconds of training over all sittings; images and waiting since the last log line."""
 
     def __init__(self, seconds: float):
         self.start, self.offset, self.pauses = time.perf_counter(), seconds, 0.0
         self.checkpointed = self.start
         self.images, self.waited, self.since = 0, 0.0, seconds
-        self.gaps: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []  # of a GPU's work
+        self.gaps: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []  # in a GPU's work
 
     @property
     def seconds(self) -> float:
         return self.offset + time.perf_counter() - self.start - self.pauses
 
     def timed(self, supply: Iterator, device: torch.device) -> Iterator:
-        """Passes batches on, measuring how long each let training wait: a GPU from the end of what
-        it was given before to the batch's being there."""
+        """Passes batches on and measures how long training waited for each; a GPU waits from the
+        end of the work it was given before until the batch is there."""
         while True:
             before, given = time.perf_counter(), _mark(device)
             batch = next(supply, None)
@@ -41,7 +41,7 @@ class Meter:
         self.pauses += time.perf_counter() - before
 
     def checkpoint_due(self, minutes: float) -> bool:
-        """Whether so many minutes passed since this was last true, or since the start."""
+        """Whether this many minutes have passed since it was last true, or since the start."""
         due = time.perf_counter() - self.checkpointed > 60 * minutes
         self.checkpointed = time.perf_counter() if due else self.checkpointed
         return due
@@ -63,7 +63,7 @@ class Meter:
 
 
 def _mark(device: torch.device) -> torch.cuda.Event | None:
-    """A GPU's moment after what it was given so far."""
+    """An event after all work that a GPU was given so far; None on other devices."""
     if device.type != "cuda":
         return None
     event = torch.cuda.Event(enable_timing=True)

@@ -14,8 +14,8 @@ class Momentum:
     a hundred steps of a small net.
 
     Attributes:
-        param_groups: {params, weight_decay} each.
-        velocity: {parameter: v}, where a step was made.
+        param_groups: dicts of `params` and `weight_decay`.
+        velocity: {parameter: v} of the parameters that have been moved.
     """
 
     def __init__(self, groups: Sequence[dict], *, momentum: float):
@@ -33,14 +33,14 @@ class Momentum:
         """Moves the parameters that have a gradient.
 
         Args:
-            lr: a number, or one on the parameters' GPU.
-            unless: () in fp32 there, 0 or 1: where it is 1 nothing is moved.
+            lr: a number, or a () tensor on the parameters' GPU.
+            unless: a () fp32 tensor on that GPU, 0 or 1: if it is 1 nothing is moved.
         """
         for group in self.param_groups:
             moved = [p for p in group["params"] if p.grad is not None]
             if not moved:
                 continue
-            # Where `unless` is 1, torch's operator would leave velocities that it makes unfilled.
+            # If `unless` is 1, torch's operator does not fill the velocities that it allocates.
             if unless is not None and self.momentum:
                 for p in moved:
                     if p not in self.velocity:

@@ -1,4 +1,4 @@
-"""The networks of Tables 1 and 3, built from their layer lists; their cost."""
+"""The networks of Tables 1 and 3, built from their layer lists, and their cost."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -13,21 +13,21 @@ from delving.spp import SPP
 from delving.stem import convolve
 
 CROP = 224  # pixels, the paper's
-ACT = "_act"  # ends the name of a layer's rectifier
-LARGEST = 8  # side of a window that is pooled with the rectifier
+ACT = "_act"  # ends a rectifier's name, after its layer's
+LARGEST = 8  # side of a pooling window that the rectifier can take over
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask for an image follows from the key and its place in the batch alone.
+    """Dropout whose mask for an image depends only on the key and the image's place in the batch.
 
-    So neither a restart nor cutting the batch into micro-batches changes it. `seed` is called
-    before each forward, without which it is torch's; p is the share of units dropped.
+    So neither a restart nor cutting the batch into micro-batches changes the mask. `seed` is to be
+    called before each forward; until then this is torch's dropout. p is the share of units dropped.
     """
 
     def __init__(self, p: float):
         super().__init__()
         self.p, self.key, self.batch, self.rows = p, 0, 0, slice(0)
-        self.recorded: torch.Generator | None = None  # replay.py's, which seeds it
+        self.recorded: torch.Generator | None = None  # set and seeded by replay.py
 
     def seed(self, key: int, batch: int, rows: slice) -> None:
         self.key, self.batch, self.rows = key, batch, rows
@@ -43,9 +43,8 @@ class Dropout(nn.Module):
 
 
 class Features(nn.Sequential):
-    """The conv layers: a layer's bias goes to the rectifier after it, which adds it in one pass,
-    and does the max pooling that follows it. Where one of them is looked at, each does its own
-    work."""
+    """The conv layers. The rectifier after each also adds its bias and does the max pooling that
+    follows, all in one pass; modules that are looked at (see is_looked_at) do their own work."""
 
     def forward(self, x: Tensor) -> Tensor:
         layers = list(self)
@@ -67,19 +66,19 @@ def _leaves_its_bias(layer: nn.Module, after: nn.Module | None) -> bool:
 
 
 def _is_the_papers(rectifier: nn.Module | None) -> bool:
-    """A class derived of it may have a forward of its own, which takes no bias."""
+    """Whether its forward takes a bias: a subclass of Rectifier may have one that does not."""
     return getattr(type(rectifier), "forward", None) is Rectifier.forward
 
 
 def is_looked_at(module: nn.Module) -> bool:
-    """Whether something hangs on the module's being called: a hook, or a `forward` of its own."""
+    """Whether something depends on the module being called: a hook, or a `forward` set on it."""
     hooks = (module._forward_hooks, module._forward_pre_hooks,
              module._backward_hooks, module._backward_pre_hooks)  # fmt: skip
     return any(hooks) or "forward" in vars(module)
 
 
 def _side_of_pooling(layer: nn.Module | None) -> int | None:
-    """Of the windows, if they are small and lie side by side."""
+    """The side of a max pooling's windows if they are small and lie side by side, else None."""
     if type(layer) is not nn.MaxPool2d or is_looked_at(layer):
         return None
     side, plain = layer.kernel_size, (layer.padding, layer.dilation, layer.ceil_mode)
@@ -104,7 +103,7 @@ class Net(nn.Module):
         return self.classifier(self.spp(self.features(x)))
 
     def slopes(self) -> dict[str, Tensor]:
-        """The learned slopes by layer, in order: (channels,) or (1,) each; empty but for PReLU."""
+        """The learned slopes by layer, in order: (channels,) or (1,) each; empty without PReLU."""
         return {
             _layer_of(name): module.slope.detach()
             for name, module in self.named_modules()
@@ -113,7 +112,7 @@ class Net(nn.Module):
 
 
 def _layer_of(name: str) -> str:
-    """The layer that a rectifier, or what is in one, belongs to."""
+    """The layer that a rectifier, or a module inside one, belongs to."""
     parts = name.split(".")
     return next((part.removesuffix(ACT) for part in parts if part.endswith(ACT)), parts[-1])
 
@@ -126,15 +125,15 @@ def build_net(
     crop: int,
     dropout: float = 0.5,
 ) -> Net:
-    """Builds the net on the meta device: shapes without storage, to be given both by `materialise`.
+    """Builds the net on the meta device: shapes only; `materialise` gives it storage and values.
 
-    A rectifier follows every conv layer and every fc layer but the last; dropout the hidden fc
-    layers. Raises ValueError where the crop is too small for the layers.
+    A rectifier follows every conv layer and every fc layer but the last, and dropout follows every
+    hidden fc layer. Raises ValueError if the crop is too small for the layers.
     """
     with torch.device("meta"):
         features = Features(_conv_layers(layers, rectifier))
         channels, size = _map_of(features, crop)
-        # A net without SPP (VGG) reads its map cell by cell: one level, a bin a cell.
+        # A net without SPP (VGG) reads its map cell by cell: one level, with one bin per cell.
         spp = SPP(next((x.bins for x in layers if x.kind == "spp"), (size,)))
         inputs = channels * sum(b * b for b in spp.levels)
         return Net(
@@ -160,7 +159,7 @@ def _conv_layers(layers: Sequence[Layer], rectifier: Callable[[int], nn.Module])
 
 
 def _padding(kernel: int, even: int) -> tuple[int, int]:
-    """Half the filter; and for even filters 0, 1, 0, 1, ... within a stage.
+    """(padding, even filters so far in the stage): half the filter; 0, 1, 0, 1, ... for 2x2 ones.
 
     assumed: of two 2x2 layers one is padded: together they keep the map's size and centre, so that
     maps stay at 36 or 37 and 17 or 18 as He & Sun describe them, and no receptive field drifts.
@@ -182,8 +181,8 @@ def _map_of(features: nn.Sequential, crop: int) -> tuple[int, int]:
 
 
 def map_side(features: nn.Sequential, size: int) -> int:
-    """The side of the last feature map of an image; 0 where a filter or a window is larger than
-    its map."""
+    """The side of the last feature map of an image of side `size`; 0 if a filter or a window is
+    larger than its map."""
     for m in features:
         if isinstance(m, nn.Conv2d | nn.MaxPool2d):
             size = _side_after(m, size)
@@ -218,7 +217,7 @@ def _fc_layers(layers, rectifier, inputs: int, classes: int, dropout: float) -> 
 def describe(net: Net, layers: Sequence[Layer], crop: int) -> list[dict]:
     """One row per layer: name, notation, output, params (slopes included), multiply_adds.
 
-    Counted on the layer's output for one crop x crop image; works on a meta net.
+    Output and multiply_adds are those for one crop x crop image; works on a meta net.
     """
     shapes = _output_shapes(net, crop)
     modules = {name.split(".")[-1]: module for name, module in net.named_modules()}
@@ -239,8 +238,8 @@ def _row(layer: Layer, modules: dict[str, nn.Module], shape: tuple[int, ...]) ->
 
 
 def _output_shapes(net: Net, crop: int) -> dict[str, tuple[int, ...]]:
-    """Of each layer, for an image of the crop's size; reckoned, as to run a net on the meta device
-    makes torch load its compiler."""
+    """Each layer's output shape for an image of the crop's size. Computed by hand, since running a
+    net on the meta device makes torch load its compiler."""
     channels, size, shapes = 3, crop, {}
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d | nn.MaxPool2d):

@@ -1,7 +1,7 @@
-"""The rectifiers of section 2.1: ReLU, LReLU, PReLU with one slope a channel or one a layer.
+"""The rectifiers of section 2.1: ReLU, LReLU, PReLU with one slope per channel or per layer.
 
-f(y) = y where y > 0, else a y (Eq. 1). Adding one: a function and a line in RECTIFIERS, and a file
-in conf/act.
+f(y) = y where y > 0, else a y (Eq. 1). To add one: a function, a line in RECTIFIERS and a file in
+conf/act.
 """
 
 from collections.abc import Callable
@@ -26,12 +26,12 @@ class Rectifier(nn.Module):
         return rectify(y, bias, *self._slope(y))
 
     def pooled(self, y: Tensor, bias: Tensor | None, side: int) -> Tensor:
-        """With the max pooling after it, by windows of side x side."""
+        """The same, followed by max pooling over windows of side x side."""
         return rectify_pool(y, bias, *self._slope(y), side)
 
     def _slope(self, y: Tensor) -> tuple[Tensor, bool]:
         """The slopes, (channels,) or (1,), and whether they are learned."""
-        # No buffer, since those have to be filled again wherever a net gets its storage.
+        # Not a buffer: those must be filled again wherever a net gets its storage.
         kind = torch.promote_types(y.dtype, torch.float32)
         return y.new_full((1,), self.initial, dtype=kind), False
 
@@ -40,8 +40,8 @@ class Rectifier(nn.Module):
 
 
 class PReLU(Rectifier):
-    """The same with learned slopes, channel-wise or shared by a layer. They stay fp32 also under
-    autocast.
+    """The same with learned slopes, channel-wise or shared by a layer. They stay fp32 under
+    autocast too.
 
     Args:
         slopes: how many, the number of channels or 1.
@@ -77,12 +77,12 @@ def build_lrelu(channels: int, slope: float) -> nn.Module:
 
 
 def build_prelu(channels: int, slope: float) -> nn.Module:
-    """a learned, one a channel."""
+    """a learned, one per channel."""
     return PReLU(channels, slope)
 
 
 def build_prelu_shared(channels: int, slope: float) -> nn.Module:
-    """a learned, one a layer."""
+    """a learned, one per layer."""
     return PReLU(1, slope)
 
 

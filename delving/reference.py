@@ -1,7 +1,7 @@
-"""What of outputs/<scale> is committed: records small enough, from which everything is redrawn.
+"""The part of outputs/<scale> that is committed: small records, from which everything is redrawn.
 
-`python -m delving.reference outputs/cpu outputs/reference/cpu`; of no run its weights or
-probabilities.
+`python -m delving.reference outputs/cpu outputs/reference/cpu` copies it, without any run's weights
+or probabilities.
 """
 
 import shutil
@@ -18,15 +18,16 @@ from delving.measured import FILE, add_parts, parts_within
 OF_RUN = ("env.json", "log.jsonl", "result.json", "slopes.json", "eval/*.json", "eval/*.hits.npz")
 OF_ARTEFACT = ("table.csv", "table.md", "data.csv", "verdict.json")
 OF_DETECTION = ("config.yaml", "env.json", "log.jsonl", "result.json", "pictures.json")
-UNSEEN = ("figure6", "figure7")  # whose pictures are left out: the README shows none of them
+UNSEEN = ("figure6", "figure7")  # their pictures are left out: the README shows neither
 
 
 def copy_records(source: Path, to: Path) -> None:
-    """Makes `to` the record of the runs that the artefacts in `source` show, and of these.
+    """Makes `to` the record of the artefacts in `source` and of the runs that they show.
+
+    After `reproduce all` it is whole; what a single artefact shows may rest on another's runs.
 
     Raises:
-        ValueError: where nothing has been reproduced in `source`. Of `reproduce all` the record is
-            whole; what a single artefact shows may rest on another's runs.
+        ValueError: nothing has been reproduced in `source`, or `to` is or holds `source`.
     """
     verdicts = {name: source / name / "verdict.json" for name in choices("paper")}
     there = {name: record.read_json(path) for name, path in verdicts.items() if path.exists()}
@@ -51,7 +52,7 @@ def copy_records(source: Path, to: Path) -> None:
 
 
 def copy_run(source: Path, to: Path) -> None:
-    """A run without weights and probabilities, and without the places where it lay."""
+    """Copies a run without weights and probabilities, and without the paths of its machine."""
     _copy(source, to, OF_RUN)
     config = configs.load(source / "config.yaml")
     config.data.root, config.output_root = None, "outputs"
@@ -59,7 +60,7 @@ def copy_run(source: Path, to: Path) -> None:
 
 
 def copy_detection(source: Path, to: Path) -> None:
-    """A detection without weights and without the place of its images."""
+    """Copies a detection without weights and without the path of its images."""
     _copy(source, to, OF_DETECTION)
     about = load_about(source / "config.yaml")
     save_about(replace(about, detect=replace(about.detect, root=None)), to)

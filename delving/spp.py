@@ -22,7 +22,7 @@ def bin_edges(size: int, bins: int) -> list[tuple[int, int]]:
 def pool_bins(x: Tensor, bins: int) -> Tensor:
     """(N, C, H, W) to the maximum of each bin, (N, C, bins, bins).
 
-    One side after the other, by slices: AdaptiveMaxPool2d has no deterministic backward on CUDA.
+    One side at a time, by slices: AdaptiveMaxPool2d has no deterministic backward on CUDA.
     ours: cells that tie for an SPP bin's maximum share its gradient; max pooling picks one.
     """
     for dim in (2, 3):
@@ -41,7 +41,7 @@ def pool_levels(x: Tensor, levels: Sequence[int]) -> Tensor:
 
 
 class _Fused(torch.autograd.Function):
-    """pool_levels by kernels of our own: one pass each way, where slices take a dozen a level."""
+    """pool_levels by kernels of our own: one pass each way, where slices take a dozen per level."""
 
     @staticmethod
     def forward(ctx, x: Tensor, levels: Sequence[int], kernels: ModuleType) -> Tensor:
@@ -52,7 +52,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        if torch.is_grad_enabled():  # by create_graph: kernels have no gradients of their own
+        if torch.is_grad_enabled():  # with create_graph: the kernels have no gradients
             x, pooled = ctx.saved_tensors[0], pool_levels(ctx.saved_tensors[0], ctx.levels)
             return *torch.autograd.grad(pooled, x, grad, create_graph=True), None, None
         return ctx.kernels.spp_backward(grad, *ctx.saved_tensors, ctx.levels), None, None
@@ -74,8 +74,8 @@ class SPP(nn.Module):
     def windows(self, x: Tensor, size: int) -> Tensor:
         """SPP of every size x size window of (N, C, H, W): (N, rows, columns, C times bins).
 
-        A bin's maximum over all windows at once is a max pooling with stride 1, shifted; kernels of
-        our own, without gradients, read each window's bins from the map.
+        A bin's maxima in all windows at once are a max pooling with stride 1, shifted. Kernels of
+        our own, which have no gradients, read each window's bins from the map instead.
         """
         kernels = KERNELS.get(x.device.type)
         if kernels and kernels.knows(x) and not x.requires_grad:

@@ -1,5 +1,5 @@
-"""The first conv layer on a GPU: 7x7 with stride 2 of three channels, computed as 4x4 with stride 1
-of sixteen. The same products, in a shape that the GPU's matrix units are made for."""
+"""The first conv layer on a GPU: 7x7 with stride 2 on three channels, computed as 4x4 with stride 1
+on sixteen. The products are the same, in a shape that the GPU's matrix units are made for."""
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def _is_foldable(layer: nn.Conv2d, x: Tensor) -> bool:
-    """Whether the layer is such a one, in bf16, of images: nobody asks for their gradient."""
+    """Whether this is such a layer, run in bf16 on images, which need no gradient."""
     kind, kernels = x.device.type, KERNELS.get(x.device.type)
     geometry = (layer.in_channels, layer.kernel_size, layer.stride, layer.padding)
     if geometry != (3, (7, 7), (2, 2), (3, 3)) or x.requires_grad or x.dtype != torch.float32:
@@ -32,8 +32,9 @@ def _is_foldable(layer: nn.Conv2d, x: Tensor) -> bool:
 
 
 def fold_weight(weight: Tensor) -> Tensor:
-    """(filters, 3, 7, 7) to (filters, 16, 4, 4): with a row and a column of zeros before it, it is
-    cut into 2x2 blocks, whose (row, column, channel) become channels; four of zeros follow."""
+    """(filters, 3, 7, 7) to (filters, 16, 4, 4): a filter gets a row and a column of zeros in front
+    and is cut into 2x2 blocks, whose (row, column, channel) become channels; four of zeros follow.
+    """
     x = F.pixel_unshuffle(F.pad(weight, (1, 0, 1, 0)), 2)
     x = x.unflatten(1, (3, 4)).transpose(1, 2).flatten(1, 2)
     return F.pad(x, (0, 0, 0, 0, 0, CHANNELS - x.shape[1])).contiguous(

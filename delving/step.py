@@ -1,4 +1,4 @@
-"""One step's gradients: forward and backward by micro-batches, what draws at random, norms."""
+"""One step's gradients: forward and backward by micro-batches, random seeds, norms."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -37,7 +37,7 @@ class Recipe:
 
 def gradient_squares(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     """Each gradient's squared norm, in one tensor or several. On a CPU by dot products, which are
-    twice as fast there; elsewhere by norms of all at once, which are few launches."""
+    twice as fast there; elsewhere by norms of all at once, which take few launches."""
     gradients = [p.grad for p in parameters]
     if gradients[0].device.type == "cpu":
         return [torch.dot(g, g)[None] for g in map(_in_a_row, gradients)]
@@ -45,10 +45,10 @@ def gradient_squares(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
 
 
 def show(shown: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
-    """(4,): what accumulate_gradients returned; squared norms of the gradient, and of that of the
-    conv layers' weights."""
+    """(4,): what accumulate_gradients returned, then the squared norms of the whole gradient and of
+    the gradient of the conv layers' weights."""
     squares = torch.cat(gradient_squares(parameters))
-    # By numbers, not by a mask, whose count a GPU would be waited for.
+    # By index: for a mask the CPU would wait until the GPU has counted it.
     conv = [n for n, p in enumerate(parameters) if p.dim() == 4]
     parts = squares.sum(), squares.index_select(0, _numbers(tuple(conv), squares.device)).sum()
     return torch.cat([shown, torch.stack(parts)])
@@ -60,12 +60,12 @@ def _numbers(numbers: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def is_finite(found: Tensor) -> Tensor:
-    """Whether loss and gradient of `show` are, ()."""
+    """Whether the loss and gradient that `show` returned are finite, ()."""
     return (found[0] + found[2]).isfinite()
 
 
 def _in_a_row(x: Tensor) -> Tensor:
-    """All numbers, in the order that they lie in: flatten() would copy where channels are last."""
+    """All numbers in the order they lie in memory; flatten() would copy a channels-last tensor."""
     last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
     return (x.movedim(1, -1) if last else x).reshape(-1)
 
@@ -88,7 +88,7 @@ def accumulate_gradients(
     autocast: Callable[[], AbstractContextManager],
     ranks: Ranks = ALONE,
 ) -> Tensor:
-    """Forward and backward by micro-batches of this rank's rows: (2,), their share of the batch's
+    """Forward and backward of this rank's rows by micro-batches; (2,), their share of the batch's
     mean loss and how many of them are wrong."""
     device, own = input.mean.device, rows_of(recipe.batch, ranks.rank, ranks.size)
     shown = torch.zeros(2, device=device, dtype=input.mean.dtype)
@@ -116,8 +116,8 @@ def backward(
     autocast: Callable[[], AbstractContextManager],
     times: int = 1,
 ) -> Tensor:
-    """Forward and backward of images on the device, gradients `times` over: (2,), as of
-    accumulate_gradients."""
+    """Forward and backward of images on the device, gradients multiplied by `times`; returns what
+    accumulate_gradients does."""
     shift = input.color_shift(color, recipe.color) if recipe.color else None
     with autocast():
         logits = net(input(pixels, shift))
@@ -128,7 +128,7 @@ def backward(
 
 
 def seed_step(net: Net, device: torch.device, recipe: Recipe, step: int, rows: slice) -> None:
-    """Gives all that draws at random its keys for this (seed, step) and rows of the batch."""
+    """Gives everything that draws random numbers its key for this (seed, step) and rows."""
     seed_dropout(net, (recipe.seed, step), batch=recipe.batch, rows=rows)
     seed_generators(device, (recipe.seed, step), rows.start)
 
@@ -142,7 +142,7 @@ def seed_dropout(net: nn.Module, keys: tuple[int, int], *, batch: int, rows: sli
 
 def seed_generators(device: torch.device, keys: tuple[int, int], first: int) -> None:
     """Gives torch's own generators a key for this (seed, step) and first row: a rectifier that
-    draws from them does so anew in each step, and the same after a restart."""
+    draws from them gets new numbers in each step, and the same ones after a restart."""
     generators = [torch.default_generator]
     if device.type == "cuda":  # torch.manual_seed, which sets those of all devices, takes 0.2 ms
         number = torch.cuda.current_device() if device.index is None else device.index

@@ -22,8 +22,8 @@ from delving.step import Recipe, accumulate_gradients, backward, is_finite, seed
 # running training error; never of the validation error, which is the test set here.
 PATIENCE, GAIN = 3, 0.1
 DROPS = 2  # paper: 1e-2, 1e-3, 1e-4
-STALLED = 0.02  # of ln(classes): nearer to it than this a net has learned nothing
-TAIL = 0.1  # of the steps: a run's end
+STALLED = 0.02  # share of ln(classes): a net less far below it has learned nothing
+TAIL = 0.1  # share of the steps: a run's end
 
 
 @dataclass
@@ -45,8 +45,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Step:
-    """What one step showed: mean loss, error in percent, norms of the loss's gradient (all of it,
-    and that of the conv layers' weights), names of bad images."""
+    """What one step showed: mean loss, error in percent, norms of the loss's gradient (whole, and
+    for the conv layers' weights alone), learning rate, names of bad images."""
 
     loss: float
     error: float
@@ -57,18 +57,18 @@ class Step:
 
 
 def compile_net(net: Net) -> nn.Module:
-    """torch.compile of all but dropout, whose new key each step would be compiled anew each step,
-    and SPP, whose bf16 amax torch 2.15 compiles on CPUs to gradients that are NaN."""
+    """Compiles all but dropout, which would be compiled anew for each step's key, and SPP, whose
+    bf16 amax torch 2.15 compiles on CPUs to gradients that are NaN."""
     for module in net.modules():
         if isinstance(module, Dropout | SPP):
-            # Here, not at the class: to load the compiler takes a second and a half.
+            # Here, not at the class: loading the compiler takes a second and a half.
             module.forward = torch.compiler.disable(module.forward)
     return torch.compile(net)
 
 
 def group_parameters(net: nn.Module, weight_decay: float) -> list[dict]:
-    """Weights decay; slopes do not, since that would push them to ReLU (2.1), nor does whatever
-    else a rectifier learns.
+    """Weights decay; slopes do not, since decay would push them to ReLU (2.1), nor does anything
+    else that a rectifier learns.
 
     assumed: biases do not decay, as in Caffe of the time, and learn at the weights' rate.
     """
@@ -107,13 +107,13 @@ def train(
     ranks: Ranks = ALONE,
     replay: bool = True,
 ) -> Iterator[Step]:
-    """Runs the steps that are left and yields what each showed; `progress` is up to date then.
+    """Runs the remaining steps and yields what each showed, with `progress` up to date by then.
 
-    A loss or gradient that is not finite ends the training, and moves no weight. Of several ranks
-    each has its rows of every batch, and all of them see the same.
+    A loss or gradient that is not finite ends the training, and moves no weight. With several ranks
+    each takes its own rows of every batch, and all yield the same loss, error and norms.
 
     Args:
-        replay: whether a GPU may be given a step as a whole; the batch after it is made meanwhile.
+        replay: whether a GPU may be given a step as a whole, while the next batch is made.
     """
     way, batches = _Way(net, input, optimizer, recipe, progress, autocast, ranks), Ahead(batches)
     alone = ranks.size == 1 and recipe.micro_batch == recipe.batch
@@ -135,14 +135,14 @@ def train(
         yield step
 
 
-# Of a batch and a rate: step.py's `show`, on the CPU, and whether it is finite. The weights are
-# moved then, unless it is not.
+# Takes a batch and a learning rate; returns step.py's `show`, on the CPU, and whether it is finite.
+# If it is, the weights have been moved by then.
 Take = Callable[[Batch, float], tuple[Tensor, bool]]
 
 
 @dataclass(frozen=True)
 class _Way:
-    """Of taking steps, by launches or as a whole."""
+    """How steps are taken: launch by launch, or each as a whole."""
 
     net: Net
     input: Input
@@ -158,8 +158,8 @@ class _Way:
         def take(batch: Batch, lr: float) -> tuple[Tensor, bool]:
             nonlocal rehearsed
             for _ in range(1 if rehearsed else 2):
-                # DDP puts its sums in order after the first backward of a sitting, and a run that
-                # was taken up is to sum every step's gradients in the order of one that was not.
+                # DDP reorders its sums after the first backward of a sitting. Doing that one twice
+                # lets a resumed run sum all gradients in the order of an uninterrupted one.
                 self.optimizer.zero_grad()
                 shown = accumulate_gradients(
                     self.net,
@@ -172,7 +172,7 @@ class _Way:
                 )
             rehearsed = True
             self.ranks.sum(shown)
-            found = show(shown, parameters).cpu()  # one wait
+            found = show(shown, parameters).cpu()  # the only wait for the device
             finite = bool(is_finite(found))
             if finite:
                 self.optimizer.step(lr)
@@ -181,7 +181,7 @@ class _Way:
         return take
 
     def replaying(self, batches: Ahead) -> Take:
-        """`batches`: the next one is made while a GPU is at work."""
+        """Steps as a whole; the next of `batches` is fetched while the GPU is at work."""
         parameters, recipe = list(self.net.parameters()), self.recipe
 
         def gradients(batch: Batch) -> Tensor:
@@ -204,7 +204,7 @@ class _Way:
 
 
 def advance(progress: Progress, recipe: Recipe, step: Step) -> None:
-    """Counts a step, and at an epoch's end looks whether the training error has its plateau."""
+    """Counts a step; at an epoch's end, without a `switch`, looks for a plateau of the error."""
     progress.step += 1
     progress.pending.append([step.loss, step.error, step.grad_norm, step.conv_norm])
     if progress.step > (1 - TAIL) * recipe.steps:
@@ -220,12 +220,12 @@ def advance(progress: Progress, recipe: Recipe, step: Step) -> None:
 
 
 def passed(step: int, interval: float) -> bool:
-    """Whether a multiple of the interval lies in this step."""
+    """Whether this step reaches a multiple of the interval."""
     return int(step / interval) > int((step - 1) / interval)
 
 
 def drop_on_plateau(progress: Progress, error: float) -> None:
-    """`error` is the running training error of the epoch, never of the images tested on."""
+    """`error` is the epoch's running training error, never that of the images tested on."""
     if error < progress.best_error - GAIN:
         progress.best_error, progress.epochs_without_gain = error, 0
         return
@@ -236,7 +236,7 @@ def drop_on_plateau(progress: Progress, error: float) -> None:
 
 
 def final_status(progress: Progress, classes: int) -> str:
-    """`stalled` where the last tenth's mean loss is not 2 % below ln(classes), a blind guess."""
+    """`stalled` if the last tenth's mean loss is not 2 % below ln(classes), a blind guess."""
     if progress.status == "diverged":
         return "diverged"
     blind = math.log(classes)
