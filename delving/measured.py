@@ -1,8 +1,8 @@
-"""What artefacts measure of trained runs: measured.json, a part for each team of runs.
+"""What artefacts measure of trained runs: measured.json, with a part for each team of runs.
 
-A team is what is measured together, as one run, or the six nets of an ensemble; what is measured of
-nets as they start has a single team of no runs. So more seeds take only their own measurements, and
-those of runs that came from another machine, without weights, stay.
+A team is the runs that are measured together: a single one, or the six nets of an ensemble. What is
+measured of untrained nets has a single team of no runs. So more seeds take only their own
+measurements, and those of runs that came from another machine, without weights, stay.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ def names_of(team: Iterable[Run]) -> tuple[str, ...]:
 
 
 def fingerprint(plan: Plan, artefact: str, runs: Sequence[str]) -> dict:
-    """What a measurement of these runs rests on: it is made anew where this differs."""
+    """What a measurement of these runs rests on: if this differs, it is made anew."""
     settings = plan.requests[artefact].settings
     results = {name: (plan.folder(name) / "result.json").read_bytes() for name in runs}
     where = {key: word for word in plan.overrides
@@ -44,7 +44,7 @@ def fingerprint(plan: Plan, artefact: str, runs: Sequence[str]) -> dict:
 
 
 def _digest_untrained(plan: Plan, settings: dict) -> str:
-    """Of all that makes the nets that are measured as they start, and their images."""
+    """A hash of all that determines the untrained nets that are measured, and their images."""
     composed = [
         configs.compose([f"scale={plan.scale}", f"model={model}", f"act={act}", *plan.overrides])
         for model in settings["models"]
@@ -59,8 +59,8 @@ def _digest_untrained(plan: Plan, settings: dict) -> str:
 
 
 def read_parts(path: Path, where: str | None = None) -> list[dict]:
-    """The parts of a measured.json; none where there is no file. ValueError tells `where` one is
-    damaged, else by its path."""
+    """The parts of a measured.json; none if there is no file. ValueError for a damaged one names
+    `where`, or else its path."""
     where = where or str(path)
     if not path.exists():
         return []
@@ -72,17 +72,17 @@ def read_parts(path: Path, where: str | None = None) -> list[dict]:
 
 
 def parts_within(path: Path, runs: Iterable[str]) -> list[dict]:
-    """Those that rest on these runs alone."""
+    """The parts that rest on these runs alone."""
     return [part for part in read_parts(path) if set(part["asked"]["runs"]) <= set(runs)]
 
 
 def by_runs(parts: Iterable[dict]) -> dict[tuple[str, ...], dict]:
-    """Each part by the names of its runs, the last one of the same."""
+    """{names of its runs: part}; of several parts on the same runs, the last."""
     return {tuple(part["asked"]["runs"]): part for part in parts}
 
 
 def add_parts(path: Path, parts: Sequence[dict]) -> None:
-    """Writes parts beside those that are there; of the same runs the new one stays."""
+    """Adds parts to those in the file; a new one replaces an old one on the same runs."""
     kept = by_runs([*read_parts(path), *parts])
     record.write_text(path, json.dumps({"parts": list(kept.values())}) + "\n")
 
@@ -93,7 +93,7 @@ def measures(artefact: str) -> bool:
 
 
 def list_teams(artefact: str, arms: dict[str, list[Run]]) -> list[Team]:
-    """What an artefact measures, of the runs that are finished; nothing where it does not."""
+    """The teams of finished runs that an artefact measures; none if it measures nothing."""
     if not measures(artefact):
         return []
     module = importlib.import_module(f"delving.paper.{artefact}")
@@ -101,7 +101,7 @@ def list_teams(artefact: str, arms: dict[str, list[Run]]) -> list[Team]:
 
 
 def load_measured(plan: Plan, artefact: str, teams: Sequence[Team]) -> dict[tuple[str, ...], dict]:
-    """{names of a team's runs: what was measured of them}, of the teams of which it was."""
+    """{names of a team's runs: what was measured of them}, for the teams that were measured."""
     found = {_key(part["asked"]): part["found"] for part in read_parts(plan.root / artefact / FILE)}
     wanted = {names: _key(fingerprint(plan, artefact, names)) for names in map(names_of, teams)}
     return {names: found[asked] for names, asked in wanted.items() if asked in found}
@@ -120,11 +120,11 @@ def save_measured(
 
 
 def measure_missing(plan: Plan, asked: Asked) -> None:
-    """Measures every team of which it was not yet done, and saves it.
+    """Measures every team that has not been measured yet, and saves each result.
 
     Raises:
-        HeldError: another process measures it.
-        ValueError: why some could not be measured, once all others were.
+        HeldError: another process is measuring this artefact.
+        ValueError: why some could not be measured; raised once all others have been.
     """
     artefact, faults = asked.artefact, []
     module = importlib.import_module(f"delving.paper.{artefact}")

@@ -1,4 +1,4 @@
-"""A run's name by its meaning, and what its configuration deviates in from the paper's recipe."""
+"""A run's name, made from its configuration, and the deviations from the paper's recipe."""
 
 import hashlib
 import os
@@ -8,20 +8,20 @@ from delving.config import compose, paper_recipe
 from delving.schema import Config, differences
 
 LONGEST = 60  # characters of a run's name
-ODD = re.compile(r"[^A-Za-z0-9_.+-]")  # what no run's name has
+ODD = re.compile(r"[^A-Za-z0-9_.+-]")  # characters that no run's name has
 
 
 def name_run(config: Config) -> str:
-    """The run's name by its meaning: model-act-init, what else was asked for, seed.
+    """The run's name: model-act-init, whatever else was asked for, seed.
 
-    What else stands sorted in short form; beyond 60 characters a hash takes their place.
+    Whatever else there is stands in short form, sorted; beyond 60 characters a hash replaces it.
     """
     head, extra = f"{config.model.name}-{config.act.name}-{config.init.name}", list_extra(config)
     return shortened(head, extra, f"-s{config.seed}")
 
 
 def shortened(head: str, extra: list[str], end: str = "") -> str:
-    """Both, and the end; beyond 60 characters with a hash of `extra` in its place."""
+    """`head`, `extra` and `end` as one name; beyond 60 characters a hash replaces `extra`."""
     name = "-".join([head, *extra]) + end
     if len(name) <= LONGEST or not extra:
         return name
@@ -29,7 +29,7 @@ def shortened(head: str, extra: list[str], end: str = "") -> str:
 
 
 def list_extra(config: Config) -> list[str]:
-    """What else was asked for than model, act, init and seed, in short form."""
+    """What was asked for besides model, act, init and seed, in short form."""
     scale = f"scale={config.scale}"
     default = compose([scale])
     groups = [
@@ -48,14 +48,14 @@ def list_extra(config: Config) -> list[str]:
 
 
 def _short(key: str, value: object) -> str:
-    if key == "model.layers":  # whose signs no name may have
+    if key == "model.layers":  # no name may have its characters
         return f"layers{hashlib.sha256(repr(value).encode()).hexdigest()[:8]}"
     text = "_".join(map(_plain, value)) if isinstance(value, list) else _plain(value)
     return key.split(".")[-1] + ODD.sub("", text)
 
 
 def _name_of(folder: str) -> str:
-    """What a folder adds to a run's name; a hash where none of its own signs may stand there."""
+    """What a folder adds to a run's name; a hash if none of its characters may stand there."""
     name = os.path.basename(os.path.abspath(os.path.expanduser(folder)))
     return ODD.sub("", name) or hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
 
@@ -72,7 +72,7 @@ def deviations(config: Config) -> list[str]:
 
 
 def _told(key: str, value: object) -> str:
-    """None is a net's own stride or depth, and of classes and images all there are."""
+    """A value in words; None means a net's own stride or depth, or all classes or images."""
     return "all" if value is None and key.startswith("data.") else _plain(value)
 
 

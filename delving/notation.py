@@ -53,10 +53,10 @@ def read_layers(
     """Reads the layer list of a model file.
 
     Args:
-        lines: one {name: notation} each, as conf/model has them.
+        lines: {name: notation} mappings, as conf/model has them.
         depth: conv and fc layers wanted; the last conv stage is lengthened to reach it.
         width: multiplies every conv layer's filters and every hidden fc layer's width.
-        stem_stride: the first layer's stride, where the scale sets another.
+        stem_stride: the first layer's stride, if the scale sets another.
 
     Raises:
         ValueError: names the line that is not in the paper's notation, or the impossible depth.

@@ -1,4 +1,4 @@
-"""What measurements look at: a batch of a data set, and a trained run taken up again."""
+"""What measurements look at: a batch of a data set, and a trained run, loaded again."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -47,15 +47,15 @@ def open_trained(
 
 
 def open_run(folder: Path | str, *words: str) -> Session:
-    """The same by the run's own configuration, on the device that is here; with words such as
-    `data.root=...`, which `delving eval` takes too."""
+    """open_trained with the run's own configuration, on this machine's device. `words` change it,
+    such as `data.root=...`; `delving eval` takes the same."""
     folder = Path(folder)
     return open_trained(folder, configs.amend(folder / "config.yaml", ["device=auto", *words]))
 
 
 def open_fresh(config: Config, shelf: dict) -> Session:
-    """The session that a net would be trained in, with the input measured on a few training images;
-    the net is a meta one still. On a device that knows float64. For `shelf` see open_session."""
+    """The session that a net would be trained in, with the input measured on a few training images
+    and the net still on the meta device. Its device knows float64. For `shelf` see open_session."""
     device = "cpu" if devices.pick_device(config.device).type == "mps" else config.device
     session = open_session(replace(config, device=device), Path(), lambda event: None, shelf)
     images = session.train_images.images
@@ -65,7 +65,7 @@ def open_fresh(config: Config, shelf: dict) -> Session:
 
 @torch.no_grad()
 def some_images(session: Session, count: int) -> tuple[Tensor, Tensor]:
-    """Center crops of validation images, evenly spaced, and of training images where those are too
+    """Center crops of validation images, evenly spaced, and of training images if those are too
     few: input (n, 3, crop, crop), labels (n,), on the session's device."""
     crop, [s] = session.config.data.crop, session.sides([session.config.eval.ten_view_s])
     pixels, labels = [], []
@@ -78,7 +78,7 @@ def some_images(session: Session, count: int) -> tuple[Tensor, Tensor]:
 
 
 def open_images(folder: Path, *words: str) -> Images:
-    """The validation images that a run was scored on; with words such as `data.root=...`, where
-    they lie elsewhere by now."""
+    """The validation images that a run was scored on; if they have moved since, words such as
+    `data.root=...` tell where they lie."""
     config = configs.amend(folder / "config.yaml", words)
     return load_splits(config.data, config.output_root)[1]

@@ -1,4 +1,4 @@
-"""Scores a session's net by its protocols and saves what it says of each image."""
+"""Scores a session's net by its protocols and saves its answers for each image."""
 
 import contextlib
 import time
@@ -21,8 +21,8 @@ from delving.signals import heeding_signals, leaving_at_once
 def eval_run(folder: Path, config: Config, watch: Watch) -> dict[str, dict]:
     """Scores a run's checkpoint by the configuration's protocols; {protocol: error rates}.
 
-    By other settings than the run's own, which tables and ensembles read, a protocol's scores have
-    a name that tells them: ten_view@40, dense@40+56, center-fp32.
+    Tables and ensembles read scores by the run's own settings. Scores by other settings have names
+    that tell these: ten_view@40, dense@40+56, center-fp32.
 
     Raises:
         ValueError: no checkpoint, a damaged one, or one of another model or other data.
@@ -48,7 +48,7 @@ def _score(session: Session, own: Config, before: dict[str, np.ndarray]) -> dict
 
     Args:
         own: the run's own configuration.
-        before: probabilities by protocol that are there already.
+        before: probabilities that are there already, by protocol.
     """
     config, ranks = session.config.eval, session.ranks
     done = ranks.tell(sorted(before))
@@ -57,10 +57,10 @@ def _score(session: Session, own: Config, before: dict[str, np.ndarray]) -> dict
     for name in name_protocols(config.protocols, session.sides(config.dense_s)):
         started = time.perf_counter()
         if name not in done:
-            # As they are saved, so that who reads them finds the same errors.
+            # Rounded as they are saved, so that a reader of the file finds the same errors.
             scored[name] = record.round_scores(_score_one(session, name, scored))
         told = _name_settings(session, own, name)
-        if ranks.first and told not in summaries:  # of one other scale `dense` is that scale itself
+        if ranks.first and told not in summaries:  # `dense` of one other scale is named by it
             rates = error_rates(scored[name], session.val_images.images.labels)
             summaries[told] = {**rates, "images": len(session.val_images.images)}
             if name not in done:
@@ -73,7 +73,7 @@ def _score(session: Session, own: Config, before: dict[str, np.ndarray]) -> dict
 
 
 def _settings(session: Session, name: str) -> dict:
-    """What a protocol's scores depend on, beside weights and images: shorter sides in pixels, and
+    """What a protocol's scores depend on besides weights and images: shorter sides in pixels, and
     the precision."""
     own = session.config.eval
     given = {"center": [own.ten_view_s], "ten_view": [own.ten_view_s], "dense": own.dense_s}
@@ -82,21 +82,21 @@ def _settings(session: Session, name: str) -> dict:
 
 
 def _name_settings(session: Session, own: Config, name: str) -> str:
-    """A protocol's name, with those of its settings that are not the run's own."""
+    """A protocol's name, followed by those of its settings that are not the run's own."""
     given = session.config
     other = given.eval.dense_s != own.eval.dense_s
     if name in ("center", "ten_view"):
         other = given.eval.ten_view_s != own.eval.ten_view_s
     if other and "@" not in name:
         name += "@" + "+".join(map(str, _settings(session, name)["s"]))
-    # What `auto` came to: on another machine it may be another precision than the training's.
+    # `auto` may come to another precision on another machine than it did in training.
     same = session.trained in (None, session.precision)
     return name if same else f"{name}-{session.precision}"
 
 
 def _save(session: Session, name: str, probabilities: np.ndarray, summary: dict) -> None:
-    """What is looked for first is written last. ValueError where the weights are the run's no more:
-    a training may have ended meanwhile, whose scores are to stay."""
+    """Saves scores; what readers look for first is written last. ValueError if the weights are no
+    longer the run's: a training may have ended meanwhile, and its scores are to stay."""
     if weights_hash(session.folder) not in (None, session.weights):
         raise ValueError(f"{session.folder} was trained on meanwhile: score it again")
     images = session.val_images.images
@@ -112,18 +112,18 @@ def _save(session: Session, name: str, probabilities: np.ndarray, summary: dict)
 
 
 def drop_others(session: Session) -> None:
-    """Removes scores of other weights: those of `delving eval` while the run was unfinished."""
+    """Removes scores of other weights, as `delving eval` makes of an unfinished run."""
     for path in (session.folder / "eval").glob("*.json"):
         summary = None
-        with contextlib.suppress(ValueError):  # damaged ones tell of no weights
+        with contextlib.suppress(ValueError):  # a damaged one names no weights
             summary = record.read_json(path)
         if not isinstance(summary, dict) or summary.get("weights") != session.weights:
-            for ending in (".json", ".npz", ".hits.npz"):  # what is looked for first goes first
+            for ending in (".json", ".npz", ".hits.npz"):  # what readers look for first goes first
                 path.with_name(path.stem + ending).unlink(missing_ok=True)
 
 
 def _saved_scores(session: Session) -> dict[str, np.ndarray]:
-    """{protocol: probabilities} that the folder holds of the session's own weights, images and
+    """{protocol: probabilities} that the folder holds for the session's own weights, images and
     settings."""
     found, images = {}, session.val_images.images
     for path in sorted((session.folder / "eval").glob("[!.]*.json")):
@@ -145,7 +145,7 @@ def _score_one(session: Session, name: str, scored: dict[str, np.ndarray]) -> np
     [s] = session.sides([config.ten_view_s])
     tester = session.tester(session.heard)
     if name == "dense":
-        if not session.ranks.first:  # which alone has what was scored before
+        if not session.ranks.first:  # only rank 0 has what was scored before
             return np.empty(0)
         return np.mean([scored[f"dense@{s}"] for s in session.sides(config.dense_s)], axis=0)
     if name.startswith("dense@"):

@@ -48,7 +48,7 @@ class Call(NamedTuple):
 def watching(
     net: nn.Module, kinds: tuple[type, ...] = (nn.Module,), *, ending: str = ""
 ) -> Iterator[list[Call]]:
-    """A list to which modules of these kinds and this ending add their calls; in eval mode."""
+    """A list to which modules of these kinds and this ending add their calls, in eval mode."""
     calls: list[Call] = []
 
     def note(name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
@@ -70,10 +70,10 @@ def weight_layers(net: nn.Module) -> dict[str, nn.Module]:
 
 
 def shrink_classifier(layers: Sequence[Layer], units: int) -> list[Layer]:
-    """The same net with hidden fc layers of so few units, for questions about its conv layers.
+    """The same net with hidden fc layers of `units` units, for questions about its conv layers.
 
-    Drawing the classifier costs most. Conv layers are drawn by seed and name, hence to the same
-    weights as in the whole net.
+    Drawing the classifier costs most. Conv layers are drawn by seed and name, so their weights are
+    those of the whole net.
     """
     return [replace(x, filters=units) if x.kind == "fc" and x.filters else x for x in layers]
 
@@ -85,17 +85,17 @@ def layer_moments(net: nn.Module, x: Tensor, labels: Tensor) -> list[dict]:
     """One forward and one backward pass (mean cross-entropy, eval mode): a row per weight layer.
 
     Args:
-        net: its conv and fc layers, each called once, on a device that knows float64.
+        net: calls each conv and fc layer once; on a device that knows float64.
         x: (N, C, H, W) or (N, C), cast to the net's type.
         labels: (N,) classes.
 
     Returns:
         name; kind, `conv` or `fc`; x2, y2, dx2, dy2, means of the squares over images, channels
         and positions, summed in float64; pools, names of the pooling layers right before it, with
-        pool_forward, E[out^2] / E[in^2], and pool_backward, E[din^2] / E[dout^2] (1.0 where none);
+        pool_forward, E[out^2] / E[in^2], and pool_backward, E[din^2] / E[dout^2] (1.0 if none);
         border_forward and border_backward, the share of the filter's taps that meet a signal,
-        weighted by its square: zero padding takes the rest, of the gradient a stride too (3/4 at
-        /2). Parameters' gradients are neither computed nor touched.
+        weighted by its square: zero padding takes the rest, and from the gradient a stride does
+        too (3/4 at /2). Parameters' gradients are neither computed nor touched.
     """
     x = x.detach().to(next(net.parameters()).dtype).requires_grad_()
     with watching(net, WEIGHTED + POOLS) as calls, torch.enable_grad():
@@ -132,8 +132,8 @@ def _ratio(a: float, b: float) -> float:
 
 
 def _borders(call: Call, dy: Tensor) -> dict:
-    """The mean of y_l^2 over draws of W_l is n_l Var[w_l] E[x_l^2] times the first, exactly; that
-    of dx_l^2 is nhat_l Var[w_l] E[dy_l^2] times the second where W_l and dy_l are independent."""
+    """Over draws of W_l the mean of y_l^2 is exactly n_l Var[w_l] E[x_l^2] times border_forward; if
+    W_l and dy_l are independent, that of dx_l^2 is nhat_l Var[w_l] E[dy_l^2] times the other."""
     if isinstance(call.module, nn.Linear):
         return {"border_forward": 1.0, "border_backward": 1.0}
     x, g = _energy(call.x), _energy(dy)  # (1, 1, H, W) of either side
@@ -165,7 +165,7 @@ def theory(layers: Mapping[str, nn.Module], stds: Sequence[float], *, slope: flo
 
     Returns:
         A row per layer: name, kind; gain, 1/2 (1 + a^2); forward and backward, the factors of the
-        two equations on top of this file; y2, E[y_l^2] relative to the first layer's; dx2,
+        two equations at the top of the file; y2, E[y_l^2] relative to the first layer's; dx2,
         E[dx_l^2] relative to the last conv layer's.
     """
     gain, end, rows = 0.5 * (1 + slope**2), len(layers) - 1, []
@@ -187,7 +187,7 @@ def _chain(rows: Sequence[dict]) -> list[dict]:
 
 
 def last_conv(rows: Sequence[dict]) -> int:
-    """Which row is the last conv layer's; the last row where there are fc layers alone."""
+    """The index of the last conv layer's row; of the last row if there are only fc layers."""
     return max((i for i, row in enumerate(rows) if row["kind"] == "conv"), default=len(rows) - 1)
 
 
@@ -220,7 +220,7 @@ def summarise(draws: Sequence[Sequence[dict]], predicted: Sequence[dict]) -> lis
     over y2 predicted is 1 in expectation, at any width and for any images, since the weights'
     signs alone make responses symmetric (dx2 only as far as weights and gradients are independent,
     as the paper assumes). Over draws of narrow nets that ratio is about log-normal: a few large
-    ones make its mean, and its log2 lies below 0 by ln(2) / 2 times its variance. So both are told.
+    ones make its mean; its log2 has mean -ln(2) / 2 times the log2's variance. So both are told.
 
     Args:
         draws: layer_moments of each draw, two at least; predicted: see theory.
@@ -258,13 +258,13 @@ def _table(draws: Sequence[Sequence[dict]], key: str) -> Tensor:
 def bits_per_layer(draws: Sequence[Sequence[dict]], predicted: Sequence[dict]) -> dict:
     """By how many bits a conv layer changes the second moment, pooling and borders taken out.
 
-    Of L conv layers, the total over the number of layers that make it: forward from y_1 to y_L,
-    L - 1 of them; backward from dx_L to dx_2, L - 2 (Eq. 13 ends at dx_2). ValueError for L < 3.
+    For L conv layers, the total change over the number of layers that make it: forward L - 1, from
+    y_1 to y_L; backward L - 2, from dx_L to dx_2 (Eq. 13 ends there). ValueError for L < 3.
 
     Returns:
         forward and backward, a number per draw, to put an interval on; forward_theory and
         backward_theory, the paper's (forward 0 for He, -1 for Xavier with ReLU). Narrow nets lie
-        below theory, see summarise: by ln(2) / 2 times the total's variance over draws, per layer.
+        below theory (see summarise): by ln(2) / 2 times the total's variance over draws, per layer.
     """
     last, found = last_conv(predicted), {}
     if last < 2:
@@ -292,9 +292,9 @@ def constant_std_ratio(stds_by_rule: Sequence[float], std: float) -> float:
 def propagated_gradient(moments: Sequence[dict]) -> float:
     """The std of the gradient propagated from the last conv layer to the second, as in Eq. 13.
 
-    The std of dx_2, of the input of conv2, over that of dx_{L+1}, of the last conv layer's
-    rectified response, before pooling: the weights of conv2 to conv L multiply, nine layers for
-    L = 10. Two initialisers with the same draws differ in it as constant_std_ratio says.
+    The std of dx_2, at the input of conv2, over the std of dx_{L+1}, at the last conv layer's
+    rectified response before pooling: between them lie the weights of conv2 to conv L, nine layers
+    for L = 10. Two initialisers with the same draws differ in it as constant_std_ratio says.
     """
     after = moments[last_conv(moments) + 1]
     return math.sqrt(_ratio(moments[1]["dx2"], after["dx2"] * after["pool_backward"]))

@@ -1,15 +1,15 @@
-"""TERM, INT, HUP, USR1 and USR2 end a run after the step at hand, with its state saved."""
+"""TERM, INT, HUP, USR1 and USR2 end a run after the current step, with its state saved."""
 
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-# HUP comes where a terminal or a connection is closed. USR2 is what submitit has SLURM send before
+# HUP comes when a terminal or a connection is closed. USR2 is what submitit has SLURM send before
 # it takes a machine away.
 HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 REQUEUE = (signal.SIGUSR1, signal.SIGUSR2)  # "start me again": exit code 75
-ABOVE = 1000  # all numbers of signals
+ABOVE = 1000  # every signal's number
 
 
 BEFORE = "nothing had begun; the same command starts it"
@@ -18,7 +18,7 @@ BEFORE = "nothing had begun; the same command starts it"
 class Interrupted(BaseException):
     """A signal came, and nothing is lost. `signal` is its number.
 
-    As KeyboardInterrupt no Exception: libraries make other errors of those, or nothing at all.
+    Like KeyboardInterrupt no Exception: libraries turn those into other errors, or ignore them.
     """
 
     def __init__(self, number: int, folder: Path | str | None = None, told: str = BEFORE):
@@ -26,24 +26,24 @@ class Interrupted(BaseException):
             told = f"saved in {folder}; the same command goes on from there"
         super().__init__(f"{signal.Signals(number).name}: {told}")
         self.signal = number
-        self.told_elsewhere = False  # of several ranks one tells of it
+        self.told_elsewhere = False  # of several ranks, one tells the user
 
 
 def counted(heard: Sequence[int]) -> int:
-    """Which of the signals heard counts: one that wants the run started again, as a cluster sends
-    before its TERM, else the first; 0 where there is none."""
+    """The signal that counts among those heard: one that wants the run started again, as a cluster
+    sends before its TERM, else the first; 0 if there is none."""
     return next((number for number in heard if number in REQUEUE), heard[0] if heard else 0)
 
 
 def rank_of(number: int) -> int:
-    """The number, of several processes' the larger counts; `% ABOVE` gives it back."""
+    """A signal's rank: of several processes' signals the highest counts. `% ABOVE` undoes it."""
     return number + ABOVE * (number in REQUEUE)
 
 
 @contextmanager
 def heeding_signals() -> Iterator[list[int]]:
     """Yields the list that heard signals are appended to, after those that leaving_at_once heard in
-    vain; a second INT leaves at once."""
+    vain; an INT after another signal leaves at once."""
     heard = [*getattr(signal.getsignal(signal.SIGTERM), "heard", ())]
 
     def hear(number: int, frame: object) -> None:
@@ -57,9 +57,8 @@ def heeding_signals() -> Iterator[list[int]]:
 
 @contextmanager
 def leaving_at_once(numbers: Sequence[int] = HEEDED, told: str = BEFORE) -> Iterator[list[int]]:
-    """While nothing is there to be saved, a signal ends the run where it stands, tidily. Yields the
-    list of those heard: Interrupted may have been raised where nothing is passed on, as in __del__.
-    """
+    """For while there is nothing to save: a signal raises Interrupted at once. Yields the list of
+    signals heard, since Interrupted may be raised where errors are swallowed, as in __del__."""
     heard: list[int] = []
 
     def leave(number: int, frame: object) -> None:
@@ -73,7 +72,7 @@ def leaving_at_once(numbers: Sequence[int] = HEEDED, told: str = BEFORE) -> Iter
 
 @contextmanager
 def _handling(handler, numbers: Sequence[int] = HEEDED) -> Iterator[None]:
-    left = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup: it is to go on without us
+    left = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup: the run is to go on
     heeded = [number for number in numbers if not (left and number == signal.SIGHUP)]
     before = {number: signal.signal(number, handler) for number in heeded}
     try:

@@ -33,7 +33,7 @@ BESIDE = 16 * 2**20  # bytes of log, scores of small data sets, and the rest of 
 def resume_or_start(session: Session) -> None:
     """Weights, input statistics, optimiser and progress: from the checkpoint, or new.
 
-    Of several ranks the first reads the folder; no other need see its disk.
+    With several ranks only the first reads the folder; the others need not see its disk.
 
     Raises:
         ValueError: a checkpoint of other data or another net, or none that is whole.
@@ -64,7 +64,7 @@ def _agree_on_data(session: Session) -> None:
 
 
 def _look(session: Session) -> tuple[dict, dict | None]:
-    """What the folder holds, put in order: ({file: {name: tensor}}, state), or nothing."""
+    """Tidies the folder, reads its checkpoint: ({file: {name: tensor}}, state), or ({}, None)."""
     folder = session.folder
     record.remove_leftovers(folder)
     for fault in settle(folder):
@@ -115,7 +115,7 @@ def _log_start(session: Session) -> None:
 
 
 def read_state(state: dict, folder: Path) -> dict:
-    """The state of a checkpoint, if it is one; ValueError names what is not as it is written."""
+    """The state of a checkpoint, checked; ValueError names what is damaged in it."""
     where = f"{folder}: its checkpoint's state.json"
     progress = record.expect(state, STATE, where)["progress"]
     record.expect(progress, PROGRESS, where, infinite=("best_error",))
@@ -133,7 +133,7 @@ def _is_row(row: object) -> bool:
 
 
 def restore(session: Session, tensors: dict, state: dict) -> None:
-    """Takes up a checkpoint; ValueError where it belongs to other data or another net."""
+    """Takes up a checkpoint; ValueError if it belongs to other data or another net."""
     folder = session.folder
     session.input = session.blank_input()
     session.optimizer = build_optimizer(session.net, session.recipe)
@@ -145,7 +145,7 @@ def restore(session: Session, tensors: dict, state: dict) -> None:
     check_same_data(session, state["data"])
     load_weights(session.net, session.input, tensors.get("model", {}), folder)
     load_momentum(session.net, session.optimizer, tensors.get("optimizer", {}), folder)
-    for name in ABOUT:  # whoever lost one: a run is found by it
+    for name in ABOUT:  # one may be lost, and a run is found by it
         if not (folder / name).exists():
             _write_about(session, name)
     if fault := record.truncate_log(folder / "log.jsonl", state["log_bytes"]):
@@ -168,7 +168,7 @@ def _spread_momentum(session: Session, names: list[str]) -> None:
 
 
 def save(session: Session) -> None:
-    """Writes a checkpoint from which the same steps follow; of several ranks the first does."""
+    """Writes a checkpoint from which the same steps follow; with several ranks the first does."""
     if not session.ranks.first:
         return
     tensors = tensors_of(session.net, session.input, session.optimizer)
@@ -192,7 +192,7 @@ def environment(session: Session) -> dict:
 
 
 def environment_of(device: torch.device, precision: str, data: str) -> dict:
-    """The same of any computation."""
+    """The same for any computation."""
     return {
         "delving": delving.__version__,
         "git": git_revision(),
@@ -208,7 +208,7 @@ def environment_of(device: torch.device, precision: str, data: str) -> dict:
 
 
 def _kernels(device: torch.device) -> str:
-    """Which computes rectifiers: sums may differ in their last digits."""
+    """Which kernels compute rectifiers: their sums may differ in the last digits."""
     found = {"cpu": native.load, "cuda": gpu.programs}.get(device.type, lambda: None)()
     return "plain" if found is None else "fused"
 
@@ -218,7 +218,7 @@ def git_revision() -> str | None:
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return None
-    # Where git runs us, as in a hook, its variables may name another repository.
+    # If git runs us, as in a hook, its variables may name another repository.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
         command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"]

@@ -1,4 +1,4 @@
-"""Words as people type them: what is printed of them, and what they may have meant."""
+"""Words as people type them: how they are printed, and what they may have meant."""
 
 import difflib
 import os
@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 def cut(value: object, most: int = 80) -> str:
-    """A value as text, its end left out where it is long."""
+    """A value as text, its end left out if it is long."""
     text = str(value)
     return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
 
 
 def escaped(text: str) -> str:
     """A text in one line, control characters and escape sequences as repr writes them."""
-    if text.isprintable():  # as nearly all is, and pictures inside a page are long
+    if text.isprintable():  # nearly all is, and pictures inside a page are long
         return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
@@ -26,7 +26,7 @@ def shown(value: object, most: int = 80) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """A library's message, as far as it fits into a line."""
+    """The first line of a library's message, cut if it is long."""
     lines = str(error).splitlines() or [type(error).__name__]
     return shown(" ".join(lines[0].split()), most=300)
 
@@ -38,13 +38,12 @@ def quote(value: str) -> str:
 
 
 def at_home(key: str, value: str) -> str:
-    """A place for outputs with its `~`, which not every shell sees behind a `=`; of other keys the
-    value as it is."""
+    """The value, for output_root with its `~` expanded, which not every shell does behind a `=`."""
     return os.path.expanduser(value) if key == "output_root" else value
 
 
 def last_of_each(words: Iterable[str]) -> dict[str, str]:
-    """{key: word} of `key=value` words: of those with one key the last, where it stands."""
+    """{key: word} of `key=value` words: for each key its last word, in that word's place."""
     found: dict[str, str] = {}
     for word in words:
         key = word.partition("=")[0]
@@ -71,7 +70,7 @@ def count(number: int, what: str) -> str:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """'; did you mean x?' with the likeliest of `known`, or what there is."""
+    """'; did you mean x?' with the likeliest of `known`, or else a list of them all."""
     known = list(dict.fromkeys(known))
     return likeliest(word, known) or f"; there is {', '.join(known)}"
 
@@ -81,15 +80,15 @@ COMMON = {"batch_size": "batch", "learning_rate": "lr", "num_workers": "workers"
 
 
 def likeliest(word: str, known: Sequence[str]) -> str:
-    """'; did you mean x?' with the likeliest of `known`, for a text that names all of them; else
-    nothing."""
+    """'; did you mean x?' with the likeliest of `known`, or ''; for a message that names them all
+    itself."""
     word = COMMON.get(word, word)
     if same := [k for k in known if k.lower() == word.lower()]:
         return f"; did you mean {same[0]}?"
     same_end = [k for k in known if k.split(".")[-1] == word.split(".")[-1]]
     word = word.lower()
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    # A single key of that end needs no company; of several the one meant may be spelt otherwise.
+    # A single key with that end is enough; with several the one meant may be spelt otherwise.
     found = same_end if len(same_end) == 1 else list(dict.fromkeys(same_end + close))
     if not found:
         by_end = {k.split(".")[-1]: k for k in known}
@@ -99,7 +98,7 @@ def likeliest(word: str, known: Sequence[str]) -> str:
 
 
 def refuse_slip(word: str, ours: Sequence[str]) -> str:
-    """The word; ValueError where its key is nearly one of ours, which nobody else would say."""
+    """The word; ValueError if its key is nearly one of `ours`, and so a slip for it."""
     key = word.partition("=")[0]
     section = key.partition(".")[0]
     close = difflib.get_close_matches(section, ours, n=1, cutoff=0.75)
@@ -110,7 +109,7 @@ def refuse_slip(word: str, ours: Sequence[str]) -> str:
 
 
 def shortest_labels(names: list[str]) -> dict[str, str]:
-    """Run names to the parts in which they differ, `prelu` and `relu` of two otherwise equal."""
+    """Run names to the parts in which they differ: `prelu` and `relu` of two otherwise equal."""
     parts = [name.split("-") for name in names]
     common = set(parts[0]).intersection(*parts[1:]) if len(names) > 1 else set()
     return {
@@ -120,8 +119,8 @@ def shortest_labels(names: list[str]) -> dict[str, str]:
 
 
 def name_apart(folders: Sequence[Path]) -> dict[str, Path]:
-    """{name: folder}, each folder once: its name; where several have the same one, with its scale,
-    or else the whole path. Runs of several scales and roots have the same names."""
+    """{name: folder}, each folder once: its own name; if several share one, the scale and the name,
+    or else the whole path. Runs of several scales and roots can share names."""
     once = {folder.resolve(): folder for folder in folders}
     for spell in (lambda p: p.name, lambda p: f"{p.parent.parent.name}/{p.name}", str):
         named = {spell(place): folder for place, folder in once.items()}

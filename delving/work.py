@@ -1,6 +1,7 @@
-"""A worker process of `reproduce` and `train -m`: tasks come in as lines of JSON, events go out so.
+"""A worker process of `reproduce` and `train -m`: tasks come in and events go out as JSON lines.
 
-One thread of computation each: small nets train no faster with two, and results depend on how many.
+On a CPU each computes with one thread: small nets train no faster with two, and results depend on
+the number of threads.
 """
 
 import json
@@ -25,7 +26,7 @@ from delving.signals import Interrupted
 def main() -> None:
     """Works until its input ends."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints is no event
+    os.dup2(2, 1)  # what a library prints is no event
     shelf: dict = {}
     for line in sys.stdin:
         task = json.loads(line)
@@ -38,7 +39,7 @@ def _tell(out: TextIO, event: dict) -> None:
 
 
 def _attempt(task: dict, out: TextIO, shelf: dict) -> dict:
-    """Every error is an event: one task must not end the others."""
+    """Does a task, returns its last event. Errors are events: one task must not end the others."""
     started = time.perf_counter()
     try:
         _work(task, out, shelf)
@@ -75,7 +76,7 @@ def _work(task: dict, out: TextIO, shelf: dict) -> None:
 
 
 def _make_images(task: dict) -> None:
-    """Generated ones, for all that need them; where they cannot be made, these will say why."""
+    """Makes generated images for the tasks that need them; if it fails, those will say why."""
     with suppress(ValueError, OSError):
         if "config" in task:
             config = configs.from_yaml(task["config"], task["name"])
