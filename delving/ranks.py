@@ -25,12 +25,12 @@ from delving.launched import RANK, SIZE, are_several
 from delving.signals import ABOVE, Interrupted, counted, rank_of
 
 VARIABLES = (RANK, SIZE, "MASTER_ADDR", "MASTER_PORT")
-MEETING = 300.0  # seconds for all ranks to come
-LATE = 10.0  # after which rank 0 says that it waits
-ATTEMPT = timedelta(seconds=3)  # to reach their meeting place
+MEETING = 300.0  # seconds in which all ranks must come
+LATE = 10.0  # seconds after which rank 0 says that it waits
+ATTEMPT = timedelta(seconds=3)  # one attempt to reach the meeting place
 SIGNS = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "gloo/")
-# A rank that was killed is noticed at once by gloo's closed connections; one whose machine
-# vanished, and either by NCCL's watchdog, after this long. Rank 0 may take some of it to save.
+# A killed rank is noticed at once, by gloo's closed connections; one whose machine vanished is
+# noticed after this long, as either is by NCCL's watchdog. Rank 0 may use some of it to save.
 PATIENCE = timedelta(minutes=10)
 
 
@@ -76,17 +76,17 @@ class Ranks:
         return int(found)
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, one of JSON, in the ranks' order."""
+        """Every rank's value (one that JSON can hold), in the ranks' order."""
         if self.size == 1:
             return [value]
         return [self._tell(value, rank) for rank in range(self.size)]
 
     def tell(self, value: Any = None) -> Any:
-        """Rank 0's value, one of JSON, on every rank."""
+        """Rank 0's value (one that JSON can hold), on every rank."""
         return value if self.size == 1 else self._tell(value, 0)
 
     def _tell(self, value: Any, rank: int) -> Any:
-        # As text: torch's own way to send objects is to pickle them.
+        # As text: torch itself would send objects as pickles.
         data = json.dumps(value).encode() if rank == self.rank else b""
         length = torch.tensor(len(data))
         dist.broadcast(length, rank)
@@ -97,13 +97,13 @@ class Ranks:
         return json.loads(text.numpy().tobytes())
 
     def spread(self, tensors: Iterable[Tensor]) -> None:
-        """Rank 0's values in every rank's tensors, in their place."""
+        """Writes rank 0's values into every rank's tensors, in place."""
         for tensor in tensors if self.size > 1 else ():
             dist.broadcast(tensor, 0)
 
     def sharing(self) -> int:
-        """How many ranks compute on the same cores as this one, itself among them: those of a
-        machine under torchrun; under SLURM each may be bound to its own."""
+        """How many ranks, this one included, compute on the same cores: under torchrun all of a
+        machine; under SLURM each may be bound to cores of its own."""
         if self.size == 1:
             return 1
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -111,7 +111,7 @@ class Ranks:
         return self.gather(mine).count(mine)
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """Waits until every rank is here."""
         self.largest(0)
 
     @contextmanager
@@ -133,7 +133,7 @@ class Ranks:
         texts = self.gather(mine and f"{type(mine).__name__}: {mine}")
         failed = [f"rank {rank}: {text}" for rank, text in enumerate(texts) if text]
         if mine:
-            if texts.index(texts[self.rank]) < self.rank:  # alike on many: the first of them tells
+            if texts.index(texts[self.rank]) < self.rank:  # of those alike the first tells
                 mine.told_elsewhere = True
             raise mine
         if failed:
@@ -144,24 +144,24 @@ class Ranks:
         raise error if self.first else OtherRankError(str(error))
 
     def told(self, heard: Sequence[int]) -> int:
-        """The signal that counts of all that any rank has heard, 0 without one: the same on all."""
+        """The signal that counts among all that any rank has heard, 0 if none; the same on all."""
         return self.largest(rank_of(counted(heard))) % ABOVE
 
     def stop_if_told(self, heard: Sequence[int], folder: Path | None = None) -> None:
-        """Interrupted on every rank where one of them has heard a signal."""
+        """Raises Interrupted on every rank if one of them has heard a signal."""
         self.stop(self.told(heard), folder)
 
     def stop(self, number: int, folder: Path | None = None) -> None:
-        """Interrupted by a signal's number that all ranks know, if it is one; rank 0 says it."""
+        """Raises Interrupted unless `number`, known to all ranks, is 0; rank 0 says it."""
         if number:
             error = Interrupted(number, folder)
             error.told_elsewhere = not self.first
             raise error
 
     def share(self, net: nn.Module, device: torch.device) -> nn.Module:
-        """The net as torch's DDP, which sums its gradients over the ranks while they are computed.
+        """The net in torch's DDP, which combines gradients over the ranks while they are computed.
 
-        DDP takes their mean: the loss is to be multiplied by the number of ranks.
+        DDP takes their mean, so the loss must be multiplied by the number of ranks.
         """
         if self.size == 1:
             return net
@@ -180,7 +180,8 @@ def joined() -> Iterator[Ranks]:
     """The ranks of this run; inside another `joined` the same ones.
 
     Raises:
-        ValueError: variables that make no sense.
+        ValueError: environment variables that make no sense.
+        LostRankError: another rank did not come, or is gone.
     """
     if not are_several():
         yield ALONE
@@ -191,7 +192,7 @@ def joined() -> Iterator[Ranks]:
         with _naming_losses(ranks):
             _join(ranks)
             yield ranks
-        # After an error the others may be gone, and to take leave of them would wait for them.
+        # Not after an error: the others may be gone, and taking leave would wait for them.
         dist.destroy_process_group()
 
 
@@ -207,8 +208,8 @@ def _join(ranks: Ranks) -> None:
 
 
 def _open_store(ranks: Ranks) -> dist.TCPStore:
-    """Where ranks meet, as torch's env:// has it; tried again and again, and no rank is waited for,
-    since who waits within torch hears no signal. DistError where nobody answers."""
+    """The store where ranks meet, as torch's env:// has it. Short attempts are repeated and no rank
+    is waited for, since a wait inside torch hears no signal. DistError if nobody answers."""
     host, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT")
     serves = ranks.first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     until = time.monotonic() + MEETING
@@ -226,10 +227,10 @@ def _open_store(ranks: Ranks) -> dist.TCPStore:
 
 
 def _meet(store: dist.Store, ranks: Ranks) -> str:
-    """A name of this meeting, which all its ranks know and no earlier one had.
+    """A name for this meeting that all its ranks know and no earlier meeting had.
 
-    torchrun keeps its store through restarts, and with it what ranks now dead have written there:
-    who took their addresses for those of the living would wait for them in vain.
+    torchrun keeps its store through restarts, with what ranks now dead have written there: a rank
+    that took their addresses for those of living ones would wait in vain.
     """
     own, start, told = uuid.uuid4().hex, time.monotonic(), False
     if ranks.first:
@@ -291,7 +292,7 @@ def _number(name: str, default: int | None = None) -> int:
 
 
 def agree(ranks: Ranks, find: Callable[[], Any]) -> Any:
-    """What rank 0 finds, one of JSON, on every rank; its error on rank 0, and there alone."""
+    """What rank 0 finds, as JSON can hold it, on every rank; its error as same_fate has it."""
     found = None
     with ranks.same_fate():
         found = find() if ranks.first else None

@@ -25,7 +25,7 @@ from delving.words import likeliest
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, no quota, a limit on a file's size
 MOST_JSON = 64 * 2**20  # bytes: no file of a run is a tenth of that
 NUMBER = (int, float)
-HUGE = 1e100  # beyond all that is measured; no sum of smaller numbers is infinite
+HUGE = 1e100  # more than is ever measured; sums of smaller numbers stay finite
 # result.json: the contract's keys.
 RESULT: dict[str, type | tuple[type, ...]] = {
     "run": str, "scale": str, "model": str, "act": str, "init": str, "seed": int,
@@ -44,8 +44,8 @@ def run_folder(output_root: str, scale: str, run: str) -> Path:
 def find_run(text: str, output_root: str, scale: str = "*") -> Path:
     """A run by its folder or its name; ValueError names the runs there are."""
     path = Path(text)
-    if os.path.isfile(path / "config.yaml"):  # no error where the place cannot be looked at
-        path = path if path.name else path.resolve()  # `.`, whose name is asked for
+    if os.path.isfile(path / "config.yaml"):  # no error if the place cannot be looked at
+        path = path if path.name else path.resolve()  # `.` has no name
         if scale not in ("*", path.resolve().parents[1].name):
             raise ValueError(f"{path} is no run of scale={scale}")
         return path
@@ -71,7 +71,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """The file appears whole, with its folders; DiskFullError where there is no room for it."""
+    """Writes a file, which appears whole, and its folders; DiskFullError if there is no room."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_dead(path.parent, path.name)
     beside = name_beside(path)
@@ -109,7 +109,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames inside a folder last through a loss of power, where the system can."""
+    """Makes renames inside a folder survive a loss of power, if the system can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -119,7 +119,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """ValueError names the file where it is not JSON."""
+    """The JSON in a file; ValueError names the file if there is none."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
         raise ValueError(f"{path} is not readable JSON: it is no regular file")
@@ -137,13 +137,13 @@ def parse_json(data: bytes, path: Path) -> Any:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number as records have them, finite and of a size that can be."""
+    """Whether a value is a number as records have them: finite, and below HUGE in size."""
     return isinstance(value, NUMBER) and not isinstance(value, bool) and abs(value) < HUGE
 
 
 def expect(value: Any, kinds: dict[str, Any], where: str, *, infinite: Sequence[str] = ()) -> dict:
-    """The value, if it is a dict with these keys of these types, all numbers finite but for those
-    keys that may be infinite; else ValueError names `where` and the key."""
+    """The value, if it is a dict with these keys of these types, their numbers finite except for
+    the keys in `infinite`; else ValueError names `where` and the key."""
     if not isinstance(value, dict):
         raise ValueError(f"{where} is damaged: it is no table of keys")
     for key, kind in kinds.items():
@@ -157,8 +157,7 @@ def expect(value: Any, kinds: dict[str, Any], where: str, *, infinite: Sequence[
 
 
 def read_result(folder: Path) -> dict:
-    """result.json of a finished run; ValueError names the file and the key that is not as it is
-    written."""
+    """result.json of a finished run; ValueError names the file and the key that is damaged."""
     path = folder / "result.json"
     result = expect(read_json(path), RESULT, str(path))
     for protocol, scores in result["eval"].items():
@@ -170,7 +169,7 @@ def read_result(folder: Path) -> dict:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Files that a killed process had not finished writing."""
+    """Removes files that a killed process had not finished writing."""
     for place in (folder, folder / "eval"):
         for path in place.glob(".*"):
             if path.suffix[1:].isdecimal():
@@ -178,12 +177,12 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def append_event(path: Path, event: dict) -> None:
-    """Adds a line to a log; one that a full disk cut off is taken back."""
+    """Adds a line to a log; one that a full disk cuts off is taken back."""
     line = (json.dumps(event) + "\n").encode()
     with open(path, "ab", buffering=0) as file:
         size = file.tell()
         try:
-            if file.write(line) < len(line):  # a full disk may take a part
+            if file.write(line) < len(line):  # a full disk may take part of it
                 raise OSError(errno.ENOSPC, "cut off")
         except OSError as error:
             os.truncate(path, size)
@@ -202,13 +201,13 @@ def read_events(folder: Path, kind: str) -> list[dict]:
 
 
 def sync_log(path: Path) -> None:
-    """What was logged lasts through a loss of power, as a checkpoint that counts its bytes does."""
+    """Makes a log survive a loss of power, as the checkpoint that counts its bytes does."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
 def truncate_log(path: Path, size: int) -> str | None:
-    """Takes back what was logged after the checkpoint that is gone on from; says what it lacks."""
+    """Cuts off what was logged after the checkpoint to resume from; says what the log lacks."""
     data = path.read_bytes() if path.exists() else b""
     write_bytes(path, data[: size if size <= len(data) else data.rfind(b"\n") + 1])
     lost = size - len(data)
@@ -216,8 +215,8 @@ def truncate_log(path: Path, size: int) -> str | None:
 
 
 def round_scores(probabilities: np.ndarray) -> np.ndarray:
-    """Probabilities as load_scores gives them back: their logarithms in half precision, which
-    keeps small ones apart that half precision itself would make equal."""
+    """Probabilities as load_scores returns them: rounded to logarithms in half precision, which
+    keep apart small ones that would be equal in half precision themselves."""
     return np.exp(_logarithms(probabilities).astype(np.float32))
 
 
@@ -247,7 +246,7 @@ def save_scores(
 
 
 def load_scores(folder: Path, protocol: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """(probabilities, labels, names) as saved by save_scores; ValueError where there are none."""
+    """(probabilities, labels, names) as saved by save_scores; ValueError if there are none."""
     path = folder / "eval" / f"{protocol}.npz"
     try:
         logs, labels, names = read_arrays(path, ("log_probabilities", "labels", "names"), "scores")
@@ -281,15 +280,15 @@ def load_hits(folder: Path, protocol: str, k: int = 1) -> np.ndarray:
 
 
 def save_slopes(folder: Path, slopes: dict[str, Any]) -> None:
-    """slopes.json: {layer: learned slopes}, to four digits; nothing where none are, or infinite."""
+    """slopes.json: {layer: learned slopes}, to four decimals; no file if none, or not finite."""
     rounded = {layer: [round(a, 4) for a in v.tolist()] for layer, v in slopes.items()}
     if rounded and all(is_number(a) for v in rounded.values() for a in v):
         write_text(folder / "slopes.json", json.dumps(rounded) + "\n")
 
 
 def load_slopes(folder: Path) -> dict[str, np.ndarray]:
-    """{layer: (slopes,)} in order; empty where the run learned none. ValueError names the layer
-    whose slopes are not as they are written."""
+    """{layer: (slopes,)} in order; empty if the run learned none. ValueError names the layer whose
+    slopes are damaged."""
     path = folder / "slopes.json"
     found = expect(read_json(path), {}, str(path)) if path.exists() else {}
     for layer, slopes in found.items():

@@ -1,5 +1,5 @@
-"""A training step's launches, recorded once as a CUDA graph and then replayed: on a GPU those of a
-small net, one by one, take several times as long as what they launch."""
+"""A training step's launches, recorded once as a CUDA graph and then replayed: for a small net,
+launching one by one takes several times as long as what is launched."""
 
 import math
 import warnings
@@ -16,8 +16,8 @@ from delving.rectifier import PReLU, Rectifier
 from delving.spp import SPP
 from delving.step import is_finite
 
-EAGER = 3  # steps before the recording: kernels are compiled and algorithms chosen in them
-ALIKE = 1e-3, 1e-2  # shares of loss and squared norm that sums in another order may change
+EAGER = 3  # steps before the recording, in which kernels are compiled and algorithms chosen
+ALIKE = 1e-3, 1e-2  # relative change of loss and squared norm when sums have another order
 ONE_BY_ONE = "steps are launched one by one"
 # Modules known to launch the same in each step, and to wait for nothing.
 KNOWN = {Net, Features, nn.Sequential, nn.Conv2d, nn.Linear, nn.MaxPool2d, SPP, Dropout, Rectifier,
@@ -25,8 +25,8 @@ KNOWN = {Net, Features, nn.Sequential, nn.Conv2d, nn.Linear, nn.MaxPool2d, SPP, 
 
 
 def can_be_replayed(net: nn.Module, device: torch.device) -> bool:
-    """Whether all that a step of this net does can be recorded. What looks at a step from Python,
-    as hooks do, would see none of those that are replayed."""
+    """Whether all that a step of this net does can be recorded. Whatever looks at a step from
+    Python, such as a hook, would not see the replayed ones."""
     if device.type != "cuda" or {type(m) for m in net.modules()} - KNOWN:
         return False
     looked_at = (
@@ -34,19 +34,19 @@ def can_be_replayed(net: nn.Module, device: torch.device) -> bool:
         or torch.is_anomaly_enabled()
         or any(p._backward_hooks or p._post_accumulate_grad_hooks for p in net.parameters())
     )
-    whole = all(p.dtype == torch.float32 for p in net.parameters())  # as the rate is
+    whole = all(p.dtype == torch.float32 for p in net.parameters())  # as the learning rate is
     return whole and not looked_at and not any(map(is_looked_at, net.modules()))
 
 
 class Ahead:
-    """An iterator whose next item can be fetched before it is asked for. What is raised then is
-    raised where the item would have come."""
+    """An iterator whose next item can be fetched before it is asked for. An error in fetching is
+    raised when the item is asked for."""
 
     def __init__(self, items: Iterable):
         self.items, self.fetched = iter(items), []
 
     def fetch(self) -> object:
-        """The next item, which is still to come; None where there is none, or it is an error."""
+        """The next item, which is still to be iterated; None if there is none, or an error."""
         if not self.fetched:
             try:
                 self.fetched.append((next(self.items), None))
@@ -65,17 +65,17 @@ class Ahead:
         try:
             raise error
         finally:
-            # It holds this frame, and so the training's: with them in a ring, the recording and its
-            # memory would stay until the ring is looked for, which may be in a loader process.
+            # It holds this frame, and so the training's. With them in a cycle the recording and its
+            # memory would stay until the cycle is collected, perhaps in a loader process.
             del error
 
 
 class Replay:
-    """Steps of one training, on batches of one size.
+    """Runs the steps of one training on batches of one size, as a recording after the first few.
 
     Args:
-        gradients: forward and backward of a batch, and step.py's `show`.
-        seed: of a step, before it.
+        gradients: does forward and backward of a batch; returns step.py's `show`.
+        seed: seeds a step before it runs.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Replay:
         self.rate = torch.zeros((), device=self.device)
         self.still = torch.zeros((), device=self.device)  # 1: no weight is to be moved
         self.batch: Batch | None = None
-        self.held: Batch | None = None  # whose copy `batch` is, for the next step
+        self.held: Batch | None = None  # the one copied to `batch` for the next step
         self.graph: torch.cuda.CUDAGraph | None = None
         self.generators: list[torch.Generator] = []
         self.count, self.set_rate, self.found = 0, None, None
@@ -132,10 +132,10 @@ class Replay:
         return found[:-1], not found[-1]
 
     def hold(self, batch: Batch) -> None:
-        """Copies it to where the recorded step looks for it, after the step that was started.
+        """Copies a batch to where the recorded step reads it, after the step that was started.
 
         Raises:
-            ValueError: it is not of the size of those before it.
+            ValueError: it has another size than those before it.
         """
         self.held = batch
         if self.batch is None:
@@ -159,8 +159,8 @@ class Replay:
         self.graph.replay()
 
     def _record(self) -> None:
-        """Records the step, and asks the recording for what the launched step finds; one that finds
-        another loss or gradient is not used."""
+        """Records the step and compares what the recording finds with what the launched step finds;
+        a recording that finds another loss or gradient is not used."""
         self.still.fill_(1)
         wanted = self._launch().tolist()
         self._try_to_record()
@@ -181,16 +181,16 @@ class Replay:
         for layer, generator in zip(self.layers, self.generators, strict=True):
             _register(graph, generator.manual_seed(layer.key))
             layer.recorded = generator
-        self.optimizer.zero_grad()  # while memory can still be handed back
+        self.optimizer.zero_grad()  # before recording, while memory can be handed back
         try:
-            # Other threads load images meanwhile, and may do what a recording must not. One that
-            # fails leaves its stream the current one.
+            # Other threads load images meanwhile, and may do what a recording forbids. A recording
+            # that fails leaves its stream the current one.
             with (
                 torch.cuda.stream(torch.cuda.current_stream()),
                 torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
             ):
                 self.found = self._launch()
-        except RuntimeError as error:  # no memory for two sets of responses, above all
+        except RuntimeError as error:  # mostly no memory for two sets of responses
             told = str(error).partition("\n")[0]
             warnings.warn(f"{ONE_BY_ONE}: {told}", stacklevel=2)
             self.optimizer.zero_grad()
@@ -202,8 +202,8 @@ class Replay:
 
 
 def _register(graph: torch.cuda.CUDAGraph, generator: torch.Generator) -> None:
-    """So that what it draws in the recording is drawn anew in each replay, by its seed of then.
-    Since torch 2.15 a generator sees to that itself, and the call only warns."""
+    """Makes a recorded generator draw anew in each replay, from the seed that it has then. Since
+    torch 2.15 a generator sees to that itself, and the call only warns."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if hasattr(graph, "register_generator_state"):

@@ -1,5 +1,5 @@
-"""What artefacts ask for: conf/paper/<artefact>.yaml. With config.py the only one that knows
-omegaconf."""
+"""What artefacts ask for: conf/paper/<artefact>.yaml. With config.py the only module that
+uses omegaconf."""
 
 from dataclasses import fields
 

@@ -28,15 +28,15 @@ from delving.state import resume_or_start, save
 from delving.step import decay_norm
 from delving.train import Step, compile_net, final_status, passed, train
 
-BAD_SHARE = 1e-4  # undecodable training images borne, of all; at least one
+BAD_SHARE = 1e-4  # share of training images that may be undecodable; at least one may
 SUBSET = 20_15  # keys the fixed random validation images looked at in training
 
 
 def train_run(config: Config, watch: Watch, shelf: dict | None = None) -> Path:
     """Trains and scores one run, or what is left of it, and returns its folder.
 
-    As one of several processes that torchrun or SLURM started it takes its share. `shelf` keeps
-    decoded images from one run to the next of the same process.
+    As one of several processes that torchrun or SLURM started, it does its share. `shelf` keeps
+    decoded images from one run of a process to the next.
 
     Raises:
         ValueError: bad data, a folder of that name whose run was asked for differently, or one that
@@ -67,8 +67,8 @@ def train_run(config: Config, watch: Watch, shelf: dict | None = None) -> Path:
 
 
 def is_finished(folder: Path, config: Config) -> bool:
-    """Whether this very run is there; ValueError where the folder is another's, or does not tell
-    whose."""
+    """Whether this very run is finished; ValueError if the folder holds another run, or does not
+    tell which."""
     if why := find_other(config, folder):
         raise ValueError(why)
     finished = (folder / "result.json").exists()
@@ -96,13 +96,13 @@ def _fraction(width: float) -> str:
 
 
 def train_until_done(session: Session) -> None:
-    """The steps that are left, with log, validation, checkpoints and signals in between."""
+    """Trains the remaining steps, with log, validation, checkpoints and signals in between."""
     recipe, progress = session.recipe, session.progress
     if progress.status == "diverged" or progress.step >= recipe.steps:
         return  # trained, but not scored
     meter, settled = Meter(session.seconds), True
     try:
-        with closing(planned_steps(session, meter)) as steps:  # and the loader processes with it
+        with closing(planned_steps(session, meter)) as steps:  # closes the loader processes too
             for step in steps:
                 session.seconds = meter.seconds
                 meter.images += recipe.batch
@@ -119,7 +119,7 @@ def train_until_done(session: Session) -> None:
 
 
 def after_step(session: Session, step: Step, meter: Meter) -> bool:
-    """What follows a step; False where the training has diverged.
+    """Does what follows a step; False if the training has diverged.
 
     Raises:
         Interrupted: after saving.
@@ -135,7 +135,7 @@ def after_step(session: Session, step: Step, meter: Meter) -> bool:
             finite = validate(session)
         if not finite:
             return False
-    # Every rank must stop after the same step, also where one alone was told to.
+    # Every rank must stop after the same step, even if only one was told to.
     told = session.ranks.told(session.heard)
     if told or meter.checkpoint_due(config.train.checkpoint_minutes):
         with meter.paused():
@@ -145,7 +145,7 @@ def after_step(session: Session, step: Step, meter: Meter) -> bool:
 
 
 def planned_steps(session: Session, meter: Meter) -> Iterator[Step]:
-    """The training of the steps that are left, about to begin."""
+    """The training of the remaining steps, about to begin."""
     config, recipe, progress = session.config, session.recipe, session.progress
     supply = supply_batches(session, range(progress.step, recipe.steps))
     net = compile_net(session.net) if config.train.compile else session.net
@@ -207,7 +207,7 @@ def report_step(session: Session, step: Step, meter: Meter) -> None:
 
 def validate(session: Session) -> bool:
     """Logs the center-crop error of a fixed random subset of the validation images, for the
-    curves; False where the scores are not finite, which is recorded as divergence."""
+    curves; False if the scores are not finite, which is recorded as divergence."""
     images = session.val_images.images
     count = min(session.config.eval.images, len(images))
     rng = np.random.Generator(np.random.Philox(SUBSET))
@@ -236,7 +236,7 @@ def finish(session: Session) -> None:
     status = final_status(session.progress, len(session.train_images.images.classes))
     try:
         scores = {} if status == "diverged" else score_trained(session)
-    except FloatingPointError:  # the last step's weights are finite, but no score is
+    except FloatingPointError:  # the weights are finite, but the scores are not
         status, scores = "diverged", {}
     except UndecodableImageError as error:
         told = f"{error}. The net is trained: with that file mended the same command scores it"
@@ -248,7 +248,7 @@ def finish(session: Session) -> None:
     record.save_slopes(session.folder, session.net.slopes())
     session.log(event="end", status=status, seconds=round(session.seconds, 2))
     drop_previous(session.folder)
-    record.write_json(session.folder / "result.json", result)  # the last, whatever ends us before
+    record.write_json(session.folder / "result.json", result)  # last: it marks the run as finished
 
 
 def summarise(session: Session, status: str, scores: dict[str, dict]) -> dict:

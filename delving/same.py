@@ -1,4 +1,4 @@
-"""Whether a folder holds the run that is asked for, or another under its name."""
+"""Whether a folder holds the run that is asked for, or another of the same name."""
 
 import dataclasses
 from functools import lru_cache
@@ -12,15 +12,15 @@ from delving.data import fingerprint, load_splits
 from delving.foreign import check_yaml, read_text
 from delving.schema import NEUTRAL, Config, Data, differences, leaves
 
-WRITTEN = ("lock", "log.jsonl", "checkpoint", "eval")  # in place, in a run's folder
+WRITTEN = ("lock", "log.jsonl", "checkpoint", "eval")  # in place, by a run in its folder
 
 
 def find_other(config: Config, folder: Path) -> str | None:
-    """What the folder holds in place of this run, in a sentence; None where it holds it, or
-    nothing. Images may move: those of another folder are looked at.
+    """What the folder holds instead of this run, in a sentence; None if it holds this run, or
+    nothing. Images may move: if data.root is another, the images there are compared.
 
     Raises:
-        ValueError: where that folder cannot be read.
+        ValueError: the images there cannot be read.
     """
     if link := find_link(folder):
         return f"{link}. Move {folder} away"
@@ -43,13 +43,13 @@ def find_other(config: Config, folder: Path) -> str | None:
 
 
 def find_link(folder: Path) -> str | None:
-    """What a run writes that lies elsewhere, in a sentence: a stranger's folder may hold links."""
+    """Which of a run's files is a link, in a sentence; a stranger's folder may hold such."""
     links = (path for name in WRITTEN if (path := folder / name).is_symlink())
     return next((f"{path} is a link, and a run keeps to its folder" for path in links), None)
 
 
 def saved_value(folder: Path, key: str) -> object:
-    """What a run's config.yaml has there, unchecked; None where it cannot be read."""
+    """The value of a key in a run's config.yaml, unchecked; None if it cannot be read."""
     try:
         return _value_at(_read(folder / "config.yaml"), key)
     except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError):
@@ -57,7 +57,7 @@ def saved_value(folder: Path, key: str) -> object:
 
 
 def _find_other_images(config: Config, folder: Path, root: str) -> str | None:
-    """Says so where the run's images, once at `root`, are not those at the root asked for."""
+    """A sentence if the run's images, once at `root`, are not those at the root asked for."""
     asked, env = config.data.root, folder / "env.json"
     if not (asked and env.exists()) or (root and Path(asked).resolve() == Path(root).resolve()):
         return None
@@ -74,13 +74,13 @@ def _find_other_images(config: Config, folder: Path, root: str) -> str | None:
 
 @lru_cache(maxsize=4)
 def _fingerprint(data: tuple, output_root: str) -> str:
-    """Of the images that a configuration's `data` names; a sweep asks once for each."""
+    """The hash of the images that a configuration's `data` names; kept, as sweeps ask often."""
     return fingerprint(*load_splits(Data(*data), output_root))
 
 
 def _root_of_the_same(config: Config, saved: Path) -> str | None:
-    """data.root, '' without one, of a file that surely holds the same run: a quick look, before
-    OmegaConf takes a tenth of a second over each. None where that is not sure."""
+    """data.root ('' without one) of a config.yaml that surely describes the same run; None if that
+    is not sure. A quick look, as OmegaConf takes a tenth of a second over each."""
     try:
         tree = _read(saved)
         ours = dataclasses.asdict(config)

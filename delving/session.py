@@ -69,7 +69,7 @@ class Session:
         return fingerprint(self.train_images.images, self.val_images.images)
 
     def tell(self, **event) -> None:
-        """To who watches; of several ranks the first speaks alone."""
+        """Tells the watcher an event; of several ranks only the first does."""
         if self.ranks.first:
             self.watch(event)
 
@@ -83,8 +83,8 @@ class Session:
         return partial(devices.autocast, self.device, self.precision)
 
     def resident(self) -> Resident | None:
-        """The training images on the GPU, for this run and those after it, where they fit there
-        and are of one size."""
+        """The training images on the GPU, for this run and those after it; None if they do not fit
+        there or differ in size."""
         if self.device.type != "cuda":
             return None
         images = self.train_images.images
@@ -172,7 +172,7 @@ def _same_precision(config: Config, device: torch.device, ranks: Ranks) -> str:
 
 
 def check_same_data(session: Session, data: str) -> None:
-    """ValueError where a checkpoint comes from other data than the session's."""
+    """ValueError if a checkpoint comes from other data than the session's."""
     if data != session.data:
         raise ValueError(
             f"{session.folder} was trained on other data (its hash {data}, here {session.data}): "
@@ -185,10 +185,10 @@ def _open_caches(config: Config, workers: int, shelf: dict, ranks: Ranks) -> lis
     sides = tuple(n * data.crop // 7 for n in config.train.s)
     key = (repr(data), sides, workers, config.output_root)
     if key not in shelf:
-        # Only the last data set's stay: two of them might not fit.
+        # Only the last data set's images stay: two sets might not fit.
         shelf.clear()
         train, val = load_splits(config.data, config.output_root)
-        each = data.cache_gb / ranks.local_size / (len(train) + len(val))  # gigabytes of an image
+        each = data.cache_gb / ranks.local_size / (len(train) + len(val))  # gigabytes per image
         shelf[key] = [
             cached(train, gigabytes=each * len(train), workers=workers,
                    side=_side_of(train, sides)),
@@ -198,9 +198,9 @@ def _open_caches(config: Config, workers: int, shelf: dict, ranks: Ranks) -> lis
 
 
 def _side_of(images: Images, sides: tuple[int, int]) -> int | None:
-    """The shorter side at which all views are, where the images are small enough to be kept resized
-    to it; of others no more is decoded than a view needs. However many are kept, it is the same
-    way: by the other a grey level may round otherwise."""
+    """The shorter side of all views, if the images are small enough to be kept resized to it; of
+    others no more is decoded than a view needs. This does not depend on how many are kept, since
+    the two ways may round a grey level differently."""
     low, high = sides
     return low if low == high and len(images) * reckon_bytes(low) <= SMALL else None
 
@@ -233,8 +233,8 @@ def measure_for(session: Session, source: Cache) -> Input:
 
 
 def supply_batches(session: Session, steps: range) -> Iterator[Batch]:
-    """The batches of these steps, this rank's rows: made on the GPU where the images lie there,
-    else by loader processes."""
+    """This rank's rows of these steps' batches: made on the GPU if the images lie there, else by
+    loader processes."""
     config, recipe, ranks = session.config, session.recipe, session.ranks
     about = {
         "batch": recipe.batch,

@@ -9,7 +9,7 @@ from pathlib import Path
 # it takes a machine away.
 HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 REQUEUE = (signal.SIGUSR1, signal.SIGUSR2)  # "start me again": exit code 75
-ABOVE = 1000  # every signal's number
+ABOVE = 1000  # more than any signal's number
 
 
 BEFORE = "nothing had begun; the same command starts it"
@@ -18,7 +18,7 @@ BEFORE = "nothing had begun; the same command starts it"
 class Interrupted(BaseException):
     """A signal came, and nothing is lost. `signal` is its number.
 
-    Like KeyboardInterrupt no Exception: libraries turn those into other errors, or ignore them.
+    Like KeyboardInterrupt it is no Exception: libraries turn those into other errors or drop them.
     """
 
     def __init__(self, number: int, folder: Path | str | None = None, told: str = BEFORE):
@@ -57,7 +57,7 @@ def heeding_signals() -> Iterator[list[int]]:
 
 @contextmanager
 def leaving_at_once(numbers: Sequence[int] = HEEDED, told: str = BEFORE) -> Iterator[list[int]]:
-    """For while there is nothing to save: a signal raises Interrupted at once. Yields the list of
+    """Makes a signal raise Interrupted at once, while there is nothing to save. Yields the list of
     signals heard, since Interrupted may be raised where errors are swallowed, as in __del__."""
     heard: list[int] = []
 
