@@ -1,4 +1,4 @@
-"""`delving train -m`: the product of words, planned, trained side by side, told in a table.
+"""`delving train -m`: the product of words, planned, trained side by side, reported in a table.
 
 What is finished is skipped, what was begun goes on, and a run that fails stops no other.
 """
@@ -31,15 +31,15 @@ class Sweep:
 
     Attributes:
         plans: their plans by outputs/<scale>, mostly one; runs in the order asked for.
-        twice: the words that ask for a run which others ask for already.
+        twice: words that ask for a run which earlier words ask for already.
     """
 
     plans: dict[Path, Plan] = field(default_factory=dict)
     twice: list[str] = field(default_factory=list)
 
     def members(self) -> Iterator[tuple[str, Plan, str]]:
-        """(label, plan, name) of every run; the label is its name, or its folder where the sweep
-        goes over scales, whose runs share names."""
+        """(label, plan, name) of every run; the label is its name, or its folder if the sweep goes
+        over several scales, whose runs share names."""
         for plan in self.plans.values():
             for name in plan.runs:
                 yield name if len(self.plans) == 1 else str(plan.folder(name)), plan, name
@@ -55,10 +55,10 @@ class Sweep:
 
 
 def plan_sweep(words: Sequence[str], *, cap: int = CAP, several: bool = True) -> Sweep:
-    """What words ask for, without starting anything.
+    """The runs that words ask for, without starting anything.
 
     Args:
-        cap: the most runs that are taken.
+        cap: the most runs that are accepted.
         several: whether words may stand for several runs; otherwise they are one run's.
 
     Raises:
@@ -88,7 +88,7 @@ def _expand(words: Sequence[str], cap: int) -> list[list[str]]:
 
 
 def _add(sweep: Sweep, asked: dict[tuple, str], config: Config, words: str) -> None:
-    """Puts a run into its plan, once; ValueError where another one has its name."""
+    """Puts a run into its plan, once; ValueError if another one has its name."""
     root = Path(config.output_root) / config.scale
     plan = sweep.plans.get(root) or Plan(config.scale, [], root, configs.plan_of(config.scale))
     sweep.plans[root] = plan
@@ -103,7 +103,7 @@ def _add(sweep: Sweep, asked: dict[tuple, str], config: Config, words: str) -> N
 
 
 def state_of(plan: Plan, name: str) -> str:
-    """How a run stands: refused, finished, begun or new."""
+    """How a run stands: `refused`, `finished`, `goes on` or `new`."""
     if name in plan.refused:
         return "refused"
     if plan.finished(name):
@@ -113,7 +113,7 @@ def state_of(plan: Plan, name: str) -> str:
 
 
 def tell_sweep(sweep: Sweep, say: Overview, note: Callable[[str, Plan, str], str]) -> None:
-    """What there is and what will be done; `note` says more of a run that is missing."""
+    """Tells what there is and what will be done; `note` says more of a run that is missing."""
     members = list(sweep.members())
     states = {label: state_of(plan, name) for label, plan, name in members}
     counts = {state: sum(one == state for one in states.values())
@@ -134,12 +134,12 @@ def tell_sweep(sweep: Sweep, say: Overview, note: Callable[[str, Plan, str], str
 def train_here(
     sweep: Sweep, *, jobs: int | None = None, dry: bool = False, say: Overview
 ) -> dict[str, str]:
-    """Trains what is missing in worker processes of this machine; {run: error} of what failed, or
-    would.
+    """Trains what is missing in worker processes on this machine; {run: error} of what failed, or
+    would fail.
 
     Args:
         jobs: runs side by side.
-        dry: plan alone.
+        dry: only plan.
 
     Raises:
         Interrupted: see work_through.
@@ -178,9 +178,9 @@ def _work(sweep: Sweep, weights: dict[str, float], jobs: int, say: Overview) -> 
 
 
 def tell_results(sweep: Sweep, failed: dict[str, str], say: Overview) -> None:
-    """A line for each run with its status and errors, one for each lot of seeds, what failed.
+    """Tells a line for each run with its status and errors, one for each lot of seeds, what failed.
 
-    What cannot be read counts as failed, and is added to `failed`.
+    A run that cannot be read counts as failed, and is added to `failed`.
     """
     runs: dict[str, Run] = {}
     for label, plan, name in sweep.members():
@@ -206,13 +206,13 @@ def tell_results(sweep: Sweep, failed: dict[str, str], say: Overview) -> None:
 
 
 def _errors(runs: Sequence[Run], protocols: Sequence[str]) -> list[str]:
-    """Percent; of several runs mean ± standard deviation (count)."""
+    """Errors in percent; for several runs mean ± standard deviation (count)."""
     cells = [mean_and_spread(run.error(p, k) for run in runs) for p in protocols for k in (1, 5)]
     return [cell.removesuffix(" (1)") for cell in cells]
 
 
 def _lots(sweep: Sweep, runs: dict[str, Run]) -> dict[str, list[Run]]:
-    """Finished runs that differ in their seed alone, where there are several."""
+    """Lots of several finished runs that differ in their seed alone."""
     lots: dict[str, list[Run]] = {}
     for label, plan, name in sweep.members():
         if label in runs:
@@ -221,7 +221,7 @@ def _lots(sweep: Sweep, runs: dict[str, Run]) -> dict[str, list[Run]]:
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of cells, columns of one width."""
+    """Rows of cells as lines, each column of one width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What artefacts ask for: by which runs, which of them are there, how long the others will take."""
+"""What artefacts ask for: which runs, which of those are there, how long the others will take."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -35,11 +35,11 @@ class Plan:
         arms: {artefact: {arm: names of its runs, seeds rising}}.
         runs: {name: configuration} of every run asked for.
         small: names of Table 2's runs by arm, several seeds each: their spread is the noise.
-        refused: {name: why} of those whose folder holds another run.
-        rarer: {name: how much} of those there that were looked at less often than is asked for.
-        seeds: `reproduce.seeds...` words, which `budget` has.
+        refused: {name: why} of runs whose folder holds another.
+        rarer: {name: how much} of finished runs that were looked at less often than is asked for.
+        seeds: `reproduce.seeds...` words, which `budget` includes.
         detect: settings of `delving detect`, for artefacts whose runs learn to detect objects.
-        left_out: {artefact: why} of those that lack data, or trainings.
+        left_out: {artefact: why} of artefacts that lack data, or trainings.
     """
 
     scale: str
@@ -103,13 +103,13 @@ class Plan:
         return [self.runs[run] for run in self.missing()]
 
     def estimate(self, run: str) -> float:
-        """Seconds of training on one worker, as finished runs of its model suggest, or of any."""
+        """Seconds of training on one worker, corrected by finished runs of its model, or of any."""
         told = self.corrections
         return self.estimates[run] * told.get(self.runs[run].model.name, told["any"])
 
     @cached_property
     def estimates(self) -> dict[str, float]:
-        """Seconds of each run as reckoned beforehand; nets that differ in the seed alone, once."""
+        """Seconds of each run as estimated beforehand, from one count of work for each net."""
         alike = {run: repr((config.model, config.data)) for run, config in self.runs.items()}
         one_each = {key: run for run, key in alike.items()}
         work = {key: measure_work(self.runs[run]) for key, run in one_each.items()}
@@ -117,13 +117,13 @@ class Plan:
 
     @cached_property
     def corrections(self) -> dict[str, float]:
-        """Measured over estimated seconds, the median of the finished runs of each model; `any`: of
-        all of them, 1 without any."""
+        """Measured over estimated seconds, the median over the finished runs of each model; `any`:
+        over all finished runs, 1 if there are none."""
         ratios: dict[str, list[float]] = {"any": []}
         for run in filter(self.finished, self.runs):
             try:
                 ratio = record.read_result(self.folder(run))["seconds"] / self.estimates[run]
-            except ValueError:  # a damaged one is told where it is wanted
+            except ValueError:  # a damaged one is reported when it is needed
                 continue
             ratios["any"].append(ratio)
             ratios.setdefault(self.runs[run].model.name, []).append(ratio)
@@ -141,11 +141,11 @@ def make_plan(
 
     Args:
         source: where runs are read, in place of <output_root>/<scale>.
-        need_data: whether artefacts are left out that lack theirs.
+        need_data: whether artefacts that lack their data are left out.
 
     Raises:
-        ValueError: an unknown artefact or key, one that artefacts set themselves, an artefact named
-            that is left out, or no VOC 2007 where it is said to lie.
+        ValueError: an unknown artefact or key, a key that artefacts set themselves, a named
+            artefact that is left out, or no VOC 2007 where it is said to lie.
     """
     words, seeds, detect = part_words(words)
     base = configs.compose(words)
@@ -168,22 +168,21 @@ def make_plan(
     _look_at_looks(plan)
     _look_at_detections(plan, named, need_data, from_records=source is not None)
     _look_at_seeds(plan, named)
-    aside = dataclasses.replace(
-        plan, runs={}, refused={}
-    )  # they are looked at where they are there
+    # Table 2's runs are looked at if they are there, but not asked for.
+    aside = dataclasses.replace(plan, runs={}, refused={})
     plan.small = [_plan_arm(aside, one) for one in load_request(SMALL).runs.values()]
     return plan
 
 
 def part_words(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """The words of runs, of `reproduce` and of `detect`."""
+    """The words for runs, for `reproduce` and for `detect`."""
     own = {prefix: [word for word in words if word.startswith(prefix)]
            for prefix in ("reproduce.", "detect.")}  # fmt: skip
     return [word for word in words if word not in chain(*own.values())], *own.values()
 
 
 def _look_at_looks(plan: Plan) -> None:
-    """A run that was looked at less often is the same run, drawn in less detail."""
+    """Notes finished runs that were looked at less often: the same runs, drawn in less detail."""
     for name in filter(plan.finished, plan.runs):
         config = plan.runs[name]
         for key, asked in (("eval.every", config.eval.every),
@@ -196,7 +195,7 @@ def _look_at_looks(plan: Plan) -> None:
 def _look_at_detections(
     plan: Plan, named: Collection[str], need_data: bool, *, from_records: bool
 ) -> None:
-    """Refuses those whose folders hold others, and leaves out artefacts that lack their images."""
+    """Refuses detections whose folder holds another; leaves out artefacts that lack images."""
     settings = configs.compose_detect(plan.scale, plan.detect)
     for run in plan.detectors():
         if why := find_other_detection(plan.detection(run), settings):
@@ -214,7 +213,7 @@ def _look_at_detections(
 
 
 def _look_at_seeds(plan: Plan, named: Collection[str]) -> None:
-    """Leaves out artefacts none of whose nets is to be trained, and those that need them."""
+    """Leaves out artefacts none of whose nets are to be trained, and those that need them."""
     for name, arms in list(plan.arms.items()):
         if arms and not any(arms.values()):
             roles = sorted({arm.seeds for arm in plan.requests[name].runs.values()})
@@ -227,7 +226,7 @@ def _look_at_seeds(plan: Plan, named: Collection[str]) -> None:
 
 
 def _leave_out(plan: Plan, name: str, why: str, named: Collection[str]) -> None:
-    """Takes an artefact out of the plan; ValueError where it was asked for by name."""
+    """Takes an artefact out of the plan; ValueError if it was asked for by name."""
     if name in named:
         raise ValueError(f"{name}: {why}")
     plan.left_out[name] = why
@@ -245,8 +244,8 @@ def _plan_arm(plan: Plan, arm: Arm) -> list[str]:
 
 
 def with_switch(plan: Plan, config: Config) -> Config:
-    """The same with the shares at which the scale's compared nets switch their learning rate, where
-    nothing else was asked for."""
+    """The configuration with the learning-rate switches of the scale's compared nets, unless others
+    were asked for."""
     if not plan.budget.switch or config.train.switch or plan.sets("train.switch"):
         return config
     train = dataclasses.replace(config.train, switch=list(plan.budget.switch))
@@ -254,7 +253,7 @@ def with_switch(plan: Plan, config: Config) -> Config:
 
 
 def images_of(config: Config) -> str:
-    """The same for runs that see the same views of the same images, and so share their decoding."""
+    """A key: equal for runs that see the same views of the same images, and so share decoding."""
     train = config.train
     return repr((config.data, train.batch, train.s, train.flip, config.seed))
 
@@ -262,8 +261,8 @@ def images_of(config: Config) -> str:
 def in_order(
     runs: Mapping[str, Config], seconds: Callable[[str], float], *, gpu: bool
 ) -> list[str]:
-    """Runs as they are to be begun: longest first, so that none is left for the end alone; on a GPU
-    those together that see the same images."""
+    """Runs in the order to begin them: longest first, so that no long one is left alone at the end;
+    on a GPU, those that see the same images in a row."""
     lots = {name: images_of(config) if gpu else "" for name, config in runs.items()}
     longest: dict[str, float] = {}
     for name, lot in lots.items():
@@ -272,7 +271,7 @@ def in_order(
 
 
 def add_run(plan: Plan, config: Config) -> str:
-    """Puts a run into the plan, once; of two requests the one that looks more often counts."""
+    """Puts a run into the plan, once; of two requests the one that validates more often counts."""
     name = name_run(config)
     if name in plan.runs:
         looks = min(config.eval, plan.runs[name].eval, key=lambda e: e.every)

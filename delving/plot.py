@@ -56,18 +56,18 @@ def new_figure(rows: int, columns: int, *, size: tuple[float, float]) -> tuple[F
 
 
 def check_ending(path: Path) -> None:
-    """ValueError where it is no picture's."""
+    """ValueError if it is not the ending of a picture."""
     if path.suffix not in ENDINGS:
         raise ValueError(f"{path}: a picture ends in {' or '.join(ENDINGS)}")
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Writes a .png or a .svg, whole; the same picture is the same file, undated.
+    """Writes a .png or a .svg, whole and undated: the same picture gives the same file.
 
-    By the canvas itself: savefig draws everything twice.
+    Uses the canvas itself: savefig draws everything twice.
 
     Raises:
-        ValueError: for another ending.
+        ValueError: another ending.
     """
     check_ending(path)
     file = io.BytesIO()
@@ -87,14 +87,14 @@ def label_line(
     axes: Axes, x: float, y: float, text: str, color: str, *, shift: float = 0.0
 ) -> None:
     """A direct label at a line's end, in its colour; `shift` in points upwards. A name is no
-    formula, whatever signs it has."""
+    formula, whatever characters it has."""
     look = {"color": color, "va": "center", "parse_math": False}
     axes.annotate(plain(text), (x, y), xytext=(4, shift), textcoords="offset points", **look)
 
 
 def end_at_last(axes: Axes, *, room: float) -> None:
-    """The x axis from 0 to the last point drawn, no tick beyond it, and `room` (of that length) for
-    labels. Call it once all lines are drawn."""
+    """Ends the x axis at the last point drawn, with no tick beyond it and `room` (a share of its
+    length) for labels. Call it once all lines are drawn."""
     last = axes.dataLim.x1
     axes.set_xlim(0, last * (1 + room))
     ticks = MaxNLocator(6, steps=[1, 2, 5, 10], integer=last >= 2).tick_values(0, last)
@@ -183,7 +183,7 @@ def draw_curves(curves: pd.DataFrame, *, labels: dict[str, str], classes: Sequen
 
 
 def mark(x: Sequence[float]) -> dict[str, object]:
-    """How a line is to be marked: one of a single point would not be seen."""
+    """How to mark a line: without a marker, one of a single point would not be seen."""
     return {"marker": "o", "ms": 3} if len(x) == 1 else {}
 
 

@@ -1,4 +1,4 @@
-"""The generated blocks of the READMEs: assumptions, deviations, and results as committed.
+"""The generated blocks of the READMEs: assumptions, deviations, and committed results.
 
 `python -m delving.readme` writes them between their markers.
 """
@@ -50,7 +50,7 @@ def paragraphs(lines: list[str], kind: str) -> Iterator[str]:
 
 
 def _is_code(lines: list[str], number: int, found: re.Match) -> bool:
-    """Whether what opens a line is a field of that name, as no docstring is open there."""
+    """Whether a tag that opens a line is a field of that name: no docstring is open there."""
     opens = not lines[number][: found.start(1)].strip()
     return opens and sum(line.count('"""') for line in lines[:number]) % 2 == 0
 
@@ -79,13 +79,13 @@ def ledger(scale: str) -> list[str]:
 
 
 def table(scale: str, artefact: str) -> list[str]:
-    """An artefact's table, from the same."""
+    """An artefact's table, from the same records."""
     path = REFERENCE / scale / artefact / "table.md"
     return path.read_text(encoding="utf-8").splitlines()
 
 
 def picture(scale: str, artefact: str) -> list[str]:
-    """An artefact's figure, by its title, from the same."""
+    """An artefact's figure, with its title, from the same records."""
     folder = REFERENCE / scale / artefact
     where = (folder / "figure.png").relative_to(REFERENCE.parent.parent).as_posix()
     return [f"![{read_json(folder / 'verdict.json')['title']}]({where})"]
@@ -151,12 +151,12 @@ SHORT = {
 
 
 def speed(machine: str) -> list[str]:
-    """The rows of `delving bench all --json` there, as committed."""
+    """The committed rows of `delving bench all --json` on that machine."""
     return _speed_table(read_json(REFERENCE / "bench" / f"{machine}.json"), SPEED, ("unit",))
 
 
 def speed_short() -> list[str]:
-    """Those that tell most, of a GPU and of a CPU."""
+    """The rows that tell most, for a GPU and for a CPU."""
     rows = []
     for machine, names in SHORT.items():
         found = {row["row"]: row for row in read_json(REFERENCE / "bench" / f"{machine}.json")}

@@ -21,7 +21,7 @@ from delving.record import expect, read_json, write_text
 from delving.words import count, duration, escaped
 
 TEMPLATE = "report.html.j2"
-GENERATED = ("smoke", "cpu")  # the scales on drawings: no accuracy claim is called reproduced there
+GENERATED = ("smoke", "cpu")  # on generated images, where no accuracy claim is `reproduced`
 # The mark tells verdicts apart without colour.
 MARKS = {"reproduced": "✓", "not_reproduced": "✗", "inconclusive": "?"}
 WORDS = {name: name.replace("_", " ") for name in MARKS}
@@ -32,11 +32,11 @@ FILES = ("table.csv", "data.csv", "figure.svg", "figure.png", "verdict.json")
 ABOUT = ("headline", "machine", "seconds", "deviations", "trainings", "detectors", "shared",
          "failed", "left_out", "paper", "made")  # fmt: skip
 NUMBER = re.compile(r"[-+−–±~<>≤≥ ]*\.?\d")
-# A number and what it counts, or what is equal to it, part at no line's end.
+# No line breaks between a number and its unit, nor within `n = 3` or `p < 0.05`.
 UNITS = ("%|points?|powers|percent|times|steps?|epochs?|images|classes|seeds?|nets|runs|layers|"
          "h|min|s")  # fmt: skip
 TIED = re.compile(rf" (?:(?<=\d )(?=(?:{UNITS})(?![\w.=]))|(?<=\b[np] )(?=[<=])|(?<=[<=] )(?=\d))")
-# Of evidence in several parts, each with a name; what is said of images belongs to the one before.
+# Before each further part of the evidence, which has a name; `over images` belongs to the last one.
 NEXT_PART = re.compile(r"; (?!over images )(?=[^:;]{1,60}: )")
 NO_NUMBER = ("", "-", "–", "—", "n/a")
 
@@ -75,7 +75,7 @@ def write_report(folder: Path, order: Sequence[str], about: dict) -> Path:
 
 
 def names_shown(folder: Path, order: Sequence[str], kind: str = "runs") -> list[str]:
-    """The runs, or the `detections`, that the artefacts there are rest on, each once.
+    """The runs, or the `detections`, that the artefacts below `folder` rest on, each once.
 
     Raises:
         ValueError: names a verdict.json that is damaged.
@@ -91,7 +91,7 @@ def tell_trainings(trainings: int, detectors: int | None) -> str:
 
 
 def ledger_rows(folder: Path, order: Sequence[str]) -> list[dict]:
-    """Every claim of every artefact there is, in order: the claim's own keys and `artefact`.
+    """Every claim of every artefact that is there, in order: the claim's own keys and `artefact`.
 
     Raises:
         ValueError: names a verdict.json that is damaged.
@@ -105,8 +105,8 @@ def ledger_rows(folder: Path, order: Sequence[str]) -> list[dict]:
 
 
 def ledger_markdown(folder: Path, order: Sequence[str], scale: str) -> list[str]:
-    """The ledger as the lines of a GitHub table; see ledger_rows. Of evidence in several parts it
-    has the first, the report's section all."""
+    """The ledger as the lines of a GitHub table; see ledger_rows. It has the first part of the
+    evidence; the report's sections have all."""
     head, words = verdict_heading(scale), verdict_words(scale)
     lines = [f"| artefact | claim | {head} | evidence |", "|---|---|---|---|"]
     for row in ledger_rows(folder, order):
@@ -149,7 +149,7 @@ def _template() -> Any:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        # Records may be a stranger's. What is no plain text is the template's own, or a number.
+        # Records may be a stranger's. A value that is no plain str is the template's, or a number.
         finalize=lambda value: tie(escaped(value)) if type(value) is str else value,
     )
     environment.filters |= {"label": label, "duration": duration, "parts": NEXT_PART.split,
@@ -159,14 +159,14 @@ def _template() -> Any:
 
 
 def _absent(folder: Path, order: Sequence[str], left_out: Mapping[str, str]) -> list[str]:
-    """The artefacts that are not there, and why where that is known."""
+    """The artefacts that are not there, and why if that is known."""
     names = [name for name in order if not _is_there(folder, name)]
     return [f"{label(n)} ({left_out[n]})" if n in left_out else label(n) for n in names]
 
 
 def _several_settings(artefacts: Sequence[dict]) -> dict[str, str]:
-    """{words of a command: the artefacts made by it}, where there are several: of settings that are
-    not the headline's."""
+    """{words of a command: the artefacts made by it}, if there are several commands: some artefacts
+    then have other settings than the headline's."""
     found: dict[str, list[str]] = {}
     for artefact in artefacts:
         found.setdefault(words_of(artefact), []).append(label(artefact["name"]))
@@ -174,12 +174,12 @@ def _several_settings(artefacts: Sequence[dict]) -> dict[str, str]:
 
 
 def words_of(artefact: Mapping) -> str:
-    """The words of the command that an artefact's verdict.json tells."""
+    """The words of the command in an artefact's verdict.json."""
     return " ".join(word for word in artefact["command"].split() if "=" in word)
 
 
 def tell_words(folder: Path) -> str:
-    """'; made with <words>' of the artefacts below a folder, the first's that tells them; or ''."""
+    """'; made with <words>' of the first artefact below a folder that tells its words; or ''."""
     for path in sorted(folder.glob("*/verdict.json")):
         with suppress(ValueError):
             if words := words_of(_read_verdict(path.parent)):
@@ -220,7 +220,7 @@ def _read_verdict(folder: Path) -> dict:
 
 
 def _told(values: dict) -> dict:
-    """Without what is null, so that null and left out are one."""
+    """Without null values, so that null and left out mean the same."""
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -255,7 +255,7 @@ def _embed(kind: str, data: bytes, inches: float | None) -> dict:
 
 
 def _read_table(path: Path) -> dict | None:
-    """A table's head, its rows, and per column whether it holds numbers; None where it is empty."""
+    """A table's head, its rows, and per column whether it holds numbers; None if it is empty."""
     if not path.is_file():
         return None
     try:
@@ -276,7 +276,7 @@ def _is_numeric(cells: list[str]) -> bool:
 
 
 def _time_rows(seconds: dict) -> list[tuple[str, float | None, float | None]]:
-    """(what, planned, used) for whatever either names, and their sum."""
+    """(what, planned, used) for whatever either of the two names, and their sums."""
     planned, used = seconds.get("planned") or {}, seconds.get("used") or {}
     names = list(dict.fromkeys([*planned, *used]))
     rows = [(name, planned.get(name), used.get(name)) for name in names]

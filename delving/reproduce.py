@@ -45,8 +45,8 @@ PURPOSES = ("start", "small", "deep", "scoring", "measuring", "detection", "repo
 
 @dataclass
 class Ledger:
-    """Seconds of wall time by purpose, `jobs` working side by side, what failed, and what was not
-    begun for lack of time."""
+    """Seconds of wall time by purpose, with `jobs` side by side; what failed; what was not begun for
+    lack of time."""
 
     jobs: int
     late: list[str] = field(default_factory=list)
@@ -55,8 +55,8 @@ class Ledger:
 
 
 def list_tasks(plan: Plan, words: Sequence[str], device: str = "auto") -> list[Task]:
-    """What is missing: runs, then measurements as soon as theirs are there; those of untrained nets
-    wait for none."""
+    """Tasks for what is missing: runs, then measurements, each after its runs (those of untrained
+    nets wait for none), then detections."""
     gpu, missing = pick_device(device).type != "cpu", plan.missing()
     runs = {name: plan.runs[name] for name in missing}
     tasks = [train_task(name, runs[name]) for name in in_order(runs, plan.estimate, gpu=gpu)]
@@ -87,10 +87,10 @@ def work(
     """Does the tasks; what fails is noted, and stops no other.
 
     Args:
-        until: of time.monotonic(): what would take longer is not begun.
-        threads: of a worker.
-        keep_times: in reproduce.json, where the work is interrupted; it tells of reproductions
-            alone.
+        until: a time.monotonic(); what would end later is not begun.
+        threads: of each worker.
+        keep_times: whether reproduce.json, which is for reproductions alone, keeps the times of
+            interrupted work.
 
     Raises:
         Interrupted: see work_through.
@@ -120,14 +120,14 @@ def _count(plan: Plan, ledger: Ledger, outcome: Outcome) -> None:
         ledger.seconds[purpose] += wall if outcome.task.alone else wall / ledger.jobs
         return
     try:
-        # Of an unfinished run all counts as training, which most of it is.
+        # All of an unfinished run counts as training, as most of it is.
         seconds = record.read_result(plan.folder(name))["seconds"] if plan.finished(name) else wall
         scored = scoring_seconds(plan.folder(name))
     except ValueError as error:  # a file that is not the run's own
         ledger.failed[name] = str(error)
         return
-    trained = min(wall, seconds)  # of a run that was gone on with, what this sitting can have taken
-    # The roles of the budget: small14 and its like are quick, all others take the time of `deep`.
+    trained = min(wall, seconds)  # of a resumed run, what this sitting can have taken
+    # The budget's roles: small14 is quick, all other nets take the time of `deep`.
     purpose = "small" if plan.runs[name].model.name == "small14" else "deep"
     scored = min(scored, wall - trained)
     shares = {purpose: trained, "scoring": scored, "start": wall - trained - scored}
@@ -148,13 +148,13 @@ def draw(plan: Plan, artefacts: Sequence[str], to: Path) -> dict[str, str]:
     """Draws artefacts into `to`; {artefact: error} of those that cannot be drawn."""
     failed = {}
     for name in plan.requests:
-        clear_up(to / name)  # where one died that had measured all
+        clear_up(to / name)  # in case a process died after measuring all
     for name in artefacts:
         try:
             draw_artefact(plan, name, to / name)
-        except Exception as error:  # also a fault of its own code: it is to stop no other
+        except Exception as error:  # even a bug in its code is to stop no other
             failed[name] = describe(error)
-            (to / name / "verdict.json").unlink(missing_ok=True)  # what is older is no answer
+            (to / name / "verdict.json").unlink(missing_ok=True)  # an older one is no answer
     return failed
 
 
@@ -172,8 +172,8 @@ def reproduce_artefacts(
 
     Args:
         source: records to draw from, in place of training anything.
-        minutes: runs that would not end within them are not begun; none is left half done.
-        dry: plan alone.
+        minutes: tasks that would not end within them are not begun; none is left half done.
+        dry: only plan.
     """
     until = time.monotonic() + 60 * minutes
     plan = make_plan(artefacts, words, source)
@@ -202,7 +202,7 @@ def reproduce_artefacts(
         say.end()
     every = not artefacts or "all" in artefacts
     wanted = [name for name in plan.requests if every or name in artefacts]
-    if ledger.late:  # what has no run yet is no failure
+    if ledger.late:  # an artefact whose runs were not begun has not failed
         late = [{name, *plan.requests[name].needs} & {*ledger.late} for name in wanted]
         wanted = [name for name, of_it in zip(wanted, late, strict=True)
                   if not of_it and find_lack(plan, ask(plan, name)) is None]  # fmt: skip
@@ -223,7 +223,7 @@ def reproduce_artefacts(
 
 
 def _check_source(plan: Plan) -> None:
-    """Refuses those of which nothing can be drawn. Names of runs are the same at every scale."""
+    """Refuses records that nothing can be drawn from. Runs have the same names at every scale."""
     why, runs = "", plan.root / "runs"
     if not runs.is_dir():
         raise ValueError(f"--from {plan.root}: there are no records, {runs} is no folder")
@@ -237,21 +237,21 @@ def _check_source(plan: Plan) -> None:
 
 
 def _check_data(plan: Plan) -> None:
-    """Of what is to be trained: images that lack are told before hours of work, not by each run."""
+    """Checks that the images to train on are there: one error now, not hours later by each run."""
     for name, root in dict.fromkeys((c.data.name, c.data.root) for c in plan.to_train()):
         check_there(name, root)
 
 
 def probe_nets(plan: Plan, say: Overview) -> None:
-    """Estimates by steps of each net here, unless runs that are finished tell how long one takes:
-    by those of a CPU core nothing would seem to fit into a GPU's minutes."""
+    """Estimates by trying steps of each net here, unless finished runs tell how long one takes: by
+    estimates for a CPU core nothing would seem to fit into a GPU's minutes."""
     if not any(plan.finished(run) for run in plan.runs):
         plan.estimates = probe_seconds(plan, say.say)
 
 
 def work_runs(plan: Plan, device: str, say: Overview) -> dict[str, str]:
     """Trains the runs of a plan that are missing; {run: error} of those that failed. ValueError
-    where their images are not there."""
+    if their images are not there."""
     _check_data(plan)
     tasks = list_tasks(plan, plan.overrides, device)
     jobs = count_jobs(device, None, plan.to_train())

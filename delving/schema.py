@@ -78,8 +78,8 @@ class Seeds:
 class Reproduce:
     """What a scale gives `delving reproduce`: trainings per arm by role, and seconds by purpose.
 
-    `switch`: where compared nets divide lr by ten, in fractions of the run, at a scale that sets no
-    train.switch: both arms at the same epochs (paper: 3).
+    `switch`: where compared nets divide lr by ten, in fractions of the run, if nothing else sets
+    train.switch: both arms do so at the same epochs (paper: 3).
     """
 
     seeds: Seeds = field(default_factory=Seeds)
@@ -91,9 +91,9 @@ class Reproduce:
 class Arm:
     """Trainings of an artefact that differ in their seed alone."""
 
-    words: list[str] = field(default_factory=list)  # overrides, beside the scale's
+    words: list[str] = field(default_factory=list)  # overrides, besides the scale's
     seeds: str = "small"  # a role of Seeds
-    epochs: int | None = None  # at least so many, whatever the scale has
+    epochs: int | None = None  # at least this many, whatever the scale has
 
 
 @dataclass
@@ -146,7 +146,7 @@ class Data:
     workers: int = knob(-1, integer(-1, 1024, ", -1 fitting this machine"))  # loader processes
     cache_gb: float = knob(4.0, number(0, 1_000_000))  # GB of images kept decoded, or on a GPU
     timeout: float = knob(120.0, number(0, 86_400, above=True))  # seconds that a loader process
-    # may take for one batch; where workers is 0 there is none, and no limit
+    # may take for one batch; if workers is 0 there is none, and no limit
 
 
 @dataclass
@@ -160,7 +160,7 @@ class Train:
     momentum: float = knob(0.9, SHARE)
     weight_decay: float = knob(5e-4, NOT_NEGATIVE)  # on weights; never on slopes
     dropout: float = knob(0.5, SHARE)  # of the hidden fc layers' units
-    s: list[int] = of_family("s", FROM_TO)  # shorter side drawn from, in sevenths of the crop
+    s: list[int] = of_family("s", FROM_TO)  # range of the shorter side, in sevenths of the crop
     flip: bool = True
     color: float = knob(0.1, NOT_NEGATIVE)  # std of the draws that scale the colour eigenvectors
     compile: bool = False  # torch.compile
@@ -190,12 +190,12 @@ class Detect:
     train_images: int | None = knob(None, IMAGES)  # the first; None: all
     test_images: int | None = knob(None, IMAGES)
     proposals: str = knob("auto", PATH)  # auto, selective_search, grid, or an .npz file
-    # By ratio where the net's crop is another than 224 pixels.
+    # Sides are scaled in proportion if the net's crop is not 224 pixels.
     side: int = knob(600, integer(32, 10_000))  # the shorter side of an image, pixels at crop 224
     longest: int = knob(1000, integer(32, 100_000))  # the longer one at most
     images: int = knob(2, integer(1, 64))  # of a batch
     rois: int = knob(128, integer(1, 65_536))  # of a batch
-    foreground: float = knob(0.25, SHARE)  # of the RoIs that are of objects, at most
+    foreground: float = knob(0.25, SHARE)  # largest share of RoIs that show objects
     steps: int = knob(40_000, integer(1, 100_000_000))
     lr: float = knob(1e-3, FINITE)
     switch: list[float] = knob([0.75], FRACTIONS)  # where lr is divided by ten
@@ -238,7 +238,7 @@ NEUTRAL = (
     "eval.every",
     "eval.images",
 )
-# A scale's are on the images that it generates; of others it takes all.
+# A scale limits only the images that it generates; of other data all are taken.
 LIMITS = ("data.classes", "data.train_images", "data.val_images")
 DETECT_NEUTRAL = ("detect.root", "detect.log_every", "detect.checkpoint_minutes")
 
@@ -253,14 +253,14 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
             yield prefix + f.name, value, f
 
 
-# Small nets' values and large nets', by keys of their own, with the knobs that read them.
+# {key of small or large nets' value, as family.small.lr: the knob that reads it}.
 FAMILY = {f.default.replace("${model.family}", size)[2:-1]: f for size in FAMILIES
           for _, _, f in leaves(Config()) if str(f.default).startswith("${family.")}  # fmt: skip
 
 
 def check_families(words: Sequence[str], runs: Iterable[Config]) -> None:
-    """ValueError for a `family.` word that sets none of the runs, as one on large nets where all
-    are small ones; in a reproduction, whose artefacts ask for either, it is none."""
+    """ValueError for a `family.` word that sets none of the runs, such as one for large nets when
+    all are small ones. Not for a reproduction, whose artefacts ask for both kinds."""
     trained = {config.model.family: config.model.name for config in runs}
     for word in words:
         key = word.partition("=")[0]
@@ -288,13 +288,13 @@ def check_value(key: str, value: Any, f: Field) -> Any:
 
 
 def refusal(key: str, value: Any, f: Field) -> str:
-    """What is told of a value that cannot be."""
+    """The message for a value that is not allowed."""
     what = "true or false" if f.type is bool else f.metadata["check"][0]
     return f"{key}={'null' if value is None else shown(value)}: must be {what}"
 
 
 def validate(config: Config) -> Config:
-    """The same for every knob of `config`."""
+    """check_value for every knob of `config`; returns it."""
     for key, value, f in leaves(config):
         check_value(key, value, f)
     return config
