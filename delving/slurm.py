@@ -1,8 +1,8 @@
 """`launcher=slurm`: each run is a job of a SLURM cluster, sent by submitit.
 
-submitit (the extra `slurm`) moves its jobs and what they return as pickles of its own, inside
-<output_root>/<scale>/slurm/ together with the jobs' logs; delving writes and reads none. Who may
-write there may run code in your name, as with any job script.
+submitit (the extra `slurm`) passes jobs and their results as pickles of its own, which lie with the
+jobs' logs in <output_root>/<scale>/slurm/; delving itself writes and reads no pickles. Anyone who
+can write to that folder can run code in your name, as with any job script.
 """
 
 import io
@@ -31,7 +31,7 @@ SAVING = 300  # seconds before its time limit in which a job is told to save
 
 
 def build_executor(folder: Path, settings: Slurm, cluster: str):
-    """submitit's executor with the settings; `cluster` local is for tests, without SLURM.
+    """submitit's executor with the settings; cluster="local" is for tests, without SLURM.
 
     Raises:
         ValueError: there is no SLURM here.
@@ -62,20 +62,20 @@ def parameters(settings: Slurm) -> dict[str, Any]:
         "ntasks_per_node": settings.tasks,
         "gpus_per_node": settings.gpus or None,
         "cpus_per_task": settings.cpus,
-        # srun does not always inherit the first; a rank that fails must not leave others waiting.
+        # srun does not always inherit the CPUs; a rank that fails must not leave others waiting.
         "srun_args": [f"--cpus-per-task={settings.cpus}", "--kill-on-bad-exit=1"],
         "mem": f"{math.ceil(memory * 1024)}M",
         "array_parallelism": settings.parallel,
         "signal_delay_s": min(SAVING, settings.minutes * 60 // 2),
-        "additional_parameters": {"requeue": True},  # also where the cluster's default is not to
+        "additional_parameters": {"requeue": True},  # even if the cluster's default is not to
     }
 
 
 def script_text(plan: Plan, names: Sequence[str], settings: Slurm) -> str:
-    """The sbatch script that `submit` would send, by submitit's own hand; SLURM need not be here.
+    """The sbatch script that `submit` would send, written by submitit; SLURM need not be here.
 
     Raises:
-        ValueError: a submitit that has no such hook any more.
+        ValueError: a submitit that no longer has the method for it.
     """
     submitit = open_submitit()
 
@@ -89,7 +89,7 @@ def script_text(plan: Plan, names: Sequence[str], settings: Slurm) -> str:
         executor.update_parameters(**parameters(settings))
         if len(names) > 1:
             executor.parameters["map_count"] = len(names)
-        # What plug-ins of submitit write for their clusters; it has no other way to a text.
+        # The method that submitit's plug-ins override; there is no public one that gives the text.
         return executor._make_submission_file_text(executor._submitit_command_str, "")
     except (AttributeError, TypeError) as error:
         raise ValueError(
@@ -116,7 +116,7 @@ def submit(plan: Plan, names: Sequence[str], settings: Slurm, cluster: str = "sl
 
 
 def _outside_of_jobs() -> AbstractContextManager:
-    """A job that is sent from inside another must not take over its variables."""
+    """Keeps a job that is sent from inside another from inheriting its SLURM variables."""
     helpers = open_submitit().helpers
     return helpers.clean_env() if "SLURM_JOB_ID" in os.environ else nullcontext()
 
@@ -134,9 +134,9 @@ def train_there(
     """Sends what is missing and not in the queue; {run: error} of what is refused or has failed.
 
     Args:
-        wait: until every job has ended, then tell the results.
-        dry: plan alone.
-        every: seconds between two looks at the queue; None for a cluster's.
+        wait: wait until every job has ended, then tell the results.
+        dry: only plan.
+        every: seconds between two looks at the queue; None for slurm_queue.POLL.
 
     Raises:
         ValueError, RuntimeError: see submit.

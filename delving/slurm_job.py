@@ -1,10 +1,10 @@
 """What runs inside a job of a cluster: one training, as one rank or several, handed back when the
 cluster wants its machine.
 
-SLURM tells every task of a job of its time limit, and where so set up of a preemption, by
-submitit's signal, USR2. `train_run` heeds it and saves after the step at hand; then the signal is
-given to submitit's own handler, which on rank 0 puts the same job back into the queue. TERM alone
-means a cancelled job, or one that is preempted and that SLURM requeues by itself.
+SLURM tells every task of a job of its time limit, and if so set up of a preemption, by submitit's
+signal, USR2. `train_run` heeds it and saves after the current step; then the signal is given to
+submitit's own handler, which on rank 0 puts the same job back into the queue. TERM alone means a
+cancelled job, or a preempted one that SLURM requeues by itself.
 """
 
 import contextlib
@@ -20,22 +20,22 @@ from delving.display import Display, make_console
 from delving.signals import REQUEUE, Interrupted
 
 EVERY = 30.0  # seconds between two lines of the job's log
-# Seconds after TERM in which USR2 may follow, or SLURM end the job. One that ended by itself in the
-# time of grace before a preemption would count as failed, and would not be requeued.
+# Seconds after TERM in which USR2 may follow, or SLURM may end the job. A job that ended by itself
+# in the time of grace before a preemption would count as failed, and would not be requeued.
 LINGER = 120.0
 PATIENCE = 60.0  # seconds that the other ranks wait for rank 0 to hand the job back
-ASKING = 30.0  # and that SLURM may take to take it, which ends them
+ASKING = 30.0  # seconds that SLURM may then take to requeue it, which ends them
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A run as submitit wants it: called in each task of the job, asked for itself to requeue."""
+    """A run as submitit wants it: called in each task of the job, and able to be requeued."""
 
     name: str
     config: str  # as to_yaml writes it
 
     def __call__(self) -> str:
-        """Trains the run to its end; its folder.
+        """Trains the run to its end and returns its folder.
 
         Raises:
             SystemExit: told to leave; the state is saved.
@@ -76,14 +76,14 @@ def set_ranks(environment) -> None:
     from submitit.helpers import TorchDistributedEnvironment
 
     if environment.num_tasks > 1:
-        # As under torchrun: every rank sees all GPUs of its node and takes the one of its number.
+        # As under torchrun: every rank sees all GPUs of its node and takes the one with its number.
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
 
 
 @contextlib.contextmanager
 def overhearing() -> Iterator[Callable[[], list[int]]]:
-    """Yields what tells the signals that came, whoever handled them: a run that heard TERM says
-    nothing of the USR2 that came after it."""
+    """Yields a function that tells which signals came, whoever handled them: a run that heard TERM
+    says nothing of a USR2 that came after it."""
     read, write = os.pipe()
     for end in (read, write):
         os.set_blocking(end, False)
@@ -111,7 +111,7 @@ def _wants_back(environment, numbers: list[int]) -> bool:
 
 
 def _stamp(environment) -> tuple[int, int]:
-    """Tells the file that rank 0 writes anew when it hands the job back."""
+    """Identifies the file that rank 0 rewrites when it hands the job back: it changes then."""
     with contextlib.suppress(FileNotFoundError):
         found = environment.paths.submitted_pickle.stat()
         return found.st_ino, found.st_mtime_ns
@@ -119,20 +119,20 @@ def _stamp(environment) -> tuple[int, int]:
 
 
 def leave(environment, numbers: list[int], untouched: tuple[int, int]) -> None:
-    """Ends this task of a job, so that the job goes on later where it is to.
+    """Ends this task of a job, so that the job goes on later if it is to.
 
-    Rank 0 requeues it. The others stay until it has: a task that ends may cost all others their
-    lives. None of them leaves a result, which would be taken for the job's.
+    Rank 0 requeues the job, and the others stay until it has: a task that ends may end all others.
+    None of them leaves a result, which would be taken for the job's.
 
     Raises:
-        SystemExit: always, but for rank 0's RuntimeError where submitit does not requeue the job.
+        SystemExit: always, but for rank 0's RuntimeError if submitit does not requeue the job.
     """
     if not _wants_back(environment, numbers):
         if signal.SIGTERM in numbers:
-            time.sleep(LINGER)  # submitit's handler ends this, where USR2 follows
+            time.sleep(LINGER)  # if USR2 follows, submitit's handler ends this
         exits.end(128 + numbers[-1])
     signal.raise_signal(_preemption(environment))
-    until = time.monotonic() + PATIENCE  # rank 0 is gone
+    until = time.monotonic() + PATIENCE  # rank 0 never gets here
     while _stamp(environment) == untouched and time.monotonic() < until:
         time.sleep(0.2)
     time.sleep(ASKING)  # submitit writes the file before it asks SLURM

@@ -1,4 +1,4 @@
-"""Jobs that were sent: remembered by run, asked whether they are still there, waited for."""
+"""Jobs that were sent: remembered by run, looked up in the queue, waited for."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ def open_submitit():
         import submitit
     except ImportError:
         raise ValueError("launcher=slurm needs submitit: pip install 'delving[slurm]'") from None
-    # It warns in many lines of a cluster without accounts, which is as good.
+    # It warns in many lines of a cluster without accounting, which is no fault.
     logging.getLogger("submitit").setLevel(logging.ERROR)
     return submitit
 
@@ -45,7 +45,7 @@ def remember(plan: Plan, jobs: dict) -> None:
 
 
 def _remembered(plan: Plan) -> dict[str, dict]:
-    """{run: {job, tasks}} of what was sent; ValueError where somebody spoilt the file."""
+    """{run: {job, tasks}} of what was sent; ValueError if the file is damaged."""
     path = folder_of(plan) / "jobs.json"
     found = record.expect(record.read_json(path), {}, str(path)) if path.exists() else {}
     for run, entry in found.items():
@@ -54,7 +54,7 @@ def _remembered(plan: Plan) -> dict[str, dict]:
 
 
 def jobs_of(plan: Plan, runs: Sequence[str], cluster: str = "slurm") -> dict:
-    """{run: submitit's job} of those among `runs` whose job waits or works."""
+    """{run: submitit's job} of those among `runs` whose job waits or runs."""
     entries = {run: entry for run, entry in _remembered(plan).items() if run in runs}
     if not entries:
         return {}
@@ -67,9 +67,9 @@ def jobs_of(plan: Plan, runs: Sequence[str], cluster: str = "slurm") -> dict:
 
 
 def still_there(jobs: dict) -> dict:
-    """The jobs that have not ended for good, as their results or SLURM's queue say. Its accounts,
-    which submitit asks, are asked where the queue gives no answer: they know a job some seconds
-    late, not every cluster has them, and a preempted job may come back or not."""
+    """The jobs that have not ended for good, by their results or SLURM's queue. SLURM's accounting,
+    which submitit asks, is asked only if the queue gives no answer: it knows of a job some seconds
+    late, not every cluster has it, and a job preempted there may come back or not."""
     open_jobs = {run: job for run, job in jobs.items()
                  if not all(path.exists() for path in _results(job))}  # fmt: skip
     slurm = any(isinstance(job, open_submitit().SlurmJob) for job in open_jobs.values())
@@ -79,7 +79,7 @@ def still_there(jobs: dict) -> dict:
 
 
 def _unfinished(job) -> bool:
-    """As submitit knows it, but a job that it knows nothing of counts as there."""
+    """Whether a job goes on, as submitit knows; one that it knows nothing of does."""
     if isinstance(job, open_submitit().SlurmJob):
         return (job.state.split() or ["UNKNOWN"])[0] not in ENDED
     return not job.done()
@@ -90,7 +90,7 @@ def _results(job) -> list[Path]:
 
 
 def list_queue() -> list[str] | None:
-    """The ids of all my jobs; None where the cluster gives no answer."""
+    """The ids of all jobs of this user; None if the cluster gives no answer."""
     command = ["squeue", "--noheader", "--array", "--format=%i", f"--user={os.getuid()}"]
     try:
         done = subprocess.run(command, capture_output=True, check=True, timeout=60)
@@ -109,8 +109,8 @@ def wait_for(
     """Waits until no job is there any more; {run: error} of those that failed.
 
     Args:
-        finished: whether a run's result can be seen.
-        tell: is told (run, error or None) as soon as a job is over.
+        finished: says whether a run's result can be seen.
+        tell: called with (run, error or None) as soon as a job is over.
         every: seconds between two looks; None for POLL.
 
     Raises:
@@ -143,7 +143,7 @@ def _sleep(seconds: float, heard: list[int]) -> None:
 
 
 def error_of(job) -> str | None:
-    """What a job that is over failed by, in a line; None where each of its tasks ended well."""
+    """Why a job that is over failed, in a line; None if each of its tasks ended well."""
     lost = None
     for number, path in enumerate(_results(job)):
         if not path.exists():
@@ -158,7 +158,7 @@ def error_of(job) -> str | None:
 
 
 def _last_line(text: str) -> str:
-    """Of the traceback between two rules that submitit gives back."""
+    """The last line of a traceback, which submitit returns between two rules."""
     lines = [line for line in text.splitlines() if line.strip()]
     rules = [number for number, line in enumerate(lines) if set(line) == {"-"}]
     return lines[rules[-1] - 1] if len(rules) > 1 else lines[0]

@@ -1,4 +1,4 @@
-"""Sweeps: words that stand for several, as `act=relu,prelu` and `seed=0..4`; their product."""
+"""Sweeps: words that stand for several, such as `act=relu,prelu` or `seed=0..4`; their product."""
 
 import itertools
 import math
@@ -25,7 +25,7 @@ class Several:
 
 
 def read_ranges(text: str) -> Several | None:
-    """`0..2,7` as 0, 1, 2 and 7; None where there is no range in it.
+    """`0..2,7` as 0, 1, 2 and 7; None if there is no range in it.
 
     Raises:
         ValueError: for a range that counts down.
@@ -49,7 +49,7 @@ def _range_of(part: str) -> Several:
 
 def read_steps(start: float, stop: float, step: float) -> Several:
     """Hydra's range: from start on, by steps, as long as stop is not reached. Floats count as the
-    decimals they are written as, so that steps of 0.1 lead to 0.3 and not beside it."""
+    decimals they are written as, so that steps of 0.1 lead to exactly 0.3."""
     try:
         first, end, width = (Fraction(str(number)) for number in (start, stop, step))
         count = max(0, math.ceil((end - first) / width))
@@ -66,7 +66,7 @@ def _count_on(first: Fraction, width: Fraction) -> Iterator[Fraction]:
 
 
 def shuffled(several: Several, key: str) -> Several:
-    """In an order that follows from the key alone."""
+    """The same values in an order that depends on the key alone."""
 
     def values() -> Iterator[str]:
         lot = list(several.values)
@@ -90,7 +90,7 @@ def multiply(sweeps: Sequence[Several], limit: int) -> list[list[str]]:
 
 
 def read_sweep(parsed: Any, *, lists: bool, names: Sequence[str]) -> Several | None:
-    """What a word that Hydra has parsed stands for; None where that is one value.
+    """What a word that Hydra has parsed stands for; None if that is one value.
 
     Args:
         parsed: its Override.
@@ -98,7 +98,7 @@ def read_sweep(parsed: Any, *, lists: bool, names: Sequence[str]) -> Several | N
         names: what glob(...) chooses from; none where there is nothing to choose.
 
     Raises:
-        ValueError: for what cannot be told one by one.
+        ValueError: a word whose values cannot be listed one by one.
     """
     kind, sweep = parsed.value_type.name, parsed.value()
     if kind == "ELEMENT" or (kind == "SIMPLE_CHOICE_SWEEP" and lists and _is_one_list(parsed)):
@@ -124,7 +124,7 @@ def _is_one_list(parsed: Any) -> bool:
 
 
 def _in_order(several: Several, sweep: Any) -> Several:
-    """As it is, or shuffled by itself: the same words give the same order."""
+    """As it is, or shuffled, with itself as the key: the same words give the same order."""
     return shuffled(several, repr(sweep)) if sweep.shuffle else several
 
 

@@ -1,4 +1,4 @@
-"""Trainings as tasks for worker processes: what `reproduce` and sweeps do alike."""
+"""Trainings as tasks for worker processes: what `reproduce` and sweeps have in common."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,15 +16,15 @@ from delving.plan import Plan
 from delving.schema import NEUTRAL, Config
 from delving.workers import Outcome, Task
 
-OVERHEAD = 6.0  # seconds of a run beside its training, as they were on two cores
-DETECTING = 30.0  # of a detection at least
-DRAWING, DRAWING_SCENES = 3e-3, 22e-3  # of a generated image; of one with its proposals
-GIGABYTES = 1.4  # of memory, the need of a run or a measurement at least
+OVERHEAD = 6.0  # seconds of a run besides its training, as measured on two cores
+DETECTING = 30.0  # seconds that a detection takes at least
+DRAWING, DRAWING_SCENES = 3e-3, 22e-3  # seconds for a generated image; one with proposals
+GIGABYTES = 1.4  # of memory that a run or a measurement needs at least
 
 
 def count_jobs(device: str, wanted: int | None, runs: Iterable[Config] = ()) -> int:
-    """Of runs, how many to train side by side: on CPUs one a core, as far as free memory reaches
-    for the largest; on a GPU one."""
+    """How many runs to train side by side, unless `wanted` says: on CPUs one per core, as far as
+    free memory suffices for the largest; on a GPU one."""
     kind = pick_device(device).type
     if wanted:
         return wanted
@@ -35,9 +35,9 @@ def count_jobs(device: str, wanted: int | None, runs: Iterable[Config] = ()) -> 
 
 
 def count_threads(device: str, jobs: int) -> int:
-    """Of a worker: one of the CPU's, whose sums then are the same whatever runs beside; with a GPU
-    its part of the cores, for what is computed on the CPU all the same (the signal of VGG's model
-    B, detections' proposals), less two: trainings on the GPU need some to launch and to load."""
+    """A worker's threads. On a CPU one, so that its sums are the same whatever runs beside it; with
+    a GPU its share of all cores but two, for what the CPU computes all the same (the signal of
+    VGG's model B, detections' proposals): trainings on the GPU need some to launch and to load."""
     return 1 if pick_device(device).type == "cpu" else max(1, (count_cores() - 2) // jobs)
 
 
@@ -46,7 +46,7 @@ def train_task(name: str, config: Config) -> Task:
 
 
 def detect_task(plan: Plan, run: str) -> Task:
-    """A detection, after its trunk."""
+    """A detection, to be done after the run that it starts from."""
     neutral = [word for word in plan.overrides if word.partition("=")[0] in NEUTRAL]
     message = {"kind": "detect", "run": str(plan.folder(run)), "words": neutral,
                "scale": plan.scale, "detect": plan.detect}  # fmt: skip
@@ -54,7 +54,7 @@ def detect_task(plan: Plan, run: str) -> Task:
 
 
 def estimate_run(plan: Plan, run: str) -> float:
-    """Seconds of a run on one worker, with what it takes beside its training."""
+    """Seconds of a run on one worker, with what it takes besides its training."""
     return OVERHEAD + plan.estimate(run)
 
 
@@ -70,8 +70,8 @@ def estimate_task(plan: Plan, task: Task) -> float:
 
 
 def with_images(tasks: Sequence[Task], runs: Mapping[str, Config]) -> list[Task]:
-    """The tasks, and before them one for each set of generated images that is still to be made,
-    which those that need it come after: each would begin to make it, else.
+    """The tasks, and before them one for each set of generated images that is still to be made. The
+    tasks that need it wait for it: otherwise each would begin to make it.
 
     Args:
         runs: configurations of the trainings, by task.
@@ -87,7 +87,7 @@ def with_images(tasks: Sequence[Task], runs: Mapping[str, Config]) -> list[Task]
 
 
 def _maker_for(task: Task, config: Config | None) -> Task | None:
-    """What makes the generated images that a task needs; None where they are there, or others."""
+    """The task that makes the generated images for another; None if it needs none, or has them."""
     if config and config.data.name == "shapes" and config.data.root is None:
         counts = config.data.classes, config.data.train_images, config.data.val_images
         folder, made = shapes_folder(config.output_root, *counts)
@@ -98,7 +98,7 @@ def _maker_for(task: Task, config: Config | None) -> Task | None:
         root = next((word.partition("=")[2] for word in task.message["words"]
                      if word.startswith("output_root=")), Config.output_root)  # fmt: skip
         settings = configs.compose_detect(task.message["scale"], task.message["detect"])
-        # Selective search takes hours, of which a detection can tell.
+        # Not for VOC: selective search takes hours, of which a detection can tell.
         if settings.data == "shapes_voc" and settings.root is None:
             folder, made = scenes_folder(settings, root)
             return _maker(folder, DRAWING_SCENES * sum(made[1:]), task.message | {"root": root})

@@ -16,8 +16,8 @@ WIDEST = 1000  # columns
 
 
 def plain(text: object, longest: int = LONGEST) -> str:
-    """Foreign text as one line for a terminal, the middle left out where it is longer than
-    `longest` characters."""
+    """Foreign text as one line for a terminal, the middle left out if it is longer than `longest`
+    characters."""
     line = str(text)
     if len(line) > longest:
         line = f"{line[: longest // 2]} ... {line[len(line) - longest // 2 :]}"
@@ -28,7 +28,7 @@ def say(text: object = "") -> None:
     """Prints a plain line to the standard output at once.
 
     Raises:
-        OSError: they cannot be written; names the stream.
+        OSError: it cannot be written to; names the stream.
     """
     write(plain(text))
 
@@ -47,7 +47,7 @@ def flush() -> None:
 
 @contextlib.contextmanager
 def naming_output() -> Iterator[None]:
-    """Errors of the standard output name it; it is silent from then on."""
+    """Makes errors of the standard output name it, and silences it from then on."""
     try:
         yield
     except OSError as error:
@@ -75,7 +75,7 @@ def settle_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
     for name in SIZES:
         if not _is_size(os.environ.get(name, "80")):
-            del os.environ[name]  # libraries take it as it is
+            del os.environ[name]  # libraries would use it unchecked
 
 
 def _is_size(text: str) -> bool:
@@ -90,7 +90,7 @@ def settle_warnings() -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """Nothing goes to the stream's file any more, so that the end of the process does not fail
-    over what is still to be written."""
+    """Sends the stream to the null device, so that the end of the process does not fail over what
+    is still to be written."""
     with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as null:
         os.dup2(null.fileno(), stream.fileno())

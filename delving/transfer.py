@@ -1,4 +1,4 @@
-"""Finished runs as one archive, from one machine to another: `delving runs export` and `import`.
+"""Moves finished runs between machines as one archive: `delving runs export` and `import`.
 
 Weights stay where they are: what tables, figures and verdicts need of a run is a few kilobytes, and
 what was measured of its weights goes along.
@@ -39,8 +39,8 @@ UNDATED = (1980, 1, 1, 0, 0, 0)
 
 @dataclass
 class Moved:
-    """What an import did, by names: what is new, what was there already, and of which artefacts
-    other measurements of the same runs are there, which stay."""
+    """What an import did, by names: what is new, what was there already, and the artefacts that
+    have other measurements of the same runs here, which stay."""
 
     new: list[str] = field(default_factory=list)
     there: list[str] = field(default_factory=list)
@@ -57,11 +57,11 @@ class Exported:
 
 
 def export_runs(root: Path, names: Sequence[str], to: Path) -> Exported:
-    """Writes the archive `to` of finished runs below `root`, outputs/<scale>, of those named or all
-    of them, with their detections and the measurements made of them.
+    """Writes the archive `to` of finished runs below `root` (outputs/<scale>), all or those named,
+    with their detections and the measurements made of them.
 
     The same runs give the same bytes. What is damaged stays behind, unless it was named: on a
-    machine that is about to go it must not keep the rest.
+    machine that is about to go away it must not hold back the rest.
 
     Raises:
         ValueError: a named run that is not there, not finished or damaged, or none at all.
@@ -99,7 +99,7 @@ def export_runs(root: Path, names: Sequence[str], to: Path) -> Exported:
 
 @contextmanager
 def _leaving_out(exported: Exported, name: str) -> Iterator[None]:
-    """Notes what is damaged in place of stopping at it."""
+    """Notes what is damaged instead of stopping at it."""
     try:
         yield
     except ValueError as error:
@@ -123,8 +123,8 @@ def import_runs(archive: Path, output_root: str) -> Moved:
     and measurements of them beside those that are there.
 
     Raises:
-        ValueError: the archive is damaged or none, holds what it should not, or a run that is here
-            by the same name and is another; nothing of it is kept then.
+        ValueError: the archive is damaged or no archive, holds what it should not, or holds a run
+            where another of its name is here; nothing of it is kept then.
     """
     files = read_archive(archive)
     groups: dict[str, dict[str, bytes]] = {}
@@ -142,7 +142,7 @@ def import_runs(archive: Path, output_root: str) -> Moved:
         for key, folder in new.items():
             _put(folder, root / key)
         for key, (lacking, _) in parts.items():
-            clear_up(root / key)  # where one died that had added all
+            clear_up(root / key)  # in case a process died after adding all
             if lacking:
                 with holding_when_free(root / key, lambda told: None):  # others measure meanwhile
                     add_parts(root / key / FILE, lacking)
@@ -153,7 +153,7 @@ def import_runs(archive: Path, output_root: str) -> Moved:
 
 
 def _put(folder: Path, place: Path) -> None:
-    """Moves a folder to where nothing is, whole: also to another disk, as a scale may be a link."""
+    """Moves a folder to where nothing is, whole, even to another disk: a scale may be a link."""
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.replace(folder, place)
@@ -165,7 +165,7 @@ def _put(folder: Path, place: Path) -> None:
 
 
 def _new_parts(place: Path, file: Path) -> tuple[list[dict], bool]:
-    """The parts of a measurement that are not there, and whether others of the same runs are."""
+    """The parts in `file` that `place` lacks, and whether it has others on the same runs."""
     there, brought = (by_runs(read_parts(path)) for path in (place, file))
     lacking = [part for runs, part in brought.items() if runs not in there]
     return lacking, any(there.get(runs, part) != part for runs, part in brought.items())
@@ -215,7 +215,7 @@ def _belongs(name: str) -> bool:
 
 
 def _unpack(folder: Path, parts: dict[str, bytes], key: str) -> Path:
-    """The files in a folder of their own, if they are what they should be."""
+    """Writes files into a folder of their own and checks that they are what they should be."""
     for name, data in parts.items():
         record.write_bytes(folder / name, data)
     kind = key.split("/")[1]
@@ -255,10 +255,10 @@ def _check_detection(folder: Path) -> None:
 
 
 def _is_there(place: Path, folder: Path) -> bool:
-    """Whether the same is there already.
+    """Whether the same result is at `place` already.
 
     Raises:
-        ValueError: another is.
+        ValueError: another one is, or an unfinished one.
     """
     if not place.exists():
         return False

@@ -17,7 +17,7 @@ from delving.data.loader import SHARING, count_cores
 from delving.launched import child
 from delving.signals import HEEDED, Interrupted, counted, heeding_signals
 
-REST = 3.0  # seconds until a task that another process is at is looked at again
+REST = 3.0  # seconds until a task that another process is doing is tried again
 PAUSE = 0.2  # between looks at what goes on
 TEXT = {"encoding": "utf-8", "errors": "replace"}  # whatever the locale; a library may say anything
 
@@ -29,21 +29,21 @@ class Task:
     name: str
     message: dict
     after: frozenset[str] = frozenset()
-    alone: bool = False  # nothing beside it, and all cores
+    alone: bool = False  # nothing runs beside it, and it has all cores
     seconds: float = 0.0  # that it may take
-    serves: bool = False  # those after it alone: without any of them it need not be done
+    serves: bool = False  # only those after it: without any of them it need not be done
 
 
 @dataclass
 class Outcome:
-    """What became of a task: `error` is None where it was done; seconds of wall time."""
+    """What became of a task: `error` is None if it was done; `wall` is its seconds."""
 
     task: Task
     error: str | None
     wall: float
     interrupted: bool = False
-    killed: bool = False  # by the system, as where memory runs out
-    held: bool = False  # by another process, which is at it
+    killed: bool = False  # by the system, as when memory runs out
+    held: bool = False  # by another process, which is doing it
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Worker:
     said: TextIO | None = None  # its standard error
 
     def do(self, task: Task, watch: Callable[[str, dict], None]) -> Outcome:
-        """Does a task, telling its events; a worker that dies has failed it, and is replaced."""
+        """Does a task, telling its events; if the worker dies, the task fails and it is replaced."""
         if self.process is None or self.process.poll() is not None:
             self.close()
             self.process = self._start()
@@ -104,16 +104,16 @@ class Worker:
         return f": {lines[-1]}" if lines else ""
 
     def signal(self, number: int) -> bool:
-        """Passes a signal on; False where the process is not there yet."""
+        """Passes a signal on; False if the process is not running."""
         alive = self.process is not None and self.process.poll() is None
         if alive:
             self.process.send_signal(number)
         return alive
 
     def close(self) -> None:
-        """Ends the process after the task at hand."""
+        """Ends the process after its current task."""
         if self.process:
-            with contextlib.suppress(OSError):  # of a worker that listens no longer
+            with contextlib.suppress(OSError):  # the worker may listen no longer
                 self.process.stdin.close()
             self.process.wait()
             self.process.stdout.close()
@@ -128,22 +128,22 @@ def work_through(
     until: float = math.inf,
     threads: int = 1,
 ) -> list[Outcome]:
-    """All tasks, the first ones first, `jobs` at a time; then those that want to be alone.
+    """Does all tasks in their order, `jobs` at a time; then those that want to be alone.
 
     A task whose worker was killed by the system is done once more, after all that wait: a training
-    goes on from its checkpoint. One that another process is at is looked at again until that one
-    has done it, or has left it: several processes may work through the same tasks.
+    goes on from its checkpoint. One that another process is doing is tried again until that process
+    has done it or left it: several processes may work through the same tasks.
 
     Args:
-        watch: is told (task name, event); never by two at once. A task's end is the event
-            `outcome`, with the Outcome as its `outcome`; `again` tells its first end's `error`,
-            `held` what another process holds.
-        until: of time.monotonic(): a task that would take longer is not begun, nor one after it;
-            they have no outcome.
-        threads: of a worker; what is alone has all cores.
+        watch: called with (task name, event), never twice at once. A task's end is the event
+            `outcome`, with the Outcome as its `outcome`; `again` has the `error` of a task that is
+            done once more, `held` that of a task which another process is doing.
+        until: a time.monotonic(); a task that would end later is not begun, nor one after it; they
+            have no outcome.
+        threads: of each worker; a task that is alone has all cores.
 
     Raises:
-        Interrupted: TERM, INT, HUP, USR1 or USR2 came; the tasks at hand were told, and have ended.
+        Interrupted: TERM, INT, HUP, USR1 or USR2 came; the running tasks were told, and have ended.
     """
     lock, outcomes = threading.Lock(), []
 
@@ -220,8 +220,8 @@ def _work_group(
 
 
 def _drop_late(waiting: list[Task], until: float) -> None:
-    """Takes out what would end too late, what would come after it, and what would serve no other
-    then."""
+    """Takes out tasks that would end too late, those that come after them, and those that then
+    serve no other."""
     late = {task.name for task in waiting if time.monotonic() + task.seconds > until}
     while more := {task.name for task in waiting if task.after & late} - late:
         late |= more
@@ -231,7 +231,7 @@ def _drop_late(waiting: list[Task], until: float) -> None:
 
 
 def _next(waiting: list[Task], running: dict, resting: dict[str, float]) -> Task | None:
-    """The first task that waits for none that is still to come, and rests no more."""
+    """Takes the first task that waits for no unfinished one and does not rest."""
     unfinished = {task.name for task in waiting} | {future.task.name for future in running}
     for task in waiting:
         if not task.after & unfinished and resting.get(task.name, 0) <= time.monotonic():
