@@ -45,8 +45,8 @@ PURPOSES = ("start", "small", "deep", "scoring", "measuring", "detection", "repo
 
 @dataclass
 class Ledger:
-    """Seconds of wall time by purpose, with `jobs` side by side; what failed; what was not begun, as
-    time was short."""
+    """Seconds of wall time by purpose, with `jobs` side by side; what failed; what was not begun
+    for lack of time."""
 
     jobs: int
     late: list[str] = field(default_factory=list)

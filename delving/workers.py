@@ -56,7 +56,7 @@ class Worker:
     said: TextIO | None = None  # its standard error
 
     def do(self, task: Task, watch: Callable[[str, dict], None]) -> Outcome:
-        """Does a task, telling its events; if the worker dies, the task fails and it is replaced."""
+        """Does a task, telling its events. A worker that dies fails the task, and is replaced."""
         if self.process is None or self.process.poll() is not None:
             self.close()
             self.process = self._start()
