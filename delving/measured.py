@@ -101,7 +101,7 @@ def list_teams(artefact: str, arms: dict[str, list[Run]]) -> list[Team]:
 
 
 def load_measured(plan: Plan, artefact: str, teams: Sequence[Team]) -> dict[tuple[str, ...], dict]:
-    """{names of a team's runs: what was measured of them}, for the teams that were measured."""
+    """{names of a team's runs: what was measured of them}, for teams measured as they are now."""
     found = {_key(part["asked"]): part["found"] for part in read_parts(plan.root / artefact / FILE)}
     wanted = {names: _key(fingerprint(plan, artefact, names)) for names in map(names_of, teams)}
     return {names: found[asked] for names, asked in wanted.items() if asked in found}

@@ -109,7 +109,7 @@ class Plan:
 
     @cached_property
     def estimates(self) -> dict[str, float]:
-        """Seconds of each run as estimated beforehand, from one count of work for each net."""
+        """Seconds of each run as estimated beforehand, counting the work of each net once."""
         alike = {run: repr((config.model, config.data)) for run, config in self.runs.items()}
         one_each = {key: run for run, key in alike.items()}
         work = {key: measure_work(self.runs[run]) for key, run in one_each.items()}

@@ -138,13 +138,13 @@ def _spread(at: list[float], gap: float) -> list[float]:
 
 
 def shade(color: str, lightness: float) -> tuple[float, float, float]:
-    """A colour between itself (0) and half-way to white (1)."""
+    """A colour between itself (0) and 0.6 of the way to white (1)."""
     rgb = np.array(to_rgb(color))
     return tuple(rgb + (1 - rgb) * 0.6 * lightness)
 
 
 def draw_curves(curves: pd.DataFrame, *, labels: dict[str, str], classes: Sequence[int]) -> Figure:
-    """Training loss, and training and validation error, against epochs; one colour a run.
+    """Training loss, and training and validation error, against epochs; one colour per run.
 
     Args:
         curves: as curves.load_curves gives them, of one or more runs.

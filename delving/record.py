@@ -190,7 +190,7 @@ def append_event(path: Path, event: dict) -> None:
 
 
 def read_events(folder: Path, kind: str) -> list[dict]:
-    """The events of one kind of a run's log, in order; a line cut off at its end is left out."""
+    """The events of one kind of a run's log, in order; a damaged line is left out."""
     events, path = [], folder / "log.jsonl"
     if path.exists() and not path.is_file():  # a pipe would be waited for
         raise ValueError(f"{path} is not readable: it is no regular file")

@@ -65,7 +65,7 @@ class Ahead:
         try:
             raise error
         finally:
-            # It holds this frame, and so the training's. With them in a cycle the recording and its
+            # The error holds this frame, and so the training's. In such a cycle the recording and its
             # memory would stay until the cycle is collected, perhaps in a loader process.
             del error
 

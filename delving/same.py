@@ -20,7 +20,7 @@ def find_other(config: Config, folder: Path) -> str | None:
     nothing. Images may move: if data.root is another, the images there are compared.
 
     Raises:
-        ValueError: the images there cannot be read.
+        ValueError: the images there, or the run's env.json, cannot be read.
     """
     if link := find_link(folder):
         return f"{link}. Move {folder} away"

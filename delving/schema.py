@@ -84,7 +84,7 @@ class Reproduce:
 
     seeds: Seeds = field(default_factory=Seeds)
     switch: list[float] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)  # planned, of wall time; {}: not shared
+    seconds: dict[str, float] = field(default_factory=dict)  # planned wall time; {}: no plan
 
 
 @dataclass
@@ -152,7 +152,7 @@ class Data:
 @dataclass
 class Train:
     epochs: float = of_family("epochs", number(0, 100_000, above=True))
-    batch: int = knob(128, BATCH)  # images a step, over all micro-batches
+    batch: int = knob(128, BATCH)  # images per step, over all micro-batches
     micro_batch: int | None = knob(None, BATCH)  # images on the device at once; None: the batch
     lr: float = of_family("lr", FINITE)
     warmup: float = of_family("warmup", SHARE)  # share of the steps with a rising learning rate
@@ -173,7 +173,7 @@ class Eval:
     protocols: list[str] = of_family("protocols", SOME_PROTOCOLS)
     ten_view_s: int = knob(8, integer(7, 70))  # sevenths of the crop; center too
     dense_s: list[int] = knob([8, 12, 15], SEVENTHS)  # sevenths: 256, 384, 480 at crop 224
-    batch: int = knob(128, BATCH)  # images a forward
+    batch: int = knob(128, BATCH)  # images per forward pass
     every: float = knob(
         1.0, number(0, 1_000_000, above=True)
     )  # epochs between two looks at the validation error

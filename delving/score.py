@@ -112,7 +112,7 @@ def _save(session: Session, name: str, probabilities: np.ndarray, summary: dict)
 
 
 def drop_others(session: Session) -> None:
-    """Removes scores of other weights, as `delving eval` makes of an unfinished run."""
+    """Removes scores of other weights, made by `delving eval` before the run was finished."""
     for path in (session.folder / "eval").glob("*.json"):
         summary = None
         with contextlib.suppress(ValueError):  # a damaged one names no weights

@@ -69,7 +69,7 @@ class Session:
         return fingerprint(self.train_images.images, self.val_images.images)
 
     def tell(self, **event) -> None:
-        """Tells the watcher an event; of several ranks only the first does."""
+        """Tells the watcher an event; with several ranks only the first does."""
         if self.ranks.first:
             self.watch(event)
 

@@ -125,7 +125,8 @@ def leave(environment, numbers: list[int], untouched: tuple[int, int]) -> None:
     None of them leaves a result, which would be taken for the job's.
 
     Raises:
-        SystemExit: always, but for rank 0's RuntimeError if submitit does not requeue the job.
+        SystemExit: always, but where exits.end ends the process at once.
+        RuntimeError: on rank 0, if submitit does not requeue the job.
     """
     if not _wants_back(environment, numbers):
         if signal.SIGTERM in numbers:

@@ -1,6 +1,6 @@
 """A worker process of `reproduce` and `train -m`: tasks come in and events go out as JSON lines.
 
-On a CPU each computes with one thread: small nets train no faster with two, and results depend on
+On a CPU each trains with one thread: small nets train no faster with two, and results depend on
 the number of threads.
 """
 

@@ -1,4 +1,4 @@
-"""Worker processes that work through tasks side by side, each on its own cores."""
+"""Worker processes that work through tasks side by side, each with its own threads."""
 
 import contextlib
 import json
@@ -209,7 +209,7 @@ def _work_group(
                 for future in set(running) - told if heard else ():
                     if running[future].signal(counted(heard)):
                         told.add(future)
-        except KeyboardInterrupt:  # the second Ctrl-C: at once
+        except KeyboardInterrupt:  # Ctrl-C after a signal: at once
             for worker in workers:
                 worker.signal(signal.SIGKILL)
             raise
