@@ -65,8 +65,8 @@ class Ahead:
         try:
             raise error
         finally:
-            # The error holds this frame, and so the training's. In such a cycle the recording and its
-            # memory would stay until the cycle is collected, perhaps in a loader process.
+            # The error holds this frame, and so the training's. In such a cycle the recording and
+            # its memory would stay until the cycle is collected, perhaps in a loader process.
             del error
 
 
