@@ -14,10 +14,10 @@ from delving import cli
 
 
 def exit_code(*words):
-    """What a command ends with."""
+    """The exit code of a command."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.setattr(sys, "argv", ["delving", *map(str, words)])
-        patch.setattr(warnings, "formatwarning", warnings.formatwarning)  # which it changes
+        patch.setattr(warnings, "formatwarning", warnings.formatwarning)  # which cli.main changes
         with pytest.raises(SystemExit) as end:
             cli.main()
     return end.value.code
@@ -32,7 +32,7 @@ def call(*words):
 
 
 def killed_at(owner, name, work, which=lambda *arguments: True):
-    """Does `work` in a process of its own, killed as it calls owner.name with such arguments."""
+    """Does `work` in a child process, killed as it calls owner.name with arguments of `which`."""
     real = getattr(owner, name)
 
     def mortal(*arguments, **keywords):
@@ -52,12 +52,12 @@ def killed_at(owner, name, work, which=lambda *arguments: True):
 
 
 def python_path(*folders):
-    """These first; what is found by the variable here, as a cluster's packages may be, stays."""
+    """A PYTHONPATH of these folders and what it holds already, such as a cluster's packages."""
     return os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def run_apart(program, *words, **environment):
-    """A Python program in a process of its own, where tests' modules can be imported too."""
+    """Runs a Python program in a process of its own, which can import the tests' modules too."""
     here = os.path.dirname(__file__)
     path = python_path(here, os.path.join(here, "data"), os.path.dirname(here))
     return subprocess.run(

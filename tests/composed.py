@@ -9,8 +9,8 @@ composed = lru_cache(compose)
 
 
 def mix(*words, model, **groups):
-    """What compose(words, model, groups) gives, but that it composes each group once and not each
-    combination, a quarter of a second each; test_config composes those."""
+    """Gives what compose(words, model, groups) does, but composes each group once instead of each
+    combination, which takes a quarter of a second; test_config composes the combinations."""
     chosen = {group: getattr(composed((*words, f"{group}={name}")), group)
               for group, name in groups.items()}  # fmt: skip
     return replace(composed((*words, f"model={model}")), **chosen)

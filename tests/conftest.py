@@ -1,4 +1,4 @@
-"""What all tests share: one thread, for the same sums everywhere and for the other cores."""
+"""What all tests share: one thread, so that sums are alike everywhere and other cores stay free."""
 
 import gc
 import os
@@ -6,8 +6,8 @@ import shutil
 import signal
 from pathlib import Path
 
-# Tests train in forked processes, which CUDA forbids, and compare bit for bit: all are of the CPU,
-# but for those that `make test` runs besides where there is a GPU. Set before torch looks for one.
+# Tests train in forked processes, which CUDA forbids, and compare bit for bit: all run on the CPU,
+# except those that `make test` adds where there is a GPU. Set before torch looks for one.
 if "DELVING_GPU_TESTS" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -16,22 +16,22 @@ import torch
 from calling import exit_code
 
 torch.set_num_threads(1)
-# A shell starts what runs in the background with Ctrl-C ignored, and so would be all we start.
+# A shell starts background jobs with Ctrl-C ignored, and the tests' processes would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def _keep_denormals():
-    """A training flushes them in the whole process; other tests rely on them."""
+    """A training flushes denormals to zero in the whole process; other tests rely on them."""
     yield
     torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
-    """A run of smoke.py's that nothing interrupted; no test may change it."""
-    import smoke  # what most tests need none of
+    """One of smoke.py's runs, never interrupted; no test may change it."""
+    import smoke  # not at the top: most tests do not need it
 
     return smoke.train(tmp_path_factory.mktemp("whole"))
 
@@ -69,7 +69,7 @@ def delving(capsys):
 
 @pytest.fixture
 def no_workers(monkeypatch):
-    """Nothing may be trained."""
+    """Fails where a worker is started: nothing may be trained."""
 
     def fail(self):
         raise AssertionError("a worker was started")
@@ -79,8 +79,8 @@ def no_workers(monkeypatch):
 
 @pytest.fixture
 def tally(record_property):
-    """Counts tries of something that must never fail: tally(what, tries, failures). All of them
-    are printed as a table at the end."""
+    """Counts tries of something that must never fail: tally(what, tries, failures). The counts are
+    printed as a table at the end."""
 
     def count(what: str, tries: int, failures: int, note: str = "") -> None:
         record_property("tally", [what, tries, failures, note])
@@ -90,7 +90,7 @@ def tally(record_property):
 
 @pytest.fixture(autouse=True)
 def _count_marked(request, record_property):
-    """The same for a test marked `tally(what, tries)`, which fails or does not as a whole."""
+    """The same for a test marked `tally(what, tries)`, which passes or fails as a whole."""
     for mark in request.node.iter_markers("tally"):
         if mark.args:
             what, tries = (*mark.args, 1)[:2]
@@ -98,13 +98,13 @@ def _count_marked(request, record_property):
 
 
 def pytest_collection_finish():
-    """What is there by now stays: no garbage collection has to look through it again."""
+    """What exists by now stays, so no later garbage collection has to look through it."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_collection_modifyitems(items):
-    """Tests that count are found by the marker, so that the long form runs their short ones too."""
+    """Marks the tests that count tries, so that `make test-long` runs their short forms too."""
     for item in items:
         if "tally" in item.fixturenames:
             item.add_marker("tally")
@@ -129,8 +129,8 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def _add_up(terminalreporter):
-    """{what: [tries, failures, note]} of all tests; a failed test is one failure at least. Of what
-    several tests tried it has all their notes."""
+    """{what: [tries, failures, note]} over all tests; a failed test is one failure at least. Where
+    several tests tried the same, their notes are joined."""
     rows = {}
     for kind in ("passed", "failed"):
         for report in terminalreporter.stats.get(kind, ()):

@@ -1,4 +1,4 @@
-"""Run folders made by hand: the records of a training, with the numbers that a test needs."""
+"""Run folders made by hand: a training's records, with the numbers that a test needs."""
 
 import json
 import math
@@ -28,12 +28,12 @@ USUAL = {
 
 
 def make_run(folder, **told):
-    """A finished run's folder, USUAL where nothing is told; gives the folder back."""
+    """Writes a finished run, USUAL where nothing is told; returns its folder."""
     made = USUAL | told
     lines = [json.dumps(event) + "\n" for event in _events(folder.name, made)]
     with patch.object(os, "fsync"):  # which takes longer than all the rest
         record.write_text(folder / "log.jsonl", "".join(lines))
-        for protocol, error in made["errors"].items():  # wrong on the first so many images
+        for protocol, error in made["errors"].items():  # wrong on the first ones
             wrong = np.arange(IMAGES) < round(IMAGES * error / 100)
             record.save_ranks(folder, protocol, wrong.astype(int))
         record.save_slopes(folder, {k: np.array(v) for k, v in (made["slopes"] or {}).items()})
@@ -67,8 +67,8 @@ def _result(name, made):
 
 
 def make_asked(folder, artefact, tell, seeds=3):
-    """What an artefact is given where every arm has so many runs, as tell(arm, seed) has them; they
-    are called <arm>-s<seed>."""
+    """What an artefact is given where every arm has `seeds` runs, <arm>-s<seed>, whose numbers are
+    tell(arm, seed)."""
     request = load_request(artefact)
     words = {arm: dict(word.split("=", 1) for word in one.words)
              for arm, one in request.runs.items()}  # fmt: skip
@@ -81,7 +81,7 @@ def make_asked(folder, artefact, tell, seeds=3):
 
 
 def make_planned(plan, artefact, tell):
-    """Every run that an artefact asks for, as tell(arm, seed) has it."""
+    """Makes every run that an artefact asks for, its numbers as tell(arm, seed) has them."""
     for arm, names in plan.arms[artefact].items():
         for name in names:
             config, folder = plan.runs[name], plan.folder(name)
@@ -92,8 +92,8 @@ def make_planned(plan, artefact, tell):
 
 
 def seeded_plan(monkeypatch, folder, *artefacts, seeds=5):
-    """A plan at scale=smoke, of outputs below `folder`, that gives every arm so many seeds."""
-    monkeypatch.chdir(folder)  # the same words for all tests, which are composed once
+    """A plan at scale=smoke that writes below `folder` and gives every arm `seeds` seeds."""
+    monkeypatch.chdir(folder)  # so that all tests have the same words, composed once
     roles = dict.fromkeys(("rectifiers", "small", "deep", "large"), seeds)
     budget = Reproduce(seeds=Seeds(**roles))
     monkeypatch.setattr("delving.plan.configs.plan_of", lambda scale, words: budget)
@@ -101,7 +101,7 @@ def seeded_plan(monkeypatch, folder, *artefacts, seeds=5):
 
 
 def save_scores(folder, probabilities, labels, names=None, protocol="dense"):
-    """A run folder with nothing but saved probabilities, and a result that tells their protocol."""
+    """A run folder with saved probabilities, a result that tells their protocol, little else."""
     probabilities, labels = np.asarray(probabilities), np.asarray(labels)
     names = [f"val/{n}.jpg" for n in range(len(labels))] if names is None else names
     record.save_scores(folder, protocol, {}, probabilities=probabilities, labels=labels,

@@ -82,7 +82,7 @@ def top_k_error(probabilities, labels, k):
 
 
 def sgd(weight, velocity, gradient, *, lr, momentum, decay):
-    """One step of momentum SGD with weight decay, the rate outside of the velocity: both, new."""
+    """One step of momentum SGD with weight decay, the rate outside the velocity: copies of both."""
     weight, velocity = weight.copy(), velocity.copy()
     for place in np.ndindex(weight.shape):
         pull = gradient[place] + decay * weight[place]

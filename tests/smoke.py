@@ -1,4 +1,4 @@
-"""Small runs that end in a second, and all that such a run is, for comparing two of them."""
+"""Small runs that end in a second, and all that makes up such a run, to compare two of them."""
 
 import json
 
@@ -30,7 +30,7 @@ def without_clocks(event):
 
 
 def outcome(folder):
-    """All that a finished run is: tensors, log, result, scores, slopes."""
+    """All that makes up a finished run: tensors, log, result, scores, slopes."""
     tensors, progress = load_checkpoint(folder)
     events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return {
@@ -47,6 +47,6 @@ def outcome(folder):
 
 
 def differences(folder, whole):
-    """What of a run is not as it is in the uninterrupted one."""
+    """The parts of a run that differ from the uninterrupted one's."""
     ours, theirs = outcome(folder), outcome(whole)
     return [key for key in theirs if ours[key] != theirs[key]]

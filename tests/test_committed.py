@@ -1,5 +1,5 @@
-"""outputs/reference/<scale> is what the README shows: from its records alone everything is
-redrawn."""
+"""outputs/reference/<scale> is what the README shows: all of it is redrawn from its records
+alone."""
 
 import io
 from functools import cache
@@ -20,7 +20,7 @@ REFERENCE = Path(__file__).parent.parent / "outputs" / "reference"
 SCALES = ("cpu", "quarter")
 COMPARED = ("table.csv", "table.md", "data.csv", "verdict.json")
 PICTURE = "figure.png"
-NEAR = 2.0  # grey levels on average: another FreeType may set a letter's edge otherwise
+NEAR = 2.0  # grey levels on average: another FreeType may draw a letter's edge differently
 LARGEST = 6_300_000  # bytes of a scale's records; 10 MB in all
 
 
@@ -30,7 +30,7 @@ def shown(scale):
 
 
 def words_of(scale):
-    """What they were asked for by: the words of each one's command."""
+    """The words of the command that the artefacts were made by, the same for each."""
     commands = {
         tuple(word for word in read_json(path)["command"].split() if "=" in word)
         for path in (REFERENCE / scale).glob("*/verdict.json")

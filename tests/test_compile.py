@@ -1,4 +1,4 @@
-"""`train.compile=true` computes the same; long, since compiling takes most of a minute."""
+"""`train.compile=true` computes the same; marked long: compiling takes most of a minute."""
 
 import pytest
 import torch

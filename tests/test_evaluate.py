@@ -75,7 +75,7 @@ def spread_scores(net, input):
 
 @lru_cache
 def build_tester(batch=128, model="small14", act="prelu"):
-    """A tiny untrained net; its mean image is not flat, its scores differ from view to view."""
+    """Scores a tiny untrained net; the mean image is not flat, scores differ between views."""
     config = compose(["scale=smoke", f"model={model}", f"act={act}", "model.width=0.125"])
     net = materialise(build_model(config, CLASSES)[0], config, torch.device("cpu"))
     draws = torch.Generator().manual_seed(0)
@@ -87,7 +87,7 @@ def build_tester(batch=128, model="small14", act="prelu"):
 
 @torch.no_grad()
 def score_view(tester, pixels):
-    """What the net says of one view (height, width, 3)."""
+    """The net's class probabilities for one view (height, width, 3)."""
     x = tester.input(torch.from_numpy(pixels.copy())[None])
     return np.array(oracles.softmax(tester.net(x)[0].tolist()))
 
@@ -117,7 +117,7 @@ def test_center_is_the_middle_of_the_image():
 
 
 def test_views_that_are_looked_at_again_are_made_once(arrays):
-    """Each validation of a run looks at the same ones."""
+    """Each validation of a run looks at the same views."""
     source, reads = to_images(arrays)
     source = replace(source, budget=0)
     tester, chosen = replace(build_tester(batch=2), kept=[]), np.arange(1, len(arrays))
@@ -205,7 +205,7 @@ def test_a_window_of_the_maps_own_size_scores_as_the_net_itself():
 
 
 class Roundings(TorchDispatchMode):
-    """Counts how often one of a net's parameters becomes bf16."""
+    """Counts how often one of a net's parameters is cast to bf16."""
 
     count = 0
 
@@ -217,7 +217,7 @@ class Roundings(TorchDispatchMode):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_in_bf16_the_weights_are_rounded_once_for_all_images(protocol, arrays):
-    """Not for each group of images: fc1's take as long as a dozen images' conv layers."""
+    """Not for each group of images: rounding fc1's takes as long as a dozen images' conv layers."""
     tester = build_tester(batch=1)
     tester = replace(tester, autocast=partial(autocast, torch.device("cpu"), "bf16"))
     weights = [p for p in tester.net.parameters() if p.dim() > 1]
@@ -293,7 +293,7 @@ def test_a_gpu_whose_memory_is_full_is_told_with_what_takes_less_of_it(arrays, p
 
 
 def faulty(change):
-    """The loader's items, [indices, pixels] each, after `change` of their list."""
+    """A loader whose list of items, [indices, pixels] each, has gone through `change`."""
 
     def iterate(*args, **kwargs):
         return iter(change(list(real(*args, **kwargs))))
@@ -308,7 +308,7 @@ def faulty(change):
         lambda items: items[:-1],
         lambda items: [*items, items[0]],
         lambda items: [*items[:-1], items[0]],
-        lambda items: [*items, (np.array([0]), items[0][1])],  # an image that nobody wanted
+        lambda items: [*items, (np.array([0]), items[0][1])],  # an image that nobody asked for
     ],
     ids=["lost", "twice", "in another's place", "unasked"],
 )
@@ -319,7 +319,7 @@ def test_an_image_that_is_not_scored_exactly_once_is_an_error(change, arrays, mo
 
 
 def test_a_single_image_without_finite_scores_is_enough(arrays):
-    tester = build_tester.__wrapped__(batch=1)  # its own, since it is spoilt here
+    tester = build_tester.__wrapped__(batch=1)  # not the cached one, since it is spoilt here
     calls = iter([False, True] + [False] * len(arrays))
     tester.net.register_forward_hook(lambda net, x, y: y * torch.nan if next(calls) else y)
     with pytest.raises(FloatingPointError, match="not finite"):
@@ -350,7 +350,7 @@ def test_error_rates_are_those_of_a_sorted_list_also_with_ties(scores, seed):
 
 
 def test_error_rates_by_hand():
-    """Of four images one is right at once, one within five, two not at all."""
+    """Of four images one is right at once, one more within five, two not at all."""
     ranking = np.linspace(1, 0, 8, dtype=np.float32)
     rates = error_rates(np.tile(ranking, (4, 1)), np.array([0, 4, 5, 7]))
     assert rates == {"top1_err": 75.0, "top5_err": 50.0}
@@ -367,7 +367,7 @@ def test_with_five_classes_or_fewer_the_top_5_error_is_zero():
 
 @pytest.mark.parametrize("place", [(1, 0), (1, 2)])
 def test_probabilities_that_are_no_numbers_are_refused_not_counted_as_right(place):
-    """NaN of the image's own class, and of another."""
+    """NaN for another class than the image's, and for its own."""
     probabilities = np.eye(3, dtype=np.float32)
     probabilities[place] = np.nan
     with pytest.raises(ValueError, match="probabilities of 1 of 3 images are NaN"):
@@ -388,7 +388,7 @@ def test_dense_is_saved_for_each_scale_and_then_averaged(protocols, names):
 
 def test_scores_that_are_not_finite_are_no_scores():
     """A net that blew up must never count as right on every image."""
-    tester = build_tester.__wrapped__()  # its own, since it is spoilt here
+    tester = build_tester.__wrapped__()  # not the cached one, since it is spoilt here
     with torch.no_grad():
         next(tester.net.parameters()).fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="not finite"):

@@ -36,7 +36,7 @@ KINDS = ("within", "between", "bias_weight")
 
 
 def build(*, act="prelu", slope=0.25, classes=4, seed=0):
-    """A small net in float64 with drawn weights, biases that are not zero, dropout that is on."""
+    """A small float64 net with drawn weights, biases other than zero and dropout switched on."""
     rectifier = partial(RECTIFIERS[act], slope=slope)
     net = build_net(read_layers(LINES), rectifier, classes=classes, crop=14).double()
     net = net.to_empty(device="cpu")
@@ -52,7 +52,7 @@ def images(n, seed=0):
 
 
 def a_layer(units, weights, name="fc1"):
-    """So many units with so many weights each, the first ones."""
+    """The layer's first `units` units, each with its first `weights` weights."""
     return Chosen(name, torch.arange(units), torch.arange(weights).expand(units, -1))
 
 
@@ -81,7 +81,7 @@ def test_the_weights_of_a_unit_come_from_different_channels_where_there_are_enou
 
 
 def test_weights_of_different_channels_are_of_different_taps_too():
-    """Not all of a filter's corner, which sees zeros at every border."""
+    """Not all from a corner of the filter, which sees zeros at every border."""
     _, conv2, *_ = choose_parameters(build(), 5, weights=6, seed=0)
     assert all(len((own % 4).unique()) == 4 for own in conv2.weights)  # 2x2 filters
 
@@ -111,7 +111,7 @@ def test_nets_of_equal_shapes_get_the_same_parameters_and_other_seeds_others():
 
 
 def test_the_classifier_never_gives_all_of_its_units():
-    """Its gradients sum to zero over classes, so that F would be singular."""
+    """Their gradients sum to zero over classes, so that all of them would make F singular."""
     chosen = choose_parameters(build(classes=4), 4, weights=2, seed=0)
     assert chosen[-1].units.shape == (3,)
     gradients = sample_gradients(build(classes=4), images(64), chosen, seed=0)
@@ -125,7 +125,7 @@ def test_the_classifier_never_gives_all_of_its_units():
 
 
 def one_at_a_time(net, x, chosen, labels):
-    """autograd of the whole net, sample after sample."""
+    """The gradients by autograd of the whole net, sample after sample."""
     layers, rows = weight_layers(net), []
     for image, label in zip(x, labels, strict=True):
         net.eval().zero_grad()
@@ -218,7 +218,7 @@ def test_the_energy_of_independent_gradients_is_zero_on_average_while_squares_ar
 @few
 @given(shift=st.floats(0, 2), seed=st.integers(0, 2**32))
 def test_a_mean_that_gradients_share_is_off_diagonal_energy_of_every_kind(shift, seed):
-    """Entries m^2 / (1 + m^2): why responses far from zero are bad."""
+    """A mean m gives entries m^2 / (1 + m^2): why responses far from zero are bad."""
     g = normal(4000, 12, seed=seed) + shift
     found = describe_fisher(g, [a_layer(2, 2, "a"), a_layer(2, 2, "b")])
     entry = shift**2 / (1 + shift**2)
@@ -235,7 +235,7 @@ def test_a_factor_that_only_layers_share_is_energy_within_them():
 
 
 def test_bias_and_weight_are_coupled_by_the_mean_input_over_its_root_mean_square():
-    """Of a fc unit, where inputs and gradients are independent: the analysis' point."""
+    """For an fc unit whose inputs and gradients are independent; the point of the analysis."""
     dy, x = normal(8000, 1), normal(8000, 3, seed=1) + 0.75
     found = describe_fisher(torch.cat([dy, dy * x], 1), [a_layer(1, 3)])
     assert found["bias_weight"]["energy"] == pytest.approx(0.75**2 / (1 + 0.75**2), abs=0.03)
@@ -253,7 +253,7 @@ def test_each_pair_is_of_one_layer_or_of_two():
 @few
 @given(scales=st.lists(st.floats(1e-6, 1e6), min_size=6, max_size=6))
 def test_the_scale_of_a_parameter_has_no_say(scales):
-    """A unit diagonal, so that nets of different gradient sizes can be compared."""
+    """The diagonal is scaled to 1, so that nets of different gradient sizes can be compared."""
     g = normal(60, 6) + 0.5
     ours = describe_fisher(g, [a_layer(2, 2)])
     theirs = describe_fisher(g * torch.tensor(scales, dtype=torch.float64), [a_layer(2, 2)])
@@ -269,7 +269,7 @@ def test_parameters_without_a_gradient_are_counted_and_left_out():
         a_layer(1, 2, "b"), Chosen("b", torch.arange(1), torch.zeros(1, 1)),
     ])  # fmt: skip
     g[:, 1] = 0  # dead
-    g[::2, 10] = 0  # has a gradient in one half alone
+    g[::2, 10] = 0  # rare: has a gradient in one half only
     found = describe_fisher(g, chosen)
     assert (found["parameters"], found["dead"], found["rare"]) == (10, 1, 1)
     assert found["condition"] == pytest.approx(alive["condition"])
@@ -329,7 +329,7 @@ def test_response_statistics_are_the_means_over_images_and_positions_by_channel(
 
 
 def test_rectifiers_that_a_net_does_not_have_change_nothing_of_it(monkeypatch):
-    """One of one's own may be of several modules, which others are too, or want an even number."""
+    """An added one may be an nn.Sequential, as other modules are, or want even channel counts."""
     net, x = build(), images(5)
     before = response_statistics(net, x)
 
@@ -359,7 +359,7 @@ def towards_zero(bias, act="relu", slope=0.0):
 
 @pytest.mark.parametrize(("act", "slope"), [("relu", 0.0), ("prelu", 0.25), ("prelu", -0.25)])
 def test_a_unit_that_fires_for_no_image_is_silent_whatever_its_slope(act, slope):
-    """One that seldom fires is not; nor does a negative slope's positive f(y) count as firing."""
+    """A unit that seldom fires is not silent; with a negative slope, f(y) > 0 is not yet firing."""
     assert towards_zero([-20.0, -2.0, 0.0, 2.0], act, slope)["silent"] == 0.25
 
 
@@ -379,7 +379,7 @@ def test_the_mean_response_is_1_where_it_is_constant_and_nears_0_where_it_is_cen
 
 @pytest.mark.parametrize("a", [0.0, 0.25, 0.5])
 def test_a_slope_moves_the_mean_response_towards_zero(a):
-    """Of a standard normal response: (1 - a) / sqrt(pi (1 + a^2)), 0.56 for ReLU, 0.41 at 1/4."""
+    """For standard normal responses: (1 - a) / sqrt(pi (1 + a^2)), 0.56 for ReLU, 0.41 at 1/4."""
     row = towards_zero([0.0] * 4, "prelu", a)
     expected = (1 - a) / math.sqrt(math.pi * (1 + a * a))
     assert row["mean"] == pytest.approx(expected, abs=0.02)
@@ -410,13 +410,13 @@ def test_the_table_tells_all_three_kinds_of_pairs():
 
 @pytest.mark.parametrize(("energy", "error", "told"), [(0.01, 0.001, -2), (-0.0001, 0.001, -3)])
 def test_an_energy_below_its_own_error_counts_as_that(energy, error, told):
-    """It is the mean of products of two halves, which is of either sign where there is none."""
+    """The mean of products of two halves may have either sign where the true energy is 0."""
     one = {"fisher": {"between": {"energy": energy, "error": error}}}
     assert log_between(one) == pytest.approx(told)
 
 
 def test_a_singular_matrix_counts_by_what_float64_can_tell():
-    """It speaks for the other net, and is not left out."""
+    """It is not left out, but counts in favour of the other net."""
 
     def found(number):
         return log_condition({"fisher": {"condition": number, "parameters": 280}})

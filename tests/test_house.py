@@ -1,4 +1,4 @@
-"""The house's own rules, read from the source: sizes, imports, leftovers."""
+"""The project's own rules, checked in the source: sizes, imports, leftovers."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 every_file = pytest.mark.parametrize("path", FILES, ids=NAMES)
 
-# From the leaves upwards: a file imports from lower lines than its own, or from its own.
+# From the leaves upwards: a file imports from floors below its own, or from its own.
 FLOORS = [
     [
         "words",
@@ -86,7 +86,7 @@ def tree_of(path):
 
 @lru_cache
 def imports_of(path):
-    """The dotted modules that a file imports anywhere, also inside functions."""
+    """The dotted names that a file imports anywhere, inside functions too."""
     found = []
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):

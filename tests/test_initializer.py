@@ -165,7 +165,7 @@ def test_another_range_is_refused_by_name():
 
 
 def assert_drawn_by_the_rule(net, config):
-    """Each weight's std within sampling error of its rule, its draws Gaussian, its bias 0."""
+    """Each layer's weights are Gaussian with its rule's std, to sampling error; its bias is 0."""
     layers = weight_layers(net)
     stds = layer_stds(
         layers, rule_of(config), slope=config.act.slope, range=config.init.range,
@@ -173,7 +173,7 @@ def assert_drawn_by_the_rule(net, config):
     )  # fmt: skip
     for layer, std in zip(layers, stds, strict=True):
         w = layer.weight.double()
-        error = 1 / math.sqrt(w.numel())  # of a standard normal's mean; of its std / sqrt(2)
+        error = 1 / math.sqrt(w.numel())  # of a standard normal's mean; its std's is / sqrt(2)
         assert w.mean().item() / std == pytest.approx(0, abs=5 * error)
         assert w.std(correction=0).item() / std == pytest.approx(1, abs=5 * error / math.sqrt(2))
         assert not layer.bias.any()
@@ -184,7 +184,7 @@ def assert_drawn_by_the_rule(net, config):
 @pytest.mark.parametrize("model", choices("model"))
 @pytest.mark.parametrize("act", choices("act"))
 def test_no_parameter_of_any_net_is_left_as_it_was_found(model, act):
-    """Storage full of NaN: what is not drawn stays NaN. Nothing is left at PyTorch's default."""
+    """The storage holds NaN, so what is not drawn stays NaN; nothing keeps PyTorch's default."""
     config = mix("scale=smoke", "data.crop=56", model=model, act=act)
     net = build_model(config, 10)[0].to_empty(device=CPU)
     for p in net.parameters():
@@ -261,7 +261,7 @@ def test_after_l_layers_xaviers_signal_is_2_to_the_minus_l_half_of_ours(range, l
 
 
 def build_tower(kind, widths, act):
-    """Layers and rectifiers alone, without borders: what Eq. 5 to 15 speak of."""
+    """Layers and rectifiers alone, without borders, as in Eq. 5 to 15."""
     modules = []
     for c, d in pairwise(widths):
         conv = nn.Conv2d(c, d, 3, padding=1, padding_mode="circular")
@@ -288,15 +288,15 @@ def measure(tower, kind):
 
 
 def is_of_eq_1(name):
-    """Whether a rectifier is a line on either side of zero, of which Eq. 15 speaks."""
+    """Whether a rectifier is linear on either side of zero, as Eq. 15 assumes."""
     act, y = RECTIFIERS[name](1, 0.25), torch.linspace(-3, 3, 13)[:, None]
     return torch.allclose(act(2 * y), 2 * act(y))
 
 
 OF_EQ_1 = [name for name in RECTIFIERS if is_of_eq_1(name)]
 WIDTHS = {"fc": [256, 512] * 6, "conv": [96, 192] * 4}
-# Over 12 seeds the mean over all layers is unbiased, and one seed is off by 2^0.4 (standard
-# deviation) at the far end. Xavier would be off by 2^-10 (fc) and 2^-6 (conv).
+# Over 12 seeds the mean is unbiased across all layers; a single seed is off by a factor of 2^0.4
+# (standard deviation) at the far end. Xavier would be off by 2^-10 (fc) and 2^-6 (conv).
 SAMPLING = 2
 
 
@@ -334,7 +334,7 @@ def test_xavier_halves_the_responses_second_moment_with_every_relu(kind):
 
 
 def test_with_equation_14_the_responses_change_by_the_ratio_of_widths_alone():
-    """Either condition suffices: the forward product becomes c_2 / d_L, here 256 / 512."""
+    """Either condition suffices: the forward product becomes c_2 / d_L, here 512 / 512."""
     responses, _ = signal("fc", he_backward, "relu")
     c_2, d_last = WIDTHS["fc"][1], WIDTHS["fc"][-1]
     assert responses[-1] / responses[0] == pytest.approx(c_2 / d_last, rel=0.4)
@@ -360,7 +360,7 @@ def test_a_module_without_initial_values_is_refused_by_name(monkeypatch):
 
 @pytest.mark.parametrize("resets", [False, True])
 def test_so_is_one_whose_buffer_nothing_fills(monkeypatch, resets):
-    """What it held when it was made is gone with the storage."""
+    """What the buffer held at construction is lost when the net gets its storage."""
 
     class Fixed(nn.Module):
         def __init__(self):
@@ -401,7 +401,7 @@ def test_a_buffer_of_integers_keeps_its_kind(monkeypatch):
 
 
 def test_a_parameter_of_several_layers_is_refused_by_name(monkeypatch):
-    """Each layer would come to have its own, and nobody would know."""
+    """Each layer would silently end up with a parameter of its own."""
 
     one = nn.Parameter(torch.empty(1, device="meta"))
 
@@ -418,7 +418,7 @@ def test_a_parameter_of_several_layers_is_refused_by_name(monkeypatch):
 
 
 def test_a_buffer_that_no_checkpoint_keeps_is_refused_by_name(monkeypatch):
-    """Scored after its training, the net would have whatever lies in memory."""
+    """When the trained net is loaded to be scored, it would hold whatever lies in memory."""
 
     class Fixed(nn.Identity):
         def __init__(self):

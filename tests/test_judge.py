@@ -1,4 +1,4 @@
-"""The verdicts: each rule as a sentence, and how often it is wrong where nothing is there."""
+"""The verdicts: what each rule says, how often it is wrong, how often it finds what is there."""
 
 import itertools
 import math
@@ -37,14 +37,14 @@ RULES = [judge_better, judge_alike, judge_no_larger]
 every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 few_and_more_seeds = pytest.mark.parametrize("seeds", [3, 5])
 TRIALS = 1000
-# 5 % and what a simulation of this length may be off: three standard errors.
+# 5 % plus three standard errors of a simulation of this length.
 FIVE_PERCENT = 0.05 + 3 * math.sqrt(0.05 * 0.95 / TRIALS)
 ORDER = [NOT_REPRODUCED, INCONCLUSIVE, REPRODUCED]
-POOL = [5, 5, 3, 3]  # small nets per arm, from which the seed deviation of a scale is pooled
+POOL = [5, 5, 3, 3]  # small nets per arm, over which a scale's seed deviation is pooled
 
 fewer = settings(max_examples=40)  # 13 properties in a few seconds
 
-# Eighths add and subtract exactly: a shift moves the mean alone.
+# Eighths add and subtract exactly, so that a shift moves the mean and nothing else.
 eighths = st.integers(-80, 80).map(lambda count: count / 8)
 samples = st.lists(eighths, max_size=6)
 sizes = st.integers(1, 40).map(lambda count: count / 8)
@@ -56,7 +56,7 @@ def verdict(rule, differences, **how):
 
 
 def shares(rule, trials, **how):
-    """How often a rule gives each verdict over rows of differences: (trials, seeds)."""
+    """The share of each verdict that a rule gives over `trials`, (trials, seeds) differences."""
     found = [verdict(rule, row, **how) for row in trials.tolist()]
     return {word: found.count(word) / len(found) for word in ORDER}
 
@@ -143,7 +143,7 @@ def test_what_needs_no_statistics_holds_or_does_not(holds, expected):
          "interval -0.248 to 0.248, n = 3: below 1 points"),
         (judge_better, [1, 2, 3], 1, INCONCLUSIVE,
          "-0.484 to 4.48, n = 3: rules out neither 0 nor 1 points"),
-        (judge_alike, [-1, 0, 1], 2, REPRODUCED,  # by the 90 %: +-1.69, not the 95 %: +-2.48
+        (judge_alike, [-1, 0, 1], 2, REPRODUCED,  # by the 90 % interval: the 95 % one is ±2.48
          "90 % interval -1.69 to 1.69, n = 3: within ±2 points"),
     ],
 )  # fmt: skip
@@ -158,7 +158,7 @@ def test_the_interval_decides_by_where_it_lies_about_delta(
 def test_alike_is_not_reproduced_by_the_95_percent_interval_outside_of_delta():
     assert verdict(judge_alike, [4, 5, 6], delta=2.5) == NOT_REPRODUCED
     assert verdict(judge_alike, [-4, -5, -6], delta=2.5) == NOT_REPRODUCED
-    assert verdict(judge_alike, [4, 5, 6], delta=3) == INCONCLUSIVE  # 90 % would be outside
+    assert verdict(judge_alike, [4, 5, 6], delta=3) == INCONCLUSIVE  # the 90 % interval is outside
     assert "95 % interval 2.52 to 7.48" in judge_alike([4, 5, 6], delta=2.5).evidence
 
 
@@ -207,7 +207,7 @@ def test_one_pair_or_two_without_known_noise_decide_nothing(rule, pairs):
 @fewer
 @given(mean=st.integers(-20, 20), apart=st.integers(0, 20), noise=st.sampled_from([0.1, 1, 3]))
 def test_two_pairs_speak_as_one_of_their_mean_with_less_noise(rule, mean, apart, noise):
-    """However far apart: the deviation of two tells nothing."""
+    """However far apart they are: the deviation of two tells nothing."""
     two = rule([mean - apart, mean + apart], delta=5, noise=noise)
     one = rule([mean], delta=5, noise=noise / 2**0.5)
     assert two.verdict == one.verdict
@@ -220,7 +220,7 @@ def test_two_pairs_speak_as_one_of_their_mean_with_less_noise(rule, mean, apart,
     [
         (judge_better, 3.1, REPRODUCED),
         (judge_better, 3.0, INCONCLUSIVE),
-        (judge_better, -3.0, INCONCLUSIVE),  # with more seeds, below delta would refute
+        (judge_better, -3.0, INCONCLUSIVE),  # with more seeds, an interval below delta refutes
         (judge_better, -3.1, NOT_REPRODUCED),
         (judge_alike, 0.0, INCONCLUSIVE),
         (judge_alike, 8.0, INCONCLUSIVE),

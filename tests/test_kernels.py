@@ -1,4 +1,4 @@
-"""The fused kernels compute what the plain forms compute, and those what Eq. 1 to 3 say."""
+"""The fused kernels compute what the plain forms do, and the plain forms what Eq. 1 to 3 say."""
 
 import importlib.util
 import os
@@ -32,10 +32,10 @@ from delving.train import Progress, build_optimizer, train
 
 TYPES = (torch.float32, torch.bfloat16)
 SHAPES = [(3, 4), (7, 200), (2, 3, 4, 5), (2, 16, 9, 9), (3, 96, 7, 6), (1, 1, 1, 1)]
-# What rounding makes of a number, as a share of it: bf16 has eight bits, of which the responses of
-# a negative slope give up one.
+# The error of rounding a number, as a share of it: bf16 has eight bits, one of which is given up
+# where the slope is negative.
 ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 2.0**-7}
-SIDES = (0.25, -0.5, 0.0, -0.0, 1e-30, -1e-30, 3.0)  # of 0, and what lies close to it
+SIDES = (0.25, -0.5, 0.0, -0.0, 1e-30, -1e-30, 3.0)  # both sides of 0, and close to it
 compiled = pytest.mark.skipif(native.load() is None, reason="no C++ compiler here")
 triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton here")
 few = settings(deadline=None, max_examples=30, derandomize=True)
@@ -52,7 +52,7 @@ def slopes_for(channels, shared=False):
 
 
 def distance(found, wanted):
-    """Of the difference, as a share of what is wanted."""
+    """The norm of the difference, as a share of that of what is wanted."""
     found, wanted = found.double(), wanted.double()
     return ((found - wanted).norm() / wanted.norm().clamp_min(1e-12)).item()
 
@@ -87,7 +87,7 @@ def test_the_operator_and_all_its_gradients_are_those_of_the_formula(shape, dtyp
     assert distance(out, wanted[0]) < rounding
     assert distance(x.grad, wanted[1]) < rounding
     assert distance(bias.grad, wanted[2]) < 1e-6
-    # The slope's is the sum of products with rounded responses; here they may cancel each other.
+    # The slope's gradient sums products with rounded responses, which may cancel each other here.
     others = [d for d in range(x.dim()) if d != 1 or shared]
     z = x.detach().double() + bias.detach().double().view([1, -1, *[1] * (x.dim() - 2)])
     products = (z.clamp(max=0) * grad.double()).abs().sum(others)
@@ -122,7 +122,7 @@ def test_the_compiled_kernels_equal_the_plain_forms_to_the_last_bit(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_parameters_of_another_type_are_read_as_what_they_are(dtype):
-    """As after net.bfloat16(): kernels read fp32."""
+    """As after net.bfloat16(), whereas kernels read fp32."""
     x, grad = normal((2, 8, 3, 3)), normal((2, 8, 3, 3), 1)
     act, bias = PReLU(8, 0.25).to(dtype), normal((8,), 2).to(dtype)
     out, wanted, *_ = act(x, bias), *exactly(x, bias, act.slope, grad)
@@ -132,7 +132,7 @@ def test_parameters_of_another_type_are_read_as_what_they_are(dtype):
 
 
 def test_parameters_with_gaps_are_read_where_they_lie():
-    """Kernels read one after the other."""
+    """Kernels read values that lie one after the other."""
     x, bias = normal((2, 8, 3, 3)), normal((16,), 1)[::2]
     for slope in (slopes_for(16, shared=False)[::2], torch.full((1,), 0.25).expand(8)):
         assert torch.equal(rectify(x, bias, slope, False), rectify_plain(x, bias, slope, False))
@@ -148,7 +148,7 @@ def test_as_many_biases_as_channels_are_asked_for():
 
 
 def test_kernels_are_given_no_fewer_slopes_than_they_read(monkeypatch):
-    """A GPU's would read beyond them; the plain form refuses."""
+    """A GPU's kernel would read beyond their end; the plain form refuses."""
 
     def never(*_):
         raise AssertionError("a kernel was called")
@@ -159,7 +159,7 @@ def test_kernels_are_given_no_fewer_slopes_than_they_read(monkeypatch):
 
 
 def test_a_slope_that_was_zero_can_leave_it():
-    """f(y) is 0 there for y < 0, as far as any number shows, and yet tells y."""
+    """At slope 0, f(y) for y < 0 is 0 for all that matters, and yet y can be read back from it."""
     x, slope = torch.tensor([[-2.0], [-3.0], [5.0]]), torch.zeros(1, requires_grad=True)
     out = rectify(x, None, slope, True)
     torch.testing.assert_close(out.detach(), torch.tensor([[0.0], [0.0], [5.0]]))
@@ -203,7 +203,7 @@ def test_what_torch_compile_calls_has_the_values_and_gradients_of_the_eager_form
 
 
 def kept_bytes(act):
-    """What a small net keeps for its backward pass, each tensor once."""
+    """The bytes that a small net keeps for its backward pass, each tensor counted once."""
     config = compose(
         ["scale=smoke", "model=small14", "data.crop=56", "train.dropout=0", f"act={act}"]
     )
@@ -263,8 +263,8 @@ def test_compiled_pyramid_pooling_equals_the_plain_one_to_the_last_bit(dtype, le
     grad = normal(out.shape, 1).to(dtype)
     out.backward(grad)
     wanted.backward(grad)
-    # A cell that leads several bins sums their gradients: here in fp32, rounded once.
-    rounding = 1e-6 if dtype == torch.float32 else 1e-2  # where bins overlap
+    # The maximum of several overlapping bins sums their gradients: here in fp32, rounded once.
+    rounding = 1e-6 if dtype == torch.float32 else 1e-2
     assert distance(apart[0].grad, apart[1].grad) < rounding
 
 
@@ -302,7 +302,7 @@ def test_pyramid_pooling_hands_on_what_is_no_number():
 def test_compiled_pooling_of_all_windows_equals_the_plain_one_to_the_last_bit(
     images, channels, size, more, levels, dtype
 ):
-    """With a gradient to follow, the plain one; float64 is no kernel's either (test_spp.py)."""
+    """Where a gradient is wanted the plain form computes, as for float64 (test_spp.py)."""
     x = normal((images, channels, size + more[0], size + more[1])).to(dtype)
     found, wanted = SPP(levels).windows(x, size), SPP(levels).windows(x.requires_grad_(), size)
     assert wanted.requires_grad
@@ -330,11 +330,11 @@ def loading_anew(monkeypatch, **environment):
 
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "true"])
 def test_where_nothing_compiles_the_plain_forms_serve(monkeypatch, tmp_path, compiler):
-    """None there, one that fails, and one that says it worked and writes nothing."""
+    """No compiler, one that fails, and one that reports success but writes nothing."""
     x, act = normal((2, 4, 3, 3)), PReLU(4, 0.25)
     wanted = act(x)
     with loading_anew(monkeypatch, CXX=compiler, XDG_CACHE_HOME=tmp_path):
-        monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # whose kernels are others
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # it has kernels of its own
         assert native.load() is None
         torch.testing.assert_close(act(x), wanted)
         torch.testing.assert_close(SPP((2, 1))(x), pool_levels(x, (2, 1)))
@@ -347,7 +347,7 @@ def test_where_nothing_compiles_the_plain_forms_serve(monkeypatch, tmp_path, com
 @compiled
 @pytest.mark.parametrize("words", ["", "{} -O1", "env {}"])
 def test_the_compiler_is_a_command_with_words_or_none(monkeypatch, tmp_path, words):
-    """As with ccache, or a cross compiler's own flags."""
+    """As for ccache, or a cross compiler's flags."""
     command = words.format(shutil.which(os.environ.get("CXX") or "c++"))
     with loading_anew(monkeypatch, CXX=command, XDG_CACHE_HOME=tmp_path):
         assert native.load() is not None
@@ -380,7 +380,7 @@ def test_a_home_that_cannot_be_written_leaves_the_plain_forms(monkeypatch, tmp_p
 
 
 def losses_of(seed, precision, steps=40):
-    """The training losses of a small net on drawings that stay the same."""
+    """The training losses of a small net on one batch, again and again."""
     bench = build(["scale=smoke", f"seed={seed}", "device=cpu", f"precision={precision}"])
     recipe = replace(bench.recipe, lr=0.005)
     batches = (bench.batch for _ in range(steps))
@@ -398,7 +398,7 @@ def losses_of(seed, precision, steps=40):
 def test_a_runs_losses_with_the_kernels_are_those_without_but_for_rounding(
     monkeypatch, precision, share
 ):
-    """A small share of what another seed changes would already be seen."""
+    """Even a small share of the difference that another seed makes would be seen."""
     fast, other = losses_of(0, precision), losses_of(1, precision)
     monkeypatch.setattr(native, "load", lambda: None)
     plain = losses_of(0, precision)
@@ -407,7 +407,7 @@ def test_a_runs_losses_with_the_kernels_are_those_without_but_for_rounding(
     assert fast[-1] < fast[0]
 
 
-# Triton, which needs a GPU to run, but neither to be interpreted nor to be compiled
+# Triton: running its programs takes a GPU; interpreting and compiling them does not
 
 INTERPRETED = """
 import torch
@@ -540,7 +540,7 @@ print("all compiled")
 
 @triton
 def test_the_triton_programs_compute_what_the_plain_forms_do():
-    # Triton decides at its import what it is.
+    # Triton decides at its import whether it interprets.
     done = run_apart(INTERPRETED, TRITON_INTERPRET="1")
     assert done.stdout == "all equal\n", done.stderr
 
@@ -621,7 +621,7 @@ PROGRAMS = ("rectify", "rectify_backward", "rectify_pool", "rectify_pool_backwar
 
 
 def pretended(**launched):
-    """programs.py, of which those not given do nothing."""
+    """A stand-in for programs.py; programs that are not given do nothing."""
     programs = {name: launched.get(name, lambda *_, **__: None) for name in PROGRAMS}
     return SimpleNamespace(
         tl=SimpleNamespace(int32=None, int16=None),

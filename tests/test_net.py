@@ -36,7 +36,7 @@ TINY = [{"conv1": "3x3, 4"}, {"spp": "{2,1}"}, {"fc1": "6"}, {"fc2": "classes"}]
 
 @lru_cache
 def build(*words, classes=1000):
-    """A net in full, on the meta device: shapes without storage."""
+    """A full-size net on the meta device: shapes without storage."""
     return build_model(compose(["scale=paper", *words]), classes)
 
 
@@ -210,8 +210,8 @@ def test_an_spp_level_with_as_many_bins_as_cells_is_told():
 @pytest.mark.parametrize(
     ("convs", "sides"),
     [
-        ("2x2, 4, x2", [13, 14, 7, 6, 7]),  # what the first takes of the map, the second gives back
-        ("2x2, 4, x3", [13, 14, 13, 6, 5, 6]),  # after pooling it starts anew
+        ("2x2, 4, x2", [13, 14, 7, 6, 7]),  # the first shrinks the map, the second restores it
+        ("2x2, 4, x3", [13, 14, 13, 6, 5, 6]),  # the count starts anew after pooling
     ],
 )
 def test_of_even_filters_every_second_of_a_stage_is_padded(convs, sides):
@@ -223,10 +223,10 @@ def test_of_even_filters_every_second_of_a_stage_is_padded(convs, sides):
 
 
 def test_padding_counts_where_a_filter_is_larger_than_its_map():
-    """A 7x7 filter, with three cells around, sees all of a map of a single cell."""
+    """A 7x7 filter, with three cells of padding, fits a map of a single cell."""
     seven, window = nn.Conv2d(3, 4, 7, 1, 3), nn.MaxPool2d(3, 2)
     assert map_side([seven], 1) == 1
-    assert map_side([seven, window], 2) == 0  # a pooling window has no cells around
+    assert map_side([seven, window], 2) == 0  # a pooling window has no padding
 
 
 def test_classes_that_nothing_else_tells_are_counted_where_the_images_lie(tmp_path):
@@ -254,7 +254,7 @@ def test_the_layer_table_leaves_the_net_as_it_was():
 
 @pytest.mark.parametrize("hooked", [0, 1])
 def test_who_looks_at_a_conv_layer_or_its_rectifier_alone_sees_its_own_input_and_output(hooked):
-    """The rectifier adds the layer's bias in one pass, but where somebody looks."""
+    """The rectifier adds the conv layer's bias in its own pass, unless a hook watches either."""
     conv, act = nn.Conv2d(3, 4, 3), RECTIFIERS["relu"](4, slope=0)
     y = conv(x := torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0)))
     seen = []
@@ -276,7 +276,7 @@ def test_a_class_derived_of_prelu_may_have_a_forward_of_its_own():
 
 
 def test_without_a_key_dropout_is_torchs():
-    """As where a run's net is trained on by somebody's own loop."""
+    """As when someone trains a run's net further in a loop of their own."""
     x = torch.ones(1, 10_000)
     out = Dropout(0.5).train()(x)
     assert sorted(set(out.unique().tolist())) == [0.0, 2.0]
@@ -321,7 +321,7 @@ def test_a_rectifier_follows_every_layer_but_the_classifier(model, act):
 
 @pytest.mark.parametrize("model", choices("model"))
 def test_logits_are_linear_in_the_classifiers_weights(model):
-    """Of either sign, with ReLU too, and turned with the weights."""
+    """They have either sign, with ReLU too, and change it when the weights do."""
     config = compose(["scale=smoke", "data.crop=56", f"model={model}", "act=relu"])
     net = materialise(build_model(config, 10)[0], config, torch.device("cpu")).eval()
     x = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
@@ -421,7 +421,9 @@ def test_a_crop_too_small_for_the_layers_is_refused_with_the_smallest_that_fits(
     assert net.map_size == 1
 
 
-# --- what fits ---
+# What fits
+
+
 @pytest.mark.parametrize(
     ("line", "file"),
     [
@@ -455,7 +457,7 @@ HOOKS = ("register_forward_hook", "register_forward_pre_hook", "register_full_ba
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_layer_that_is_hooked_is_called(hook):
-    """The conv layers hand their biases on, and rectifiers pool, only where nobody looks."""
+    """Conv layers hand their biases on, and rectifiers pool, only where no hook is watching."""
     net = ready(["scale=smoke", "model=small14", "device=cpu"]).net.eval()
     seen = []
     for name, layer in net.features.named_children():

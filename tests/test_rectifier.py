@@ -19,13 +19,13 @@ from delving.rectifier import RECTIFIERS, PReLU
 
 LEARNED = ("prelu", "prelu_shared")
 SHAPES = [(3, 4), (2, 3, 4, 5)]
-# A learned slope of 0 is computed with as 2^-60, so that what it leaves of y can still be read.
+# A learned slope of 0 counts as 2^-60, so that y can still be read back from f(y).
 NOTHING = 2.0**-56
 few = settings(deadline=None, max_examples=20, derandomize=True)
 
 
 def draw_responses(shape, seed=0):
-    """Responses with both signs, some exactly 0, on which Eq. 1 has its kink."""
+    """Responses of both signs, some exactly 0, where Eq. 1 has its kink."""
     y = np.random.default_rng(seed).normal(size=shape)
     y.flat[::7] = 0
     return y
@@ -86,7 +86,7 @@ def test_every_channel_has_its_own_slope(slopes, size, seed):
 
 
 def test_slope_gradient_sums_over_positions_where_the_response_is_negative():
-    """Eq. 3 in small: of -1, 2, -3 with dE/df = 10, 10, 1 only -1 and -3 count: -10 - 3."""
+    """Eq. 3 by hand: of -1, 2, -3 with dE/df = 10, 10, 1 only -1 and -3 count: -10 - 3."""
     act = PReLU(1, 0.25).double()
     _, _, [slope] = run(act, np.array([[-1.0], [2.0], [-3.0]]), np.array([[10.0], [10.0], [1.0]]))
     assert slope.tolist() == [-13.0]
@@ -113,7 +113,7 @@ def test_only_a_slope_nearer_to_zero_than_2_to_the_minus_60_is_replaced(sign, ki
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", RECTIFIERS)
 def test_gradients_are_those_of_finite_differences(name, shape):
-    act = RECTIFIERS[name](shape[1], 0.25).double().eval()  # one may draw at random in training
+    act = RECTIFIERS[name](shape[1], 0.25).double().eval()  # one may draw at random in train mode
     y = torch.from_numpy(np.random.default_rng(2).normal(size=shape)).requires_grad_()
     for p in act.parameters():
         p.data += torch.linspace(-0.5, 0.5, p.numel()).double().view_as(p)
@@ -124,7 +124,7 @@ def test_gradients_are_those_of_finite_differences(name, shape):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", PAPERS)
 def test_a_gradients_gradient_is_that_of_the_formula(name, dtype, layout):
-    """As penalties on gradients take it, and Hessians; a kernel has none of its own."""
+    """Gradient penalties and Hessians need it; the kernels have no second derivative."""
     draws = np.random.default_rng(3)
     y, target = (torch.from_numpy(draws.normal(size=(2, 3, 4, 5))).to(dtype) for _ in range(2))
     bias = torch.from_numpy(draws.normal(size=3)).to(dtype)
@@ -156,7 +156,7 @@ def test_a_gradients_gradient_is_that_of_the_formula(name, dtype, layout):
 
 @pytest.mark.parametrize("slope", [0.0, 1e-5, -1e-5, 0.25])
 def test_in_half_precision_a_slope_near_zero_can_learn(slope):
-    """What is kept of a response is its product with the slope, which has to have digits left."""
+    """Only f(y) is kept for the backward pass: the slope times y must have digits left."""
     y = torch.from_numpy(draw_responses((64, 3))).half()
     for act in (PReLU(3, slope), PReLU(3, slope).half()):
         act(y).sum().backward()
@@ -202,7 +202,7 @@ def test_the_slope_is_not_constrained(name, direction):
     optimizer = torch.optim.SGD(act.parameters(), lr=1.0)
     for _ in range(5):
         optimizer.zero_grad()
-        (direction * act(-torch.ones(3, 2))).sum().backward()  # smaller the further a goes
+        (direction * act(-torch.ones(3, 2))).sum().backward()  # falls as a goes that way
         optimizer.step()
     slope = next(act.parameters())
     assert (slope * direction > 1).all()
@@ -212,7 +212,7 @@ def test_the_slope_is_not_constrained(name, direction):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("name", PAPERS)
 def test_under_bf16_autocast_the_response_is_the_fp32_formula_rounded(name, layout):
-    """A slope of 0.2531 is no bf16 number: rounded first, the products would differ."""
+    """0.2531 is not a bf16 number: with the slope rounded first, the products would differ."""
     act, a = build(name, 8, 0.2531)
     y = torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -238,17 +238,17 @@ def test_under_bf16_autocast_slope_and_its_gradient_stay_fp32(name):
     assert act.slope.dtype == act.slope.grad.dtype == torch.float32
     y, grad = (t.detach().double().numpy() for t in (y, grad))
     _, expected = oracles.rectify_gradients(y, act.slope.tolist(), grad)
-    # y is read from a response of eight bits: each product is off by 1 in 256 at most, to either
-    # side. Summed in bf16, too, they would miss by several percent.
+    # y is read back from a response of eight bits, so each product is off by 1 in 256 at most, up
+    # or down. If they were summed in bf16 as well, the sum would miss by several percent.
     products = np.abs(np.minimum(y, 0) * grad)
     products = products.sum() if act.slope.numel() == 1 else products.sum((0, 2, 3))
     assert (np.abs(act.slope.grad.numpy() - expected) < 1e-3 * products).all()
 
 
-# Where the last bit of f tells the side of 0
+# Negative slopes: the last bit of f tells on which side of 0 the response lies
 
 WAYS = {"plain": rectify_plain, "compiled": native.rectify}
-HALF = [torch.bfloat16, torch.float16]  # eight bits and eleven
+HALF = [torch.bfloat16, torch.float16]  # significands of 8 and 11 bits
 
 
 def ways_for(dtype):
@@ -268,7 +268,7 @@ def unit_in_last_place(exact, dtype):
 )
 @pytest.mark.parametrize("side", [1, -1])
 def test_a_negative_slope_neither_grows_nor_shrinks_responses(side, slope, most, dtype):
-    """With biases of 0 many a response lies midway between two with the bit that is wanted."""
+    """With a bias of 0 many responses lie midway between two numbers that end in the wanted bit."""
     draws = torch.Generator().manual_seed(0)
     x = (side * 2 ** (6 * torch.rand(1000, 256, generator=draws) - 2)).to(dtype)
     bias = side * torch.linspace(0, most, 256)
@@ -284,7 +284,7 @@ def test_a_negative_slope_neither_grows_nor_shrinks_responses(side, slope, most,
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("side", [1, -1])
 def test_the_last_bit_tells_the_side_of_every_number_there_is(side, dtype):
-    """Subnormal ones, the largest and infinity too; 0 is no number above 0."""
+    """Subnormal numbers, the largest one and infinity too; 0 itself does not count as above."""
     numbers = torch.arange(0, 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
     x = side * numbers[~numbers.isnan()][:, None]
     slope, ones = torch.full((1,), -1.0), torch.ones_like(x)
@@ -294,7 +294,7 @@ def test_the_last_bit_tells_the_side_of_every_number_there_is(side, dtype):
         assert torch.equal(grad > 0, x > 0), name
         assert torch.equal(out.isinf(), x == -torch.inf), name
         exact, largest = x.double().abs(), torch.finfo(dtype).max
-        exact = exact.clamp(max=largest)  # no odd one is infinite
+        exact = exact.clamp(max=largest)  # infinity ends in 0; +inf must end in 1
         off = (out.double().clamp(max=largest) - exact).abs()
         assert (off <= unit_in_last_place(exact, dtype)).all(), name
         assert way(torch.full_like(x, torch.nan), None, slope, False).isnan().all(), name

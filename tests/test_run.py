@@ -84,7 +84,7 @@ def done(root):
 
 @pytest.fixture
 def fresh(root, tmp_path):
-    """An output root of its own, with the generated images but no run."""
+    """An output root for one test, with the generated images but no run."""
     shutil.copytree(root / "data", tmp_path / "out" / "data")
     return tmp_path / "out"
 
@@ -177,7 +177,7 @@ def test_a_large_model_is_scored_by_every_protocol_of_the_paper(fresh):
 
 
 def test_training_learns_what_it_can_learn(fresh):
-    """Two flat colours told apart within a few steps: the loop as a whole goes downhill."""
+    """Two flat colours are told apart within a few steps: the loop as a whole goes downhill."""
     for split, count in (("train", 24), ("val", 8)):
         for name, shade in (("dark", 30), ("light", 220)):
             folder = fresh / "shades" / split / name
@@ -296,7 +296,7 @@ def test_images_that_changed_in_their_place_are_refused(fresh):
 
 @pytest.fixture
 def trained_elsewhere(copied, fresh):
-    """A copy of the finished run whose images lie in a folder of their own, and that folder."""
+    """A copy of the finished run that names the folder its images were moved to; that folder."""
     place = fresh / "elsewhere"
     (fresh / "data").rename(place)
     [images] = place.iterdir()
@@ -348,11 +348,11 @@ def test_a_finished_run_on_generated_images_is_not_taken_for_one_on_others(copie
         train(fresh, f"data.root={tmp_path}")
     other = tmp_path / "other"
     shutil.copytree(next((fresh / "data").glob("shapes-*")), other)
-    train(fresh, f"data.root={other}")  # the same, in another place
+    train(fresh, f"data.root={other}")  # the same images, in another place
     image = next((other / "train").rglob("*.jpg"))
     image.rename(image.with_name("renamed.jpg"))
     again = tmp_path / "again"
-    other.rename(again)  # what is known of a folder is not looked up twice
+    other.rename(again)  # what is known of a folder is kept by its path
     with pytest.raises(ValueError, match=f"data.root {again} asked for, generated ones there"):
         train(fresh, f"data.root={again}")
     assert snapshot(copied) == before
@@ -396,7 +396,7 @@ def test_a_diverged_run_is_a_result_not_an_error(fresh):
 
 
 def cut_images(root, count):
-    """Cuts so many training images in half; returns their names below the data root."""
+    """Cuts off `count` training images after 200 bytes; their names below the data root."""
     [data] = (root / "data").iterdir()
     paths = sorted((data / "train").rglob("*.jpg"))[5 : 5 + count]
     for path in paths:
@@ -439,7 +439,7 @@ def test_one_that_only_the_scores_need_ends_a_net_that_is_trained_and_scored_onc
     seen = []
     folder = train(fresh, watch=seen.append)
     assert (folder / "result.json").exists()
-    assert "tick" not in {event["event"] for event in seen}  # no step was made again
+    assert "tick" not in {event["event"] for event in seen}  # no step was repeated
 
 
 # --- scoring a run again ---
@@ -456,7 +456,7 @@ def test_other_protocols_are_scored_beside_the_runs_own(copied, fresh):
     trained = snapshot(copied)
     words = ["protocol=center,dense", "eval.dense_s=8", "eval.batch=5", f"output_root={fresh}"]
     scores = eval_run(copied, amend(copied / "config.yaml", words), silent)
-    assert list(scores) == ["center", "dense@32"]  # of one scale there is no other mean
+    assert list(scores) == ["center", "dense@32"]  # one scale has no mean besides itself
     assert {p.stem for p in (copied / "eval").glob("*.json")} == {"ten_view", *scores}
     assert trained.items() <= snapshot(copied).items()
 
@@ -483,7 +483,7 @@ def test_by_other_settings_a_protocols_scores_have_a_name_that_tells_them(
 
 
 def test_where_auto_comes_to_another_precision_the_runs_own_scores_stay(copied, fresh, monkeypatch):
-    """As on a machine without bf16, of a run that was trained with it."""
+    """As where a run that was trained in bf16 is scored on a machine without it."""
     own = snapshot(copied)
     monkeypatch.setattr("delving.device.pick_precision", lambda wanted, device: "bf16")
     config = amend(copied / "config.yaml", [f"output_root={fresh}"])

@@ -40,7 +40,7 @@ WIDE = [{"conv1": "3x3, 128, x5"}, {"fc1": "classes"}]
 
 
 def build(lines, *, act="relu", slope=0.0, crop=14, classes=5):
-    """A net of the notation in float64, without values."""
+    """A float64 net written in the paper's notation, its parameters not yet set."""
     layers = read_layers(lines)
     rectifier = partial(RECTIFIERS[act], slope=slope)
     net = build_net(layers, rectifier, classes=classes, crop=crop).double()
@@ -48,7 +48,7 @@ def build(lines, *, act="relu", slope=0.0, crop=14, classes=5):
 
 
 def draw(net, rule, *, seed, slope=0.0):
-    """Unit normal numbers, which float32 holds, times the rule's std in float64; the stds."""
+    """Draws unit normals in float32, scales them by the rule's stds in float64; returns those."""
     initialize(net, lambda layers: [1.0] * len(layers), seed=seed)
     stds = stds_of(net, rule, slope)
     for layer, std in zip(weight_layers(net).values(), stds, strict=True):
@@ -86,7 +86,7 @@ def mean_square(x):
 
 
 def run_by_hand(net, x, labels):
-    """Every module after the other, each response kept with its gradient: [(name, x, y)]."""
+    """Runs module after module: [(name, x, y)], each input and response with its gradient."""
     x.requires_grad_()
     steps = []
     for name, module in [*net.features.named_children(), ("spp", net.spp),
@@ -143,7 +143,7 @@ def test_without_conv_layers_gradients_are_told_relative_to_the_last_layers():
 
 
 def taps(layer, x):
-    """For each response of one image the inputs its filter meets, one after the other."""
+    """For each response of one image in turn, the positions inside the map that its filter sees."""
     (stride, _), (padding, _), size = layer.stride, layer.padding, layer.kernel_size[0]
     for top in range(-padding, x.shape[1] + padding - size + 1, stride):
         for left in range(-padding, x.shape[2] + padding - size + 1, stride):
@@ -175,7 +175,7 @@ def test_max_pooling_of_gaussians_raises_the_second_moment_by_1_plus_root_3_over
     net = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3 * 49, 5)).double()
     [row] = layer_moments(net, *images(600))
     assert row["pool_forward"] == pytest.approx(1 + math.sqrt(3) / math.pi, rel=0.01)
-    assert row["pool_backward"] == pytest.approx(1 / 4)  # each window's goes to one of its four
+    assert row["pool_backward"] == pytest.approx(1 / 4)  # each goes to one of a window's four cells
 
 
 def test_of_the_gradient_that_max_pooling_hands_to_maxima_relu_passes_15_sixteenths():
@@ -216,7 +216,7 @@ def test_watching_ends_with_an_error_inside_it_too():
 @few
 @given(widths=st.lists(st.integers(1, 40), min_size=2, max_size=6), a=st.floats(-1, 1))
 def test_each_rule_is_what_makes_its_factor_one_whatever_the_widths_and_the_slope(widths, a):
-    """Eq. 10 and 14 with Eq. 15; the first layer has no rectifier before, the last none after."""
+    """Eq. 10 and 14 with Eq. 15; no rectifier comes before the first layer or after the last."""
     layers = [{f"conv{i}": f"3x3, {w}"} for i, w in enumerate(widths)]
     layers = weight_layers(build([*layers, {"fc1": "classes"}], crop=7))
     modules = list(layers.values())
@@ -272,9 +272,9 @@ def test_a_meta_net_has_a_theory_too():
 def test_the_std_of_xaviers_responses_is_exactly_2_to_the_minus_l_half_of_hes(
     depth, width, seed, act
 ):
-    """With the same draws and zero biases, in any net, for the paper's are positively homogeneous.
+    """With equal draws and zero biases, in any net: the rectifiers are positively homogeneous.
 
-    With a slope the base is the root of 1/2 (1 + a^2). The factor itself is rounded, hence 1e-12.
+    With a slope a the base is the root of 1/2 (1 + a^2). The factor is rounded, hence 1e-12.
     """
     a = 0.0 if act == "relu" else 0.25
     lines = [{"conv1": f"3x3, {width}, x{depth}"}, {"pool1": "2x2, /2"}, {"fc1": "classes"}]
@@ -289,7 +289,7 @@ def test_the_std_of_xaviers_responses_is_exactly_2_to_the_minus_l_half_of_hes(
 
 
 # In one draw the fifth layer is off by a factor of 1.2 (ReLU, standard deviation); with Xavier it
-# would be at 1/16.
+# would lie at 1/16.
 DRAWS, OFF = range(12), 0.1
 
 
@@ -306,14 +306,14 @@ def test_wide_nets_keep_the_second_moment_of_responses_or_of_gradients(rule, mom
 def test_theory_is_the_mean_over_draws_at_any_width_once_pooling_and_borders_are_counted(
     act, slope
 ):
-    """Also of a net of six channels with striding, padding, max pooling and SPP."""
+    """Even in a net of six to eight channels with strides, padding, max pooling and SPP."""
     draws, rows = moments_of(POOLED, xavier, seeds=range(160), act=act, slope=slope)
     measured = torch.tensor([[row["y2"] / d[0]["y2"] for row in d] for d in draws])
     here = torch.tensor([[row["y2"] for row in with_geometry(rows, d)] for d in draws])
     ratios = measured / here
     errors = (ratios.mean(0) - 1).abs() / (ratios.std(0) / math.sqrt(160)).clamp(min=1e-12)
     assert errors[1:].max() < 4
-    assert ratios.log2().mean(0)[-1] < -0.1  # while single nets lie below it, most of them
+    assert ratios.log2().mean(0)[-1] < -0.1  # while most single nets lie below it
 
 
 def test_counting_pooling_and_borders_is_what_brings_theory_to_the_measurement():
@@ -327,7 +327,7 @@ def test_counting_pooling_and_borders_is_what_brings_theory_to_the_measurement()
 
 
 def scaled(moments, factors):
-    """The same moments with the last layer's y2 times a factor, in one draw each."""
+    """One draw for each factor: the same moments with the last layer's y2 times that factor."""
     return [[*moments[:-1], moments[-1] | {"y2": moments[-1]["y2"] * f}] for f in factors]
 
 
@@ -360,7 +360,7 @@ def row_of(name, *, before="", forward=1.0, backward=1.0, **moments):
 
 
 def test_bits_per_layer_take_out_what_pooling_and_borders_do():
-    """Three layers that halve exactly, were it not for two poolings and three borders."""
+    """Three layers that would halve exactly but for two poolings and three borders."""
     theirs = {"kind": "conv", "gain": 0.5, "forward": 0.5, "backward": 0.5}
     rows = [theirs | {"name": name, "y2": 0.5**i, "dx2": 0.5 ** (2 - i)}
             for i, name in enumerate(("conv1", "conv2", "conv3"))]  # fmt: skip
@@ -369,7 +369,7 @@ def test_bits_per_layer_take_out_what_pooling_and_borders_do():
         # Pooling triples what conv1 hands on; half of the taps meet it.
         row_of("conv2", before="pool1", forward=0.5, backward=0.9, x2=3.0, y2=3.0 * 0.5,
                dy2=0.2, dx2=0.2 * 0.9),
-        # Of its gradient, 1, a fifth arrives behind pooling and rectifier, instead of half.
+        # A fifth of its gradient, 1, gets back through pooling and rectifier, instead of half.
         row_of("conv3", before="pool2", forward=0.8, x2=0.7, y2=0.7 * 0.8, dx2=1.0),
     ]  # fmt: skip
     found = bits_per_layer([moments], rows)
@@ -405,7 +405,7 @@ def test_any_net_is_measured_layer_by_layer(own_conf, tmp_path):
 
 
 def test_nets_measured_together_are_measured_as_each_alone(tmp_path):
-    """What they share, images and normal draws of a seed, is theirs alone too."""
+    """The images and each seed's normal draws, which they share, are those each has alone too."""
     usual = ["scale=smoke", "model=small14", "device=cpu", f"output_root={tmp_path}"]
     nets = {word: compose([*usual, word]) for word in
             ("act=prelu", "act=relu", "init=xavier", "init=gaussian")}  # fmt: skip
@@ -438,7 +438,7 @@ def test_he_and_xavier_are_exactly_one_bit_a_layer_apart_in_every_draw():
 
 
 def vgg_b(scale, **kwargs):
-    """VGG's model B with its filters times a scale, a classifier that says nothing yet."""
+    """VGG's model B with its filters times a scale and a small classifier."""
     config = compose(["scale=paper", "model=vgg_b"])
     layers = shrink_classifier(read_layers(config.model.layers, width=scale), 4)
     rectifier = partial(RECTIFIERS["relu"], slope=0)
@@ -458,7 +458,7 @@ def test_from_conv10_to_conv2_std_001_leaves_1_in_17000_of_the_gradient():
 
 
 def test_the_gradient_measured_from_the_last_conv_to_conv2_is_what_the_stds_product_says():
-    """Nine layers of a real net with five poolings: they cancel, the product is left."""
+    """Nine layers of a real net with five poolings: these cancel, the stds' product is left."""
     net = vgg_b(1 / 16, crop=35).double().to_empty(device="cpu")
     measured, stds = {}, {}
     for name, rule in {"eq14": he_backward, "constant": gaussian(0.01)}.items():

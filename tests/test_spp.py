@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from delving.spp import SPP, bin_edges, pool_bins, pool_levels
 
-# Cells a side and bins a side: small14 at 224 and 56 (18/6, 9/6), A to C (14/3, 7/7, 7/3), crowded.
+# Cells and bins a side: small14 at 224 and 56 (18/6, 9/6), A to C (14/3, 7/7, 7/3), crowded (4/7).
 CASES = [(18, 6), (14, 3), (9, 6), (7, 7), (7, 3), (4, 7)]
 SIDES = [*[(n, n, b) for n, b in CASES], (18, 13, 6), (14, 15, 3), (9, 7, 6), (4, 9, 7), (21, 4, 7)]
 few = settings(deadline=None, max_examples=25, derandomize=True)
@@ -61,7 +61,7 @@ def test_where_the_bins_divide_the_map_it_is_plain_max_pooling(n, bins):
 
 @pytest.mark.parametrize(("height", "width", "bins"), SIDES)
 def test_the_gradient_reaches_exactly_the_maxima(height, width, bins):
-    """Each bin hands its own gradient to one cell; a cell that leads several bins sums theirs."""
+    """Each bin hands its gradient to one cell; the maximum of several bins sums theirs."""
     x = draw_maps(1, 1, height, width).requires_grad_()
     out = SPP([bins])(x)
     grad = torch.arange(1.0, out.numel() + 1).double()[None]

@@ -18,9 +18,9 @@ def drawn(*shape, seed=0):
 
 
 def fold(x):
-    """(N, 3, H, W) to blocks of 2 x 2 cells, (N, 16, ceil(H / 2) + 3, ceil(W / 2) + 3), channels
-    (row, column, channel), then zeros; of zeros, too, are four rows and columns before the image,
-    and two or three after it."""
+    """(N, 3, H, W) to blocks of 2 x 2 cells, (N, 16, ceil(H / 2) + 3, ceil(W / 2) + 3): 12 channels
+    ordered by (row, column, channel), then four of zeros. The image is padded with four rows and
+    columns of zeros before it, and two or three after it."""
     height, width = x.shape[2:]
     x = F.pad(x, (4, 2 + width % 2, 4, 2 + height % 2))
     cells = [x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]

@@ -70,7 +70,7 @@ def draw_batch(size=8, seed=0):
 
 
 def run(net, batches, recipe=RECIPE, progress=None):
-    """Trains on the batches; the steps yielded and where it stands."""
+    """Trains on the batches; returns the steps yielded and the progress."""
     progress = Progress() if progress is None else progress
     steps = train(
         net, build_input(), build_optimizer(net, recipe), batches=batches, recipe=recipe,
@@ -156,7 +156,7 @@ def errors_to_drops(errors):
 
 
 def test_on_a_plateau_of_the_training_error_the_rate_drops_at_most_twice():
-    """1e-2, 1e-3, 1e-4: three epochs without gain each."""
+    """From 1e-2 to 1e-3 to 1e-4, each time after three epochs without a gain."""
     assert errors_to_drops([80.0] * 12) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 2, 2]
 
 
@@ -206,7 +206,7 @@ def test_plateau_and_switches_divide_the_rate_alike():
 
 
 def gradients(net, micro_batch, *, step=3, size=8):
-    """The gradients and the loss of one batch, cut into micro-batches."""
+    """The gradients, the loss and the wrong answers of one batch, cut into micro-batches."""
     net = copy.deepcopy(net).train()
     recipe = replace(RECIPE, batch=size, micro_batch=micro_batch, color=0.1)
     loss, wrong = accumulate_gradients(
@@ -225,7 +225,6 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(act, micro_batch, dr
     torch.testing.assert_close(part_loss, loss)
     assert part_wrong == wrong
     for a, b in zip(whole, parts, strict=True):
-        # The logits are fp32 where the loss is taken, the rest is float64.
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 
 
@@ -413,7 +412,7 @@ def test_a_gpu_whose_memory_is_full_is_told_with_what_takes_less_of_it():
 
 
 def test_an_infinite_loss_ends_a_training_though_its_gradient_is_finite():
-    """Of logits too far apart for their difference: the shares are 0 and 1, which are numbers."""
+    """The logits' difference overflows, while their softmax is 0 and 1, which are finite."""
     net = build()
     net.classifier[-1].bias.data.copy_(torch.tensor([1.7, -1.7, -1.7, -1.7]).double() * 1e308)
     [step], progress = run(net, [draw_batch()])
@@ -428,8 +427,8 @@ def test_an_infinite_loss_ends_a_training_though_its_gradient_is_finite():
      (1.5, "stalled"), (0.1, "converged")],
 )  # fmt: skip
 def test_a_last_tenth_that_is_not_2_percent_below_ln_classes_is_stalled(share, status):
-    """Only the mean over the last tenth counts: neither what came before nor one step's loss. A
-    loss above that of a blind guess is no better than one."""
+    """Only the mean over the last tenth counts, neither what came before nor one step's loss. A
+    loss above that of a blind guess is no better than a blind guess."""
     recipe, progress = replace(RECIPE, steps=40), Progress()
     for step in range(40):
         blind = math.log(CLASSES)
