@@ -1,4 +1,4 @@
-"""A run as artefacts read it, and what of it they print."""
+"""A run as artefacts read it, and what they print of it."""
 
 import math
 
@@ -19,7 +19,7 @@ def run_of(folder, **told):
 
 
 def run_with_losses(folder, losses, errors=None):
-    """A run whose log has just these losses, a line every 10 steps."""
+    """A run whose log has exactly these losses, one every 10 steps."""
     folder.mkdir(exist_ok=True)
     (folder / "log.jsonl").unlink(missing_ok=True)
     record.append_event(folder / "log.jsonl", {"event": "start", "classes": CLASSES})
@@ -36,7 +36,7 @@ def test_a_net_departs_by_the_step_from_which_its_loss_stays_below_chance(tmp_pa
     low, high = 0.9 * BLIND, BLIND
     cases = {
         (high, high, low, low): 30,
-        (high, low, high, low, low): 40,  # once is not for good
+        (high, low, high, low, low): 40,  # a single low loss does not count
         (low, low): 10,
         (high, high): math.inf,
         (low, low, high): math.inf,  # it came back

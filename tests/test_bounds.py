@@ -1,4 +1,4 @@
-"""Values and nets beyond any honest use are refused at once, with what may be."""
+"""Values and nets beyond any honest use are refused at once, and what is allowed is told."""
 
 import time
 
@@ -11,12 +11,12 @@ from delving.config import KEYS, KNOBS, WORDS, compose
 from delving.schema import NEUTRAL
 
 HUGE = ["1000000000000", "1e30", "1e400", "-1000000000000", "9" * 400]
-# What may be as large as it likes: it changes numbers, and neither time nor memory.
+# These may be as large as they like: they change results, but neither time nor memory.
 FREE = ("train.lr", "train.weight_decay", "train.color", "family.small.lr", "family.large.lr")
 
 
 def refuse(words, start=None):
-    """The refusal of words, by compose or by what builds their net, in a second at most."""
+    """The message that refuses the words, in compose or in building their net, within 2 s."""
     started = time.process_time()
     with pytest.raises(ValueError, match=r"\S") as refusal:
         describe_model(compose(["scale=smoke", *words]))
@@ -129,7 +129,7 @@ def test_a_net_is_refused_by_what_this_machine_can_hold(monkeypatch):
     monkeypatch.setattr(build, "memory", lambda: needed)
     materialise(net, config, torch.device("cpu"))
     monkeypatch.setattr(build, "memory", lambda: needed - 1)
-    net, _ = build_model(config, 10)  # it may be looked at
+    net, _ = build_model(config, 10)  # building on the meta device is allowed
     with pytest.raises(ValueError, match=rf"{needed // 4:,} parameters"):
         materialise(net, config, torch.device("cpu"))
     monkeypatch.setattr(build, "memory", lambda: needed // build.SPARE - 1)

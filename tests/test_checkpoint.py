@@ -1,4 +1,4 @@
-"""Checkpoints: one is whole at every moment, and every damage is found by its name."""
+"""Checkpoints: at every moment a whole one exists; any damage is found and its file named."""
 
 import errno
 import json
@@ -31,7 +31,7 @@ FILES = ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.j
 
 
 class Crash(BaseException):
-    """The process ends here: not an Exception, so that nothing may swallow it."""
+    """Stands for the process's end: not an Exception, so that nothing swallows it."""
 
 
 class Bomb:
@@ -53,7 +53,7 @@ def save(folder, value):
 
 
 def value_of(loaded):
-    """The value that a loaded checkpoint was made of, after checking that it is all of one kind."""
+    """The value that a loaded checkpoint was made of, after checking that every part has it."""
     tensors, state = loaded
     wanted = make_tensors(state["step"])
     assert {k: set(v) for k, v in tensors.items()} == {k: set(v) for k, v in wanted.items()}
@@ -273,8 +273,8 @@ def test_a_checkpoint_that_is_a_pickle_is_refused_unread(tmp_path, monkeypatch):
 
 
 def kill_while_saving(folder, delay):
-    """Saves 1, 2, 3, ... in a process of its own until it is killed; the last number it had saved
-    for sure."""
+    """Saves 1, 2, 3, ... in a child process until that is killed; returns the last number that it
+    reported as saved."""
     told, tell = os.pipe()
     child = os.fork()
     if not child:
@@ -282,7 +282,7 @@ def kill_while_saving(folder, delay):
             save(folder, value)
             os.write(tell, struct.pack("i", value))
     os.close(tell)
-    last = struct.unpack("i", os.read(told, 4))[0]  # the first: from here on time counts
+    last = struct.unpack("i", os.read(told, 4))[0]  # the first is saved: the delay starts here
     time.sleep(delay)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -302,7 +302,7 @@ def test_killed_while_saving_there_is_always_a_checkpoint_to_load(tmp_path, tall
         settle(folder)
         assert value_of(load_checkpoint(folder)) - last == values[-1]
     tally("kill -9 while saving: a checkpoint loads", times, sum(v not in (0, 1) for v in values))
-    assert set(values) <= {0, 1}  # the one that was told, or the one being promoted
+    assert set(values) <= {0, 1}  # the one reported, or the one being promoted
 
 
 # --- the disk ---
@@ -357,7 +357,7 @@ def test_a_full_disk_is_seen_before_anything_starts(small_disk):
     with pytest.raises(record.DiskFullError, match="nothing was started"):
         check_room(small_disk, 500_000, 0)
     save(small_disk, 1)
-    save(small_disk, 2)  # what is there already need not be found again
+    save(small_disk, 2)  # existing checkpoints need no more room
     check_room(small_disk, 500_000, 0)
 
 
@@ -430,7 +430,7 @@ def test_an_absurd_file_of_tensors_is_refused_by_its_name(tmp_path, monkeypatch,
     started = time.perf_counter()
     with pytest.raises(ValueError, match=r"model\.safetensors is no file of tensors"):
         load_checkpoint(tmp_path / "run")
-    assert time.perf_counter() - started < 10  # it did not try to take what it was told to
+    assert time.perf_counter() - started < 10  # it did not allocate what the header claims
     assert not (tmp_path / "unpickled").exists()
 
 
@@ -465,6 +465,6 @@ def test_a_state_that_is_no_json_is_refused_by_its_name(tmp_path, state):
 def test_state_is_plain_json(tmp_path):
     save_checkpoint(tmp_path, {}, {"best": float("inf"), "pending": [[1.0, 2.0]]})
     _, state = load_checkpoint(tmp_path)
-    assert state.pop("weights") is None  # added by who loads it, of a file that is not there
+    assert state.pop("weights") is None  # added by loading; there are no weights here
     assert state == {"best": float("inf"), "pending": [[1.0, 2.0]]}
     assert json.loads((tmp_path / "checkpoint" / "state.json").read_text()) == state

@@ -202,7 +202,7 @@ def test_debug_changes_no_exit_code(error, code, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_that_a_library_makes_another_error_of_keeps_its_code(number, capsys):
-    """As Python does where it comes while a class is made."""
+    """As Python does when the signal comes while a class is being created."""
 
     def command():
         try:
@@ -210,7 +210,7 @@ def test_a_signal_that_a_library_makes_another_error_of_keeps_its_code(number, c
         except BaseException as error:
             raise RuntimeError("Error calling __set_name__") from error
 
-    before = signal.signal(number, signal.SIG_DFL)  # nohup ignores HUP, and so do we then
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup HUP is ignored, by delving too
     try:
         assert exits.exit_code(command) == (75 if number == signal.SIGUSR1 else 128 + number)
     finally:
@@ -220,7 +220,7 @@ def test_a_signal_that_a_library_makes_another_error_of_keeps_its_code(number, c
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_that_a_library_swallows_ends_the_training_that_follows():
-    """OmegaConf tells of any Exception by one of its own; what is raised in __del__ is lost."""
+    """OmegaConf wraps any Exception in one of its own; what is raised in __del__ is lost."""
 
     class Dying:
         def __del__(self):
@@ -291,7 +291,7 @@ def test_exit_codes_are_those_of_the_contract(delving, monkeypatch, error, code)
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 143)])
 def test_a_signal_beside_any_run_ends_with_its_code_too(delving, monkeypatch, number, code):
-    """While libraries are imported, or a plan is made."""
+    """As while libraries are imported or a plan is made."""
 
     def told(*_):
         os.kill(os.getpid(), number)

@@ -69,7 +69,7 @@ def test_a_freed_tensors_memory_is_kept_for_the_next_until_it_is_released():
 
 
 def test_mps_is_taken_where_it_is_named_and_not_by_itself(monkeypatch):
-    """It has no float64, in which the Fisher matrix is summed, and none of our operators."""
+    """MPS lacks float64, in which the Fisher matrix is summed, and our operators."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert devices.pick_device("auto").type == "cpu"

@@ -1,4 +1,4 @@
-"""Probabilities averaged image by image; never of other images."""
+"""Probabilities are averaged image by image, and never over different images."""
 
 from pathlib import Path
 
@@ -188,7 +188,7 @@ def test_the_command_refuses_with_two(ensemble, runs, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("protocol", [[], ["protocol=dense"]])
 def test_a_run_that_is_not_finished_or_of_other_images_is_no_member(ensemble, runs, protocol):
-    """Names and labels of images may be the same where the images are not."""
+    """Images may have the same names and labels and yet be other images."""
     for number, folder in enumerate(runs):
         record.write_json(folder / "env.json", {"data": str(number // 2)})
     assert ensemble(*runs[:2], *protocol)[0] == 0

@@ -1,4 +1,4 @@
-"""`delving estimate`: what it reckons from, by hand; and a probe that really trains."""
+"""`delving estimate`: its figures, worked out by hand, and a probe that really trains."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ def test_hours_are_images_over_the_stated_rate():
 
 
 def test_a_net_that_is_faster_than_its_loader_waits_for_images():
-    """In training, and in testing where each image is decoded once for each protocol."""
+    """In training and in testing, which decodes each image once per protocol."""
     config = compose(["scale=paper", "model=small14", "eval.protocols=[center,ten_view]"])
     waiting = cost_of(config, Rate(1e6, 1.0, "", delivered=1000.0))
     assert waiting.scoring == pytest.approx(2 * 50_000 / 1000 / 3600)
@@ -51,7 +51,7 @@ def test_a_net_that_is_faster_than_its_loader_waits_for_images():
     [
         (["model=a"], False, 16 * DRAWN),
         (["model=a", "data.workers=4"], False, 4 * DRAWN),
-        (["model=small14"], False, 16 * FIXED),  # s = 256: less of an image is cut away
+        (["model=small14"], False, 16 * FIXED),  # s = 256: less of an image is cropped away
         (["model=small14"], True, 6 * FIXED),
         (["model=small14", "data=tiny_imagenet"], True, math.inf),  # 64 pixels, or kept
     ],
@@ -70,7 +70,7 @@ def test_a_net_that_waits_is_told_and_a_stated_loader_counts():
 
 
 def test_nets_side_by_side_that_see_the_same_images_wait_for_them_once():
-    """figure3 has two arms of one seed; a third run beside them would find no third."""
+    """figure3 has two arms of one seed, so that a third job would find no third net to run."""
     words, said = ["scale=paper"], []
     about = {"tflops": 400.0, "loader": 1000.0}
     [alone, _] = estimate(["figure3"], words, **about, say=said.append)
@@ -93,14 +93,14 @@ def test_nets_that_keep_step_with_their_loader_share_the_device():
 
 
 def test_in_training_no_more_images_are_looked_at_than_there_are():
-    """100 validation images, every third of 75 epochs."""
+    """100 validation images, looked at in every third of 75 epochs."""
     words = ["data.val_images=100", "eval.every=3", "eval.protocols=[center]"]
     cost = cost_of(compose(["scale=paper", "model=small14", *words]), Rate(1000.0, 1.0, ""))
     assert cost.scoring == pytest.approx((25 * 100 + 100) / 3000 / 3600)
 
 
 def test_a_disk_holds_a_runs_last_checkpoint_and_every_protocols_probabilities():
-    """Weights and momentum in four bytes; of a class in two."""
+    """Weights and momenta take four bytes each, a class's probability two."""
     words = ["eval.protocols=[ten_view,dense]", "eval.dense_s=[8,12]", "data.val_images=500"]
     config = compose(["scale=paper", "model=small14", *words])
     params = sum(p.numel() for p in estimates._measure_net(config)[0].parameters())
@@ -126,7 +126,7 @@ def test_a_rate_that_is_reckoned_is_of_operations_and_its_memory_of_weights_and_
 
 @pytest.mark.parametrize(("jobs", "memory", "disk"), [(1, 4, 19), (2, 7, 25), (3, 7, 25)])
 def test_hours_and_disks_add_up_but_memory_is_taken_by_those_side_by_side(jobs, memory, disk):
-    """And so is the disk of two checkpoints more: the one before, and the one being written."""
+    """So is the disk for two more checkpoints: the one before, and the one being written."""
     costs = {"a": Cost(1.0, 0.5, 3.0, 5.0, 3.0), "b": Cost(2.0, 0.25, 4.0, 6.0, 4.0)}
     assert estimates._row("table9", ["a", "b"], costs, jobs) == {
         "artefact": "table9", "runs": 2, "hours": 3.0, "scoring": 0.75, "memory": memory,
@@ -135,7 +135,7 @@ def test_hours_and_disks_add_up_but_memory_is_taken_by_those_side_by_side(jobs, 
 
 
 def test_dense_testing_costs_the_larger_map_and_every_windows_fc_layers():
-    """At each scale, the image and its mirror image."""
+    """At each scale for the image and its mirror image."""
     config = compose(["scale=paper", "model=a", "eval.protocols=[dense]", "eval.dense_s=[8,12]"])
     net, multiply_adds = estimates._measure_net(config)
     fc = sum(p.numel() for n, p in net.classifier.named_parameters() if n.endswith("weight"))
@@ -156,7 +156,7 @@ def test_dense_testing_costs_the_larger_map_and_every_windows_fc_layers():
     ],
 )
 def test_a_detection_costs_whole_images_convs_and_every_rois_fc_layers(words, area, images):
-    """40,000 steps of two images with 64 RoIs each; then 2,000 proposals an image, forward."""
+    """40,000 steps of two images with 64 RoIs each; then forward passes of 2,000 RoIs an image."""
     config = compose(["scale=paper", "model=small14"])
     net, multiply_adds = estimates._measure_net(config)
     fc = sum(p.numel() for n, p in net.classifier.named_parameters() if n.endswith("weight"))
@@ -180,7 +180,7 @@ def test_an_artefact_of_detections_has_one_of_each_run():
 def test_a_detection_here_is_reckoned_by_the_rate_of_its_runs_training():
     plan = make_plan(["detection"], ["scale=smoke"], need_data=False)
     run, config = next(iter(plan.runs.items()))
-    rate = Rate(1000.0, 0.0, "")  # any: it is the same for both
+    rate = Rate(1000.0, 0.0, "")  # any rate, the same for both
     trained = cost_of(config, rate)
     detected = cost_of_detection(config, compose_detect("smoke", []), rate)
     ratio = detected.hours / (trained.hours - trained.scoring)
@@ -229,7 +229,7 @@ def test_a_probe_trains_the_net_here():
 
 
 def test_a_probe_takes_as_many_steps_as_fit_and_reckons_the_whole_batchs_memory(monkeypatch):
-    """A step of 2 s: 15 of them in 30. Memory beyond the weights' grows with the images."""
+    """Steps of 2 s: 15 fit into 30 s. Memory beyond that of the weights grows with the images."""
     seconds = iter([2.0, 45.0])
     monkeypatch.setattr(estimates, "seconds_each", lambda *_, **__: next(seconds))
     monkeypatch.setattr(estimates, "memory_of", lambda bench: 3e9)
@@ -286,7 +286,7 @@ def test_the_command_tells_and_writes_the_same_rows():
     ],
 )  # fmt: skip
 def test_what_hours_are_of_is_told(words, said):
-    """The images, and the artefacts that are left out."""
+    """The number of images, and the artefacts that are left out."""
     code, out, _ = call("estimate", "all", *words, "--tflops", "400")
     assert code == 0
     assert said in out

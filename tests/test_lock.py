@@ -1,4 +1,4 @@
-"""One process at a time on a run folder; a dead one's lock holds nobody up."""
+"""One process at a time works on a run folder; a dead one's lock holds nobody up."""
 
 import contextlib
 import errno
@@ -80,7 +80,7 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once(holder, tmp_path, nu
 
 
 def test_what_a_killed_process_had_not_finished_goes_with_the_next_that_holds_the_folder(tmp_path):
-    """Also of a file that is not written again: times, once all has been computed."""
+    """Even of a file that is not written again, as times once everything is computed."""
     killed_at(os, "replace", lambda: record.write_text(tmp_path / "times.json", "half"))
     assert len(list(tmp_path.iterdir())) == 1
     (tmp_path / "runs").mkdir()
@@ -102,7 +102,7 @@ def test_what_was_left_of_a_lock_that_was_being_made_goes_with_the_next(tmp_path
 
 
 def test_a_killed_parents_children_do_not_keep_its_lock(tmp_path):
-    """As loader processes are, forked and alive for a while after their parent."""
+    """As loader processes do not, which are forked and outlive their parent for a while."""
     script = HOLD.replace("print(", "import os\n    os.fork() or time.sleep(60)\n    print(")
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "run"), "5"],
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -122,7 +122,7 @@ def test_a_killed_parents_children_do_not_keep_its_lock(tmp_path):
 def test_what_stays_empty_is_removed_and_what_does_not_is_kept(tmp_path):
     with holding(tmp_path / "a" / "b"):
         assert [p.name for p in (tmp_path / "a" / "b").iterdir()] == ["lock"]
-    assert not (tmp_path / "a").exists()  # which was made as well
+    assert not (tmp_path / "a").exists()  # it was made too
     with holding(tmp_path / "run"):
         (tmp_path / "run" / "config.yaml").write_text("")
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.yaml"]
@@ -166,7 +166,7 @@ def test_another_fault_of_the_disk_is_not_called_a_full_one(tmp_path, monkeypatc
 
 
 def test_no_sign_of_life_comes_after_the_end(tmp_path, monkeypatch):
-    """By then the lock may be another's."""
+    """By then the lock may belong to another process."""
     ended = []
 
     def slow(handle, path, over, *_):
@@ -187,7 +187,7 @@ def test_of_a_dead_ones_longer_name_nothing_stays_in_the_lock(tmp_path):
 
 
 def test_what_one_left_that_died_when_all_was_done_is_cleared_up(tmp_path):
-    """Its lock, and a file that it had not finished; not what is finished."""
+    """Its lock and a file that it had not finished go; finished files stay."""
     (tmp_path / "result.json").write_text("{}")
     name_beside(tmp_path / "log.jsonl").write_text("")
     clear_up(tmp_path)
@@ -222,7 +222,7 @@ def test_a_lock_file_of_nobody_is_taken(tmp_path, content):
 # --- where the system's lock says nothing of other machines ---
 @contextlib.contextmanager
 def showing_life(folder):
-    """While its lock is touched, as its holder does."""
+    """Touches the folder's lock meanwhile, as its holder does."""
     over = threading.Event()
     handle = os.open(folder / "lock", os.O_RDONLY)
     args = (handle, folder / "lock", over, 0.05, "theirs")
@@ -251,12 +251,12 @@ def test_another_machines_process_that_shows_none_is_forgotten(tmp_path):
     sign(tmp_path, host="elsewhere")
     started = time.monotonic()
     with holding(tmp_path, beat=0.05):
-        assert time.monotonic() - started >= 0.15  # it was given the time of three signs
+        assert time.monotonic() - started >= 0.15  # the time of three signs was waited
 
 
 @pytest.fixture
 def no_locks(monkeypatch):
-    """A disk that knows no locks."""
+    """A disk without support for locks."""
     import errno
 
     def refuse(handle, kind):
@@ -275,7 +275,7 @@ def test_without_locks_a_living_process_of_this_machine_keeps_it_while_it_shows_
 
 @pytest.fixture
 def waits(monkeypatch):
-    """The seconds of every wait; nobody waits for them."""
+    """The seconds of every wait, none of which is really waited."""
     found = []
     monkeypatch.setattr(lock.time, "sleep", found.append)
     return found
@@ -294,7 +294,7 @@ def test_without_locks_another_users_living_process_keeps_it_too(tmp_path, no_lo
 def test_without_locks_a_dead_process_of_this_machine_is_forgotten_at_once(
     tmp_path, no_locks, waits
 ):
-    """But for half a beat, in which another that comes as late may sign it as well."""
+    """Except for half a beat, in which another latecomer may sign the lock too."""
     child = subprocess.Popen(["true"])
     child.wait()
     sign(tmp_path, pid=child.pid)
@@ -303,7 +303,7 @@ def test_without_locks_a_dead_process_of_this_machine_is_forgotten_at_once(
 
 
 def test_without_locks_a_dead_one_of_our_own_number_is_forgotten_at_once(tmp_path, no_locks, waits):
-    """As in a container, whose processes have the same numbers each time it is started."""
+    """As in a container, whose processes get the same ids each time it is started."""
     sign(tmp_path, pid=os.getpid())
     with holding(tmp_path, beat=60):
         assert waits == []
@@ -319,11 +319,11 @@ def test_who_waits_for_a_sign_of_life_comes_in_once_the_other_has_left(tmp_path,
 
     monkeypatch.setattr(lock.time, "sleep", leave)
     with holding(tmp_path, beat=60):
-        assert waits == [15]  # a quarter of a beat, where twelve of them are the rule
+        assert waits == [15]  # a quarter of a beat; the rule is twelve quarters
 
 
 def test_of_two_that_take_a_dead_ones_folder_at_once_the_later_keeps_it(tmp_path, monkeypatch):
-    """As on two machines whose disk tells neither of the other's lock."""
+    """As on two machines whose shared disk tells neither of the other's lock."""
     sign(tmp_path, host="elsewhere", key="of the dead")
     monkeypatch.setattr(lock.time, "sleep", lambda seconds: seconds == 0.1 and sign(
         tmp_path, host="third", pid=9))  # fmt: skip
@@ -379,7 +379,7 @@ def test_the_holder_shows_life(tmp_path):
 
 
 class TestTheFolderIsRemovedWhileItIsTaken:
-    """By its holder, which tidies up, between any two of our calls to the system."""
+    """By its holder, which tidies up, between any two of this process's system calls."""
 
     def test_between_finding_and_looking_at_it(self, tmp_path, monkeypatch):
         mkdir, calls = os.mkdir, []
@@ -387,7 +387,7 @@ class TestTheFolderIsRemovedWhileItIsTaken:
         def found_first(path, *args):
             calls.append(path)
             if len(calls) == 1:
-                raise FileExistsError(path)  # but when it is looked at, it is gone
+                raise FileExistsError(path)  # yet when it is looked at, it is gone
             mkdir(path, *args)
 
         monkeypatch.setattr(os, "mkdir", found_first)
@@ -415,7 +415,7 @@ class TestTheFolderIsRemovedWhileItIsTaken:
 
         def gone_first(handle, path):
             calls.append(path)
-            if len(calls) == 2:  # the first is to make it
+            if len(calls) == 2:  # the first call makes it
                 path.unlink()
                 path.parent.rmdir()
             return real(handle, path)

@@ -1,4 +1,4 @@
-"""What a reproduction asks for: each run once, none twice, none that holds something else."""
+"""What a reproduction asks for: each run exactly once, and none whose folder holds another run."""
 
 import dataclasses
 import importlib
@@ -43,7 +43,7 @@ PAPER_ORDER = [
 
 @pytest.fixture(autouse=True)
 def _a_folder_of_its_own(tmp_path, monkeypatch):
-    """Outputs lie below the working directory, so that all tests compose the same words, once."""
+    """Outputs go below the working directory, so that all tests share words, composed once."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -62,7 +62,7 @@ def usual(arm, seed):
 
 
 def copy_config(plan, run, *, old, new):
-    """The folder of a run that holds another configuration."""
+    """Writes a run's folder whose configuration is not the planned one."""
     text = configs.to_yaml(plan.runs[run])
     assert old in text
     record.write_text(plan.folder(run) / "config.yaml", text.replace(old, new))
@@ -267,7 +267,7 @@ def test_a_run_that_was_tested_less_often_than_is_asked_for_is_kept_and_told():
     ["model.depth=40", "model.family=large", "act.slope=0.1", "train.log_every=1", "act=prelu"],
 )
 def test_what_an_artefacts_nets_are_and_how_finely_they_log_is_its_own(word):
-    """A claim on 30 layers is none of 40; steps are read off the log."""
+    """A claim about 30 layers says nothing of 40; steps are read off the log."""
     with pytest.raises(ValueError, match=re.escape(word) + ": an artefact sets model, act, init"):
         make_plan(["figure3"], ["scale=smoke", word])
 
@@ -287,8 +287,8 @@ def test_comparisons_of_other_settings_have_folders_of_their_own():
 
 
 def test_compare_init_trains_the_nets_of_figure_3(monkeypatch):
-    """At scale paper they switch their learning rate at the same shares in both arms: a plateau
-    would switch the slower one before it starts."""
+    """At scale paper both arms switch their learning rate at the same shares of the training: a
+    plateau would switch the slower one before it starts to learn."""
     planned = []
     monkeypatch.setattr(compare, "work_runs", lambda plan, *rest: planned.append(plan) or {"x": ""})
     with pytest.raises(RuntimeError):
@@ -303,7 +303,7 @@ def test_compare_init_trains_the_nets_of_figure_3(monkeypatch):
 
 
 def test_a_run_by_plateaus_is_told_where_the_same_by_switches_is_to_be_trained():
-    """`delving train` makes such ones at scale paper, days of work that nobody else would name."""
+    """`delving train` makes such runs at scale paper: days of work, mentioned nowhere else."""
     words = ["scale=smoke", "train.switch=0.7,0.9"]
     plan = make_plan(["figure1"], words)
     by_plateaus = make_plan(["figure1"], ["scale=smoke", "train.switch=[]"])
@@ -357,7 +357,7 @@ def test_seeds_can_be_given_by_role(whole):
         "small30": 3,
     }
     assert set(plan.told) == {"reproduce.seeds.rectifiers=1", "reproduce.seeds.small=3"}
-    # A run is the same, however many others are asked for.
+    # A run stays the same, however many seeds are asked for.
     assert plan.arms["table2"]["relu"] == whole.arms["table2"]["relu"][:1]
 
 
@@ -369,7 +369,7 @@ def test_artefacts_without_nets_and_those_that_show_what_these_measure_are_left_
     assert "reproduce.seeds" in plan.left_out["table4"]
     assert "table7" in plan.left_out["figure7"]
     assert set(plan.runs) < set(whole.runs)
-    assert plan.arms["convergence"]["small14_relu"]  # the rest of what it shows is there
+    assert plan.arms["convergence"]["small14_relu"]  # the rest of what it shows stays
     assert plan.arms["convergence"]["a_relu"] == []
 
 
@@ -413,13 +413,13 @@ def test_small_and_large_nets_have_settings_of_their_own():
     assert {c.train.epochs for c in small.values()} == {3}
     assert {(c.model.width, c.train.lr) for c in large.values()} == {(0.125, 0.001)}
     assert all("epochs3" in run and "width" not in run for run in small)
-    # What a family is given and what a net is given make the same run.
+    # An option for the family and the same one for the net make the same run.
     given = configs.compose(["scale=smoke", "act=relu", "train.epochs=3"])
     assert small["small14-relu-he-epochs3-s0"] == given
 
 
 def test_records_without_detections_are_redrawn_without_them(tmp_path):
-    """Also where scenes could be generated: from records nothing is trained."""
+    """Even if scenes could be generated: nothing is trained when drawing from records."""
     plan = make_plan(["all"], ["scale=smoke"], tmp_path)
     assert plan.left_out == {"detection": "these records hold no detections"}
     with pytest.raises(ValueError, match="detection: these records hold no detections"):
@@ -432,7 +432,7 @@ def test_records_without_detections_are_redrawn_without_them(tmp_path):
      (["train.epochs=3"], 3)],
 )  # fmt: skip
 def test_figure_3_has_twelve_epochs_at_least(words, epochs):
-    """More do not help Xavier; with as many as small nets have, He's net is Table 2's."""
+    """More do not help Xavier; if small nets have as many, He's net is Table 2's."""
     plan = plan_for("figure3", "table2", words=words)
     runs = [run for arm in plan.arms["figure3"].values() for run in arm]
     assert {plan.runs[run].train.epochs for run in runs} == {epochs}
@@ -460,7 +460,7 @@ def test_figures_2_and_3_compare_xavier_with_the_scales_own_form_of_he(scale, he
         (["data=imagenet", "data.classes=100"], (128_117, 5_000)),
         (["data=folder", "data.classes=10"], (100_000, 10_000)),
         (["data=shapes", "data.train_images=10", "data.val_images=5"], (10, 5)),
-        # Of shapes as many are made, whatever the classes.
+        # The number of generated shapes does not depend on the classes.
         (
             ["data=shapes", "data.classes=5", "data.train_images=null", "data.val_images=null"],
             (4_000, 1_000),
@@ -481,7 +481,7 @@ def test_images_that_lie_there_are_counted(tmp_path):
     assert count_images(configs.compose([*words, "data.train_images=2"])) == (2, 1)
     nowhere = ["scale=quarter", "data=cifar10", f"data.root={tmp_path / 'nowhere'}"]
     assert count_images(configs.compose(nowhere)) == (50_000, 10_000)
-    imagenet = ["scale=quarter", "data=imagenet", f"data.root={tmp_path}"]  # not listed, but known
+    imagenet = ["scale=quarter", "data=imagenet", f"data.root={tmp_path}"]  # a known number: files are not listed
     assert count_images(configs.compose(imagenet)) == (1_281_167, 50_000)
 
 
@@ -532,7 +532,7 @@ def test_the_longest_run_comes_first():
 
 
 def test_on_a_gpu_those_that_see_the_same_images_follow_one_another():
-    """Side by side they share what is decoded: the arms of a seed, whichever net's they are."""
+    """Side by side they share decoded images: the arms of a seed do, whatever their nets."""
     words = ["reproduce.seeds.deep=2", "reproduce.seeds.rectifiers=2"]
     plan = plan_for("figure3", "figure1", "table4", words=words)
     order = in_order(plan.runs, plan.estimate, gpu=True)
@@ -541,7 +541,7 @@ def test_on_a_gpu_those_that_see_the_same_images_follow_one_another():
     assert [run[-2:] for run in small] == ["s0"] * 3 + ["s1"] * 3
     assert [run[:7] for run in small[:3]] == ["small30", "small30", "small14"]
     places = [order.index(run) for run in small]
-    assert places[2] - places[0] == places[5] - places[3] == 2  # large nets have s of their own
+    assert places[2] - places[0] == places[5] - places[3] == 2  # large nets draw another s
 
 
 def test_finished_runs_correct_the_estimate_of_the_others():
@@ -573,7 +573,7 @@ def test_finished_runs_of_the_same_model_correct_it_where_there_are_some():
 # --- measurements ---
 @pytest.fixture
 def measured():
-    """A plan whose runs are finished, and measured one by one."""
+    """A plan whose runs are finished and have been measured one by one."""
     plan = plan_for("fisher")
     make_planned(plan, "fisher", usual)
     for run in plan.runs:
@@ -615,7 +615,7 @@ def test_a_measurement_is_made_anew_for_other_settings(measured):
 
 
 def test_more_seeds_leave_the_measurements_of_the_others(measured):
-    """They may have come from another machine, without the weights to make them again."""
+    """Those may come from another machine, without the weights to measure again."""
     more = make_plan(["fisher"], ["scale=smoke", "reproduce.seeds.small=2"])
     assert len(more.runs) > len(measured.runs)
     assert measured_runs(more) == set(measured.runs)
@@ -690,7 +690,7 @@ def test_what_a_worker_is_told_of_a_run_is_its_whole_configuration():
 
 @pytest.mark.parametrize(("words", "switch"), [([], [0.7, 0.9]), (["train.switch=[0.5]"], [0.5])])
 def test_what_is_compared_at_the_paper_scale_switches_after_the_same_epochs(words, switch):
-    """paper, 3: by its own plateau an arm that starts late would be switched before it does."""
+    """Section 3: with a plateau of its own, an arm that starts late would switch before it does."""
     names = ["table2", "table4", "figure2", "figure3"]
     plan = make_plan(names, ["scale=paper", *words], need_data=False)
     assert {tuple(config.train.switch) for config in plan.runs.values()} == {tuple(switch)}
@@ -698,7 +698,7 @@ def test_what_is_compared_at_the_paper_scale_switches_after_the_same_epochs(word
 
 
 def make(task):
-    """A worker's making of images, which says nothing."""
+    """Makes a task's images as a worker does, without output."""
     _work(task.message, io.StringIO(), {})
 
 
@@ -735,7 +735,7 @@ def test_images_that_lie_somewhere_are_not_made():
 
 
 def test_a_detection_is_planned_by_its_steps_not_by_what_those_of_scale_cpu_take():
-    """`--minutes` begins none that would not end in time."""
+    """`--minutes` does not begin a task that would not end in time."""
     known = {}
     for steps in (20, 20_000, 40_000):
         plan = make_plan(["detection"], ["scale=smoke", f"detect.steps={steps}"])
@@ -746,7 +746,7 @@ def test_a_detection_is_planned_by_its_steps_not_by_what_those_of_scale_cpu_take
 
 
 def test_a_measurement_is_planned_by_what_its_artefact_says():
-    """conf/paper: table3 takes minutes, at whose end the work would seem to stand still."""
+    """In conf/paper: table3 takes minutes, in which the work would seem to stand still."""
     plan = make_plan(["table3", "signal"], ["scale=smoke"])
     tasks = {task.name: task for task in list_tasks(plan, [])}
     for name in ("table3", "signal"):

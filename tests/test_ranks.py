@@ -1,4 +1,4 @@
-"""Several processes train a run as one does: the same images, the same sums, each counted once."""
+"""Several processes train a run as one does: the same images and sums, each counted once."""
 
 import json
 import os
@@ -43,8 +43,8 @@ def free_port():
 
 
 def in_ranks(size, act):
-    """Runs act(rank) in so many forked processes that find each other; their exit codes. What one
-    of them returns is its code, None is 0, an error 1."""
+    """Runs act(rank) in `size` forked processes that find each other; returns their exit codes:
+    what act returned, 0 for None, 1 for an error."""
     port, children = free_port(), []
     for rank in range(size):
         child = os.fork()
@@ -65,7 +65,7 @@ def in_ranks(size, act):
 
 
 def trained(root, size, *words):
-    """The folder of a run that so many ranks have trained."""
+    """Trains a run by `size` ranks; returns its folder."""
     codes = in_ranks(size, lambda rank: train(root, silent_rank(rank), *words) and 0)
     assert codes == [0] * size
     [folder] = record.list_runs(str(root))
@@ -73,7 +73,7 @@ def trained(root, size, *words):
 
 
 def silent_rank(rank):
-    """A watcher that no rank but the first may tell anything."""
+    """A watcher that only the first rank may call."""
 
     def watch(event):
         assert rank == 0
@@ -135,21 +135,21 @@ def test_what_rank_0_finds_all_know_and_its_error_is_its_own():
 
 
 def test_ranks_that_are_bound_to_cores_of_their_own_share_none():
-    """As by SLURM; torchrun lets all ranks of a machine use all of its cores."""
+    """As SLURM binds them; torchrun lets all ranks of a machine use all of its cores."""
 
     def act(rank):
         with joined() as ranks:
             if ranks.sharing() != 2:
                 return 2
             ranks.wait()
-            os.sched_getaffinity = lambda pid: {rank}  # of this process alone, which ends here
+            os.sched_getaffinity = lambda pid: {rank}  # in this process alone, which soon ends
             return 0 if ranks.sharing() == 1 else 3
 
     assert in_ranks(2, act) == [0, 0]
 
 
 def test_the_signal_that_any_rank_has_heard_stops_all_and_rank_0_tells_of_it(tmp_path):
-    """Of several the one that counts: here rank 1's, after which a cluster starts the run again."""
+    """Of several signals one counts: here rank 1's, after which a cluster starts the run again."""
     heard = [[signal.SIGTERM], [signal.SIGUSR1]]
 
     def act(rank):
@@ -180,7 +180,7 @@ def test_a_rank_that_is_gone_is_told():
 
 
 def test_of_what_torch_says_of_a_loss_the_first_line_is_told():
-    """It adds where in its own code it noticed."""
+    """The other lines tell where in torch's own code it was noticed."""
     said = dist.DistNetworkError("the store is gone\nframe #0: c10d::TCPStore::doWait")
     with pytest.raises(LostRankError, match=r"rank 1 lost .* again: the store is gone$"), \
             _naming_losses(Ranks(1, 2)):  # fmt: skip
@@ -212,14 +212,14 @@ def test_ranks_part_at_the_end():
 def test_a_rank_that_comes_early_waits_for_the_others_not_for_those_of_an_earlier_start(
     monkeypatch,
 ):
-    """torchrun keeps its store when it starts ranks again: what the dead have written is there."""
+    """torchrun keeps its store when it restarts ranks: what the dead ones wrote is still there."""
     monkeypatch.setattr("delving.ranks.MEETING", 10.0)
     store, found = dist.HashStore(), []
     store.set("delving/meeting", "earlier")
     store.set("delving/earlier/all", "the dead")
     early = threading.Thread(target=lambda: found.append(_meet(store, Ranks(1, 2))))
     early.start()
-    store.wait(["delving/earlier/1"])  # it has come, and believes it is that meeting
+    store.wait(["delving/earlier/1"])  # it has joined the earlier meeting
     found.append(_meet(store, Ranks(0, 2)))
     early.join()
     assert found[0] == found[1] != "earlier"
@@ -306,12 +306,12 @@ def test_in_float64_ranks_change_no_loss_at_the_papers_rate(root, tally, steps):
     tally(f"float64, 2 ranks against 1: losses of {steps} steps", 1, int(spread > 1e-5),
           f"largest difference {spread:.1e}")  # fmt: skip
     assert spread < 1e-5
-    assert np.ptp(alone) > 1e-3  # what is alike moves
+    assert np.ptp(alone) > 1e-3  # the losses that agree do change
 
 
 @pytest.mark.long
 def test_in_float32_the_first_loss_is_the_same_and_the_spread_is_told(root, tally):
-    """In short: the record of several ranks, below."""
+    """The short form of this is the test of several ranks' record, below."""
     alone, found = losses_alone_and_of_two(root, 50)
     difference = np.abs(found - alone)
     told = f"difference {difference[0]:.1e}, largest over 50 steps {difference.max():.1e}"
@@ -321,7 +321,7 @@ def test_in_float32_the_first_loss_is_the_same_and_the_spread_is_told(root, tall
 
 
 def compare_logs(ours, theirs):
-    """The same events, and losses and gradients but for the rounding of sums."""
+    """Asserts the same events, with losses and gradients equal but for the rounding of sums."""
     assert [e["event"] for e in ours] == [e["event"] for e in theirs]
     for a, b in zip(ours, theirs, strict=True):
         if a["event"] == "step":
@@ -332,7 +332,7 @@ def compare_logs(ours, theirs):
 
 @pytest.mark.parametrize("size", [3, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 4))])
 def test_the_record_of_several_ranks_is_that_of_one_but_for_rounding(whole, root, size):
-    """Micro-batches of uneven shares, dropout and augmentation: all are as in one process."""
+    """Uneven shares in micro-batches, dropout and augmentation: all are as in one process."""
     folder = trained(root, size, "train.micro_batch=5")
     ours, theirs = outcome(folder), outcome(whole)
     assert ours["files"] == theirs["files"]
@@ -409,10 +409,10 @@ def test_ranks_that_see_other_images_are_refused(root, tmp_path_factory):
 
 # --- the command, as torchrun starts it ---
 def called(tmp_path, *words, command=("train", *WORDS)):
-    """Two ranks' exit codes, and all that they said."""
+    """Runs a command in two ranks: their exit codes, and all that they printed."""
 
     def act(rank):
-        exits.end = sys.exit  # this process has yet to write what was said
+        exits.end = sys.exit  # this process still has to write what was said
         code, out, err = call(*command, *words)
         (tmp_path / f"said{rank}").write_text(out + err)
         return code
@@ -452,7 +452,7 @@ def test_a_batch_that_is_too_small_for_the_ranks_is_told_once(root):
 
 
 def test_ranks_that_would_compute_in_several_precisions_are_refused(root, monkeypatch):
-    """As on machines of several kinds, where precision=auto finds what is fastest on each."""
+    """As on machines of several kinds, on each of which precision=auto picks the fastest."""
     monkeypatch.setattr(device, "pick_precision", lambda *_: ("bf16", "fp32")[int(
         os.environ["RANK"])])  # fmt: skip
     codes, said = called(root, f"output_root={root}", "precision=auto")
@@ -461,7 +461,7 @@ def test_ranks_that_would_compute_in_several_precisions_are_refused(root, monkey
 
 
 def test_a_rank_that_fails_alone_ends_at_once_with_its_own_code():
-    """As the program ends: torch would wait for the others, or abort."""
+    """As the program's own ending does: torch's would wait for the others, or abort."""
 
     def act(rank):
         try:
@@ -477,7 +477,7 @@ def test_a_rank_that_fails_alone_ends_at_once_with_its_own_code():
 
 # --- going on ---
 def interrupted(root, size, step, listener):
-    """So many ranks, one of which is told to stop; their exit codes: 7 where they stopped."""
+    """Trains by `size` ranks, one of which is told to stop; exit codes, 7 for those that did."""
 
     def act(rank):
         def tick(event):
@@ -501,7 +501,7 @@ def interrupted(root, size, step, listener):
 def test_ranks_of_which_one_is_told_to_stop_all_stop_and_go_on_bit_for_bit(
     root, tmp_path_factory, size, listener
 ):
-    """Three ranks' sums would differ in a bit, were gradients summed in another order."""
+    """Three ranks' sums would differ in some bit if gradients were summed in another order."""
     other = tmp_path_factory.mktemp("other")
     shutil.copytree(root / "data", other / "data")
     unbroken = trained(other, size)
@@ -521,7 +521,7 @@ def test_ranks_killed_at_any_moment_go_on_bit_for_bit(root, tmp_path_factory, ta
         victim, delay = number % 2, rng.uniform(0.2, 1.2)
 
         def act(rank, victim=victim, delay=delay):
-            with joined():  # before all have met they would wait for who will not come
+            with joined():  # before all have met they would wait for the one killed
                 if rank == victim:
                     signal.signal(signal.SIGALRM, signal.SIG_DFL)
                     signal.setitimer(signal.ITIMER_REAL, delay)
@@ -567,7 +567,7 @@ def test_a_second_set_of_ranks_on_the_same_run_is_refused(root):
 
 
 def test_words_of_a_configuration_travel_whole():
-    """Rank 0 composes; the others read what it says."""
+    """Rank 0 composes the configuration; the others read it as text."""
     from delving.config import from_yaml, to_yaml
 
     config = compose([*WORDS, "data.root=/a b/ü,=~", "train.switch=0.3,0.7"])

@@ -1,4 +1,4 @@
-"""The READMEs' generated blocks, and what their sentences tell of records, are as these are now."""
+"""The READMEs' generated blocks, and what their text says of records, agree with the records."""
 
 import math
 import os
@@ -25,7 +25,7 @@ PLACE = re.compile(r"(.*?) +# (\S+\.py|\S+\.yaml|in RECTIFIERS)$")
 
 
 def text_of(path):
-    """Wherever its lines end."""
+    """The file's text as one line, so that line breaks do not matter."""
     return " ".join(path.read_text(encoding="utf-8").split())
 
 
@@ -98,7 +98,7 @@ def test_what_neither_paper_says_is_told(kind, place, words):
 
 # --- how to extend it, as the README tells ---
 def examples():
-    """{where it belongs: its lines} of the code in the README's section."""
+    """{where it belongs: code} of the examples in the README's section on extending."""
     section = (
         README.read_text(encoding="utf-8").partition("## Extending it")[2].partition("\n## ")[0]
     )
@@ -116,7 +116,7 @@ def examples():
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory):
-    """A copy of the program with the README's rectifier, net and artefact; runs it."""
+    """Runs a copy of the program that has the README's rectifier, net and artefact."""
     root = tmp_path_factory.mktemp("extended")
     for name in ("delving", "conf"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -13,7 +13,7 @@ from delving.beside import name_beside
 
 
 class Crash(BaseException):
-    """The process ends here: not an Exception, so that nothing may swallow it."""
+    """Stands for the process's end: not an Exception, so that nothing swallows it."""
 
 
 # --- files ---
@@ -50,7 +50,7 @@ def test_a_write_that_fails_leaves_the_old_file_as_it_was(tmp_path, monkeypatch)
 
 
 def test_what_a_killed_process_had_not_finished_goes_with_the_next_that_writes_it(tmp_path):
-    """Of other files, and of processes that live or are another machine's, nothing is touched."""
+    """Leftovers of other files, of living processes and of other machines' ones are not touched."""
     path = tmp_path / "data.csv"
     for place in (path, tmp_path / "b.csv"):
         killed_at(os, "replace", lambda place=place: record.write_text(place, "half"))
@@ -64,7 +64,7 @@ def test_what_a_killed_process_had_not_finished_goes_with_the_next_that_writes_i
 
 
 def test_a_process_of_another_container_is_not_taken_for_a_dead_one(tmp_path, monkeypatch):
-    """Of two with one name, as both have that of their machine, neither sees the other's."""
+    """Two containers may both have their machine's name, yet not see each other's processes."""
     path = tmp_path / "data.csv"
     killed_at(os, "replace", lambda: record.write_text(path, "half"))
     monkeypatch.setattr(beside.os, "readlink", lambda place: "pid:[1]")
@@ -178,7 +178,7 @@ def test_a_run_that_is_not_there_is_refused_with_those_that_are(tmp_path):
 def test_a_run_is_found_from_a_working_directory_that_cannot_be_looked_at(tmp_path, monkeypatch):
     folder, real = make_run(tmp_path, "smoke", "a-s0"), os.stat
 
-    def look(path, *arguments, **more):  # as for a user without rights; root has them
+    def look(path, *arguments, **more):  # as for a user without rights, unlike root
         if not os.path.isabs(path):
             raise PermissionError(13, "Permission denied", str(path))
         return real(path, *arguments, **more)

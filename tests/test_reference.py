@@ -1,4 +1,4 @@
-"""What of outputs is committed: everything that drawing needs, and nothing more."""
+"""Which outputs are committed: everything that drawing needs, and nothing more."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ SLOPES = {"conv1": [0.5, 0.25], "fc1": [0.125]}
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):
-    """outputs/smoke with all that trainings leave behind, and the verdict of one artefact."""
+    """outputs/smoke with everything that trainings leave behind and one artefact's verdict."""
     monkeypatch.chdir(tmp_path)
     plan = make_plan(["fisher", "figure1"], WORDS)
     for artefact in ("fisher", "figure1"):

@@ -1,4 +1,4 @@
-"""A GPU replays a step that was recorded, and it is the step that launches one by one make."""
+"""A GPU replays a recorded step, which equals the step whose launches are made one by one."""
 
 import gc
 import weakref
@@ -45,7 +45,7 @@ def test_an_error_met_ahead_is_raised_where_its_item_would_have_come():
 
 
 def test_at_the_end_nothing_is_left_to_the_garbage_collector():
-    """It would be the training, with all that a GPU recorded of it."""
+    """It would be the whole training, with all that a GPU recorded of it."""
 
     class Net:
         pass
@@ -109,7 +109,7 @@ def test_what_looks_at_all_modules_sees_all_steps_too(monkeypatch):
 
 
 def trained(words, *, replay, steps=EAGER + 4):
-    """What the steps showed, and the net."""
+    """Trains for some steps; returns what they showed, and the net."""
     bench = build(words)
     bench.recipe = replace(bench.recipe, lr=1e-3, warmup=0.5, steps=steps)
     made = train(
@@ -186,7 +186,7 @@ class Recorded:
 
 
 def on_a_cpu(monkeypatch, error=None):
-    """Replay as it is on a GPU, with Recorded for its graph: that graph."""
+    """Makes Replay work as on a GPU, with a Recorded as its graph; returns that graph."""
     graph = Recorded(error)
 
     def recording(self):
@@ -213,9 +213,9 @@ SMOKE = ["scale=smoke", "model=small14", "device=cpu"]
 def test_recording_and_replaying_keeps_to_the_order_of_steps(act, monkeypatch):
     graph = on_a_cpu(monkeypatch)
     ours, net = trained([*SMOKE, f"act={act}"], steps=8, replay=True)
-    assert graph.replays == 8 - EAGER + 1  # the first to see what it finds
+    assert graph.replays == 8 - EAGER + 1  # the first replay checks the graph
     theirs, other = trained([*SMOKE, f"act={act}"], steps=8, replay=False)
-    # The rate is an fp32 number on a GPU, and so here.
+    # On a GPU, and so here, the rate is an fp32 number.
     assert [s.loss for s in ours] == pytest.approx([s.loss for s in theirs], rel=1e-5)
     assert [s.lr for s in ours] == [s.lr for s in theirs]
     for a, b in zip(net.parameters(), other.parameters(), strict=True):
@@ -261,7 +261,7 @@ def test_a_batch_that_cannot_be_made_ends_the_training_after_the_step_before_it(
 
 
 def test_a_batch_of_another_size_is_refused(monkeypatch):
-    """Copied to where the first one lay, one image would be taken for all."""
+    """Copied to the first one's place, its single image would be broadcast to all."""
     on_a_cpu(monkeypatch)
     bench = build(SMOKE)
     short = Batch(*(x[:1] for x in bench.batch[:3]), [])

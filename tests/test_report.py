@@ -1,4 +1,4 @@
-"""The page of a scale: all there is, in order, escaped, offline, and as a browser shows it."""
+"""The page of a scale: complete, in order, escaped, offline, and as a browser shows it."""
 
 import base64
 import csv
@@ -411,7 +411,7 @@ def test_the_ledger_as_markdown(folder):
     assert len(set(MARKS.values())) == 3
 
 
-# A page of its own around the report, 360 pixels wide: the report's policy lets no script in.
+# A page around the report, 360 pixels wide: the report's own policy forbids scripts inside it.
 LOOK = """<!DOCTYPE html><title>look</title><iframe src="%s" width="360" height="800"></iframe>
 <pre></pre><script>
 onload = () => {
@@ -441,7 +441,7 @@ def browse(path, profile):
     try:
         dom, log = process.communicate(timeout=60)
     finally:
-        with suppress(ProcessLookupError):  # helpers of it that outlive it
+        with suppress(ProcessLookupError):  # ends helpers that outlive it
             os.killpg(process.pid, signal.SIGKILL)
     return dom, [line for line in log.splitlines() if ":CONSOLE" in line]
 

@@ -1,5 +1,5 @@
-"""`delving reproduce`: what is missing is trained, once; all is drawn, also from the records alone;
-what fails is named and stops nothing."""
+"""`delving reproduce`: what is missing is trained, once; everything is drawn, even from the records
+alone; what fails is named and stops nothing."""
 
 import io
 import json
@@ -36,8 +36,8 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A working directory in which two artefacts were reproduced by the command, in earnest; no
-    test may change it."""
+    """A working directory in which the command really reproduced two artefacts; no test may change
+    it."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
@@ -72,7 +72,7 @@ def reproduce(monkeypatch, delving):
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    """Drawn, but not saved, which takes longest."""
+    """Figures are drawn but not saved, which would take longest."""
     monkeypatch.setattr("delving.draw.save_figure", lambda figure, path: path)
 
 
@@ -154,7 +154,7 @@ def test_a_second_call_trains_nothing_and_leaves_the_runs_as_they_are(
 def test_the_lock_of_one_killed_when_it_had_measured_all_goes_with_the_next_command(
     reproduce, no_workers, no_pictures, copied, tmp_path
 ):
-    """Nothing is left to be measured then, which would remove it."""
+    """Nothing is left to measure, which would remove the lock."""
     (copied / "table1" / "lock").write_text("")
     assert reproduce(tmp_path, *WORDS)[0] == 0
     assert not list(copied.rglob("lock"))
@@ -187,7 +187,7 @@ def test_what_was_drawn_and_is_lost_or_damaged_is_drawn_anew(
 def test_a_damaged_verdict_that_is_not_drawn_anew_is_named_before_any_work(
     reproduce, no_workers, copied, tmp_path
 ):
-    """Since no page could be made in the end."""
+    """The page could not be made in the end."""
     (copied / "table1" / "verdict.json").write_text("{")
     before = snapshot(copied)
     code, out, err = reproduce(tmp_path, "figure1", WORDS[-1])
@@ -259,8 +259,8 @@ def test_a_run_that_the_record_lacks_is_named(reproduce, no_workers, no_pictures
 
 
 def test_processes_that_are_given_the_same_work_share_it(tmp_path):
-    """As with one for each GPU of a machine: each takes what no other is at, all wait for the end,
-    and what they draw is one."""
+    """As with one for each GPU of a machine: each takes what no other works on, all wait for the
+    end, and they draw one result."""
     command = [sys.executable, "-m", "delving", "reproduce", *WORDS, "--jobs", "1"]
     both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
             for _ in range(2)]  # fmt: skip
@@ -279,13 +279,13 @@ def test_times_are_added_while_the_folder_is_held_so_that_no_other_process_loses
     reproduce, no_pictures, copied, tmp_path, monkeypatch
 ):
     held = []
-    shutil.rmtree(copied / "runs" / RUNS[2])  # something to do, which is left undone
+    shutil.rmtree(copied / "runs" / RUNS[2])  # so that there is work, which is not done here
     monkeypatch.setattr("delving.reproduce.work", lambda *_, **__: Ledger(jobs=1))
     monkeypatch.setattr(
         "delving.reproduce.save_times", lambda plan, *_: held.append((plan.root / "lock").exists())
     )
     reproduce(tmp_path, *WORDS)
-    assert held == [True, True]  # of the work, and of the drawing
+    assert held == [True, True]  # for the work, and for the drawing
 
 
 # --- what fails ---
@@ -390,7 +390,7 @@ def test_a_folder_that_holds_another_run_is_named_and_the_others_are_drawn(
     path.write_text(path.read_text().replace("momentum: 0.9", "momentum: 0.8"))
     spoiled = snapshot(copied / "runs")
     code, out, err = reproduce(tmp_path, *WORDS, "--plan")
-    assert (code, err) == (1, "")  # as it would end
+    assert (code, err) == (1, "")  # as the work itself would end
     assert "1 refused" in out
     code, out, err = reproduce(tmp_path, *WORDS)
     assert (code, err) == (1, "")
@@ -433,7 +433,7 @@ def test_in_no_time_nothing_is_begun_and_what_is_left_is_told(reproduce, no_work
 def test_what_is_left_for_another_time_is_no_failure_of_what_would_show_it(
     reproduce, no_workers, no_pictures, monkeypatch, tmp_path
 ):
-    """Of an ensemble's six nets four are there; the rest, and so the ensemble, is late."""
+    """Four of an ensemble's six nets are there; the rest, and so the ensemble, comes later."""
     monkeypatch.chdir(tmp_path)
     make_planned(make_plan(["table5"], ["scale=smoke"]), "table5", lambda arm, seed: {})
     words = ["table7", "figure4", "scale=smoke", "--minutes", "0.01"]
@@ -479,7 +479,7 @@ def test_as_many_runs_side_by_side_as_wanted_or_as_there_are_cores_but_one():
     ("models", "jobs"), [([], 8), (["small14"], 5), (["a"], 2), (["small14", "c"], 1)]
 )
 def test_as_many_runs_side_by_side_as_memory_holds_of_the_largest(monkeypatch, models, jobs):
-    """Eight cores, 16 GB and the quarter scale's nets at full width, of 3.2, 6.8 and 11.6 GB."""
+    """Eight cores, 16 GB and the quarter scale's full-width nets, of 3.2, 6.8 and 11.6 GB."""
     monkeypatch.setattr("delving.tasks.count_cores", lambda: 8)
     monkeypatch.setattr("delving.tasks.free_memory", lambda: 16e9)
     words = ["scale=quarter", "data.cache_gb=0"]
@@ -525,7 +525,7 @@ def test_slopes_of_reproduced_runs_are_drawn(home, monkeypatch, delving):
 
 # --- a worker, seen from inside ---
 def attempt(task):
-    """(the last event, those before it) of a task."""
+    """Runs a task: (its last event, those before it)."""
     out = io.StringIO()
     last = work._attempt(task, out, {})
     return last, [json.loads(line) for line in out.getvalue().splitlines()]

@@ -1,4 +1,4 @@
-"""Whatever ends a run, the same command ends it as if nothing had happened, bit for bit."""
+"""Whatever stops a run, the same command finishes it as if nothing had happened, bit for bit."""
 
 import json
 import multiprocessing
@@ -40,7 +40,7 @@ def die():
 
 
 def dies_at(number, function, half=None):
-    """`function`, but its number-th call does a half of it, if it has one, and is the last."""
+    """`function`, but its number-th call does only `half`, if given, and ends the process."""
     calls = []
 
     def mortal(*arguments, **keywords):
@@ -65,7 +65,7 @@ def half_a_file(path, data):
 
 
 def dies_scoring(real, number):
-    """`iterate`, but the number-th group of test views is the last."""
+    """`iterate`, but the process dies at the number-th group of test views."""
     groups = []
 
     def items(dataset, *arguments, **keywords):
@@ -78,7 +78,7 @@ def dies_scoring(real, number):
     return items
 
 
-MOMENTS = {  # of a run, and how many there are of them, or fewer
+MOMENTS = {  # of a run, and a number of them that does not exceed how many there are
     "after a step": 6,
     "inside a log write": 7,
     "inside a checkpoint's file": 20,
@@ -92,7 +92,7 @@ MOMENTS = {  # of a run, and how many there are of them, or fewer
 
 
 def arm(moment, number, patch):
-    """Has this process killed at a moment; the watcher that training is to be told."""
+    """Arranges for this process to be killed at a moment; returns the watcher for the training."""
     if moment == "inside a log write":
         patch.setattr(record, "append_event", dies_at(number, record.append_event, half_a_line))
     elif moment == "inside a checkpoint's file":
@@ -116,7 +116,7 @@ def arm(moment, number, patch):
 
 
 def killed_training(root, moment, number):
-    """Trains in a process of its own that is killed; whether it was, not having ended before."""
+    """Trains in a child process that is to be killed; whether it was, before it ended by itself."""
     child = os.fork()
     if not child:
         try:
@@ -150,7 +150,7 @@ def test_killed_at_any_moment_the_same_command_ends_it_bit_for_bit(
 
 
 def test_killed_again_and_again_it_ends_bit_for_bit(whole, root):
-    """Each life gets a little further: the second kill may hit what the first had left."""
+    """Each attempt gets a little further: the second kill may hit what the first one left."""
     rng = random.Random(1)
     lives = 0
     while not list(root.glob("smoke/runs/*/result.json")):
@@ -161,7 +161,7 @@ def test_killed_again_and_again_it_ends_bit_for_bit(whole, root):
 
 
 def test_the_lock_of_one_killed_when_all_was_done_goes_with_the_next_command(whole, root):
-    """No work is left then that would remove it."""
+    """No work is left that would remove the lock."""
     child = os.fork()
     if not child:
         try:
@@ -197,7 +197,7 @@ def test_the_lock_of_another_that_is_about_to_end_stays(root):
 
 @pytest.mark.long
 def test_the_command_itself_killed_at_any_time_ends_bit_for_bit(whole, root, tally):
-    """The same with whole processes, two loader processes among them."""
+    """The same with the whole command, which has two loader processes."""
     command = [sys.executable, "-m", "delving", "train", *WORDS, f"output_root={root}"]
     command[command.index("data.workers=0")] = "data.workers=2"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -286,7 +286,7 @@ def test_scores_of_a_checkpoint_that_is_no_more_replace_none(stopped, root, monk
     usual = score._score_one
 
     def slowly(session, name, scored):
-        """A training ends while the images are scored."""
+        """Scores images while a training of the run ends."""
         monkeypatch.setattr(score, "_score_one", usual)
         train(root)
         return usual(session, name, scored)
@@ -301,7 +301,7 @@ def test_scores_of_a_checkpoint_that_is_no_more_replace_none(stopped, root, monk
 
 @pytest.mark.parametrize("file", ["config.yaml", "env.json", "log.jsonl"])
 def test_what_an_interrupted_run_lost_is_written_anew_or_said(whole, stopped, root, file):
-    """The checkpoint is all that training needs; a run is found by the others."""
+    """The checkpoint is all that training needs; the other files are for finding the run."""
     shutil.copytree(stopped / "smoke", root / "smoke")
     [folder] = record.list_runs(str(root))
     (folder / file).unlink()
@@ -351,7 +351,7 @@ def test_a_forged_state_is_refused_by_its_key(whole, key, value):
 # --- signals ---
 @pytest.fixture
 def hangup():
-    """Sets what becomes of HUP, which may be ignored here, until the test is over."""
+    """Sets the action of HUP, which may be ignored here, until the test is over."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield lambda action: signal.signal(signal.SIGHUP, action)
     signal.signal(signal.SIGHUP, before)
@@ -421,7 +421,7 @@ def test_a_signal_while_nothing_has_begun_leaves_nothing(root, monkeypatch):
 
 @pytest.fixture
 def stopped_in_ten_view(root, monkeypatch):
-    """The folder of a run that a signal ended in the second of its protocols."""
+    """The folder of a run that a signal ended in its second protocol."""
     real = evaluate.Tester.ten_view
 
     def ten_view(tester, *arguments):
@@ -459,7 +459,7 @@ def test_scores_of_other_weights_are_not_taken_for_this_runs(whole, root):
 
 
 def test_scores_of_an_unfinished_run_go_when_it_is_finished(whole, root):
-    """An ensemble would take them for those of the trained net."""
+    """An ensemble would take them for scores of the trained net."""
     with pytest.raises(Interrupted):
         train(root, stops_at(5, signal.SIGTERM))
     [folder] = record.list_runs(str(root))
@@ -528,7 +528,7 @@ def test_loader_processes_change_nothing(whole, root, workers):
 
 
 def test_weights_that_are_no_numbers_end_a_run_as_diverged_at_that_step(root, monkeypatch):
-    """The images are bytes and cannot be NaN: it comes from weights, or from a broken device."""
+    """Images are bytes and cannot be NaN: NaN comes from weights, or from a broken device."""
     real = Input.forward
 
     def poisoned(module, pixels, shift=None):

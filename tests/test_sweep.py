@@ -1,4 +1,4 @@
-"""Words that stand for several runs: Hydra's sweeps and `0..4`, counted before they are made."""
+"""Words that stand for several runs: Hydra's sweeps and `0..4`, counted before they expand."""
 
 import itertools
 import time

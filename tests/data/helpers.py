@@ -1,4 +1,4 @@
-"""Small images and data sets, made in a line."""
+"""Small images and data sets, each made in one line."""
 
 import io
 import struct
@@ -17,7 +17,7 @@ SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 
 @dataclass(frozen=True)
 class MemoryReader:
-    """Reads from a dict; travels to loader processes."""
+    """Reads from a dict; can be sent to loader processes."""
 
     files: dict[str, bytes]
 
@@ -42,7 +42,7 @@ def encode(pixels, form="PNG", **options):
 
 
 def make_png(side, packed, *, bits, kind):
-    """A PNG that claims side x side pixels of that kind (0 gray, 2 RGB), whatever is packed."""
+    """A PNG that claims side x side pixels of a kind (0 gray, 2 RGB), whatever `packed` holds."""
 
     def chunk(name, data):
         body = name + data
@@ -54,7 +54,7 @@ def make_png(side, packed, *, bits, kind):
 
 
 def make_images(sizes, *, classes=2, form="PNG", bad=()):
-    """A split of images of these (width, height), classes in turn; those at `bad` are cut off."""
+    """A split of images of these (width, height), classes in turn; those at `bad` are truncated."""
     files = {}
     for i, (width, height) in enumerate(sizes):
         data = encode(smooth_pixels(width, height, seed=i), form)
@@ -81,7 +81,7 @@ def write_folder(root, *, train=4, val=2, classes=("cat", "dog"), side=40):
 
 
 def shared(name):
-    """The path of a real file, or the test is skipped."""
+    """The path of a real file; skips the test if there is none."""
     if not (SHARED / name).exists():
         pytest.skip(f"../shared/data/{name} is absent: real images are not tested here")
     return SHARED / name

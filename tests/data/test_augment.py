@@ -222,7 +222,7 @@ def test_ten_views_are_corners_center_and_their_flips(s):
     ]
     for view, corner in zip(views, corners, strict=False):
         assert (view == corner).all()
-    rounding = 0 if s == 32 else 2  # of an image that is resized
+    rounding = 0 if s == 32 else 2  # where the image is resized
     assert np.abs(views[4].astype(int) - center_view(image, s, crop)[0]).max() <= rounding
     assert (views[5:] == views[:5, :, ::-1]).all()
 

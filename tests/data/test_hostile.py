@@ -1,4 +1,4 @@
-"""Data sets from strangers: refused by name, at once, and nothing is written or waited for."""
+"""Data sets from strangers: refused by name and at once, without writing or waiting."""
 
 import io
 import os
@@ -42,7 +42,7 @@ def _nothing_takes_long_or_is_written_elsewhere(tmp_path):
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
-    assert time.process_time() - began < 3  # mostly of making the files
+    assert time.process_time() - began < 3  # mostly for making the files
     assert set(tmp_path.parent.iterdir()) == around
     assert not Path("/canary").exists()
 
@@ -51,7 +51,7 @@ def refused_at_once(call, *arguments, said):
     began = time.process_time()
     with pytest.raises(ValueError, match=said) as found:
         call(*arguments)
-    assert not isinstance(found.value, UnicodeError)  # those name no file
+    assert not isinstance(found.value, UnicodeError)  # whose message names no file
     assert time.process_time() - began < 1
 
 
@@ -365,7 +365,7 @@ TRUTHS = {
 
 @pytest.mark.parametrize("told", TRUTHS, ids=range(len(TRUTHS)))
 def test_garbage_in_the_ground_truth_is_told_by_line(tmp_path, monkeypatch, told):
-    # What its meta.mat says, without the process that reads it.
+    # What meta.mat says, without starting the process that reads it.
     monkeypatch.setattr(labels, "read_synsets", lambda path: {"1": ["n01", ""], "2": ["n02", ""]})
     devkit(tmp_path, truth=told)
     refused_at_once(find_imagenet, tmp_path, said=TRUTHS[told])
@@ -396,7 +396,7 @@ def test_garbage_for_meta_mat_is_told_by_its_name(tmp_path, kind):
 
 @pytest.mark.parametrize("tries", [3, pytest.param(200, marks=pytest.mark.long)])
 def test_damage_in_meta_mat_is_found_or_does_no_harm(tmp_path, tally, tries):
-    """It may make scipy crash, hence the process of its own that reads it."""
+    """It may make scipy crash, so that a process of its own reads it."""
     good, rng, refused = devkit(tmp_path), np.random.default_rng(5), 0
     path = tmp_path / "ILSVRC2012_devkit_t12" / "data" / "meta.mat"
     for _ in range(tries):
@@ -404,7 +404,7 @@ def test_damage_in_meta_mat_is_found_or_does_no_harm(tmp_path, tally, tries):
         for place in rng.integers(0, len(good), rng.integers(1, 9)):
             damaged[place] = rng.integers(0, 256)
         path.write_bytes(damaged)
-        signal.alarm(30)  # for each anew
+        signal.alarm(30)  # anew for each
         try:
             find_imagenet(tmp_path)
         except ValueError:

@@ -1,4 +1,4 @@
-"""Decoding whatever people have: upright RGB of 8 bits, or an error that names the file."""
+"""Decoding whatever people have: to upright 8-bit RGB, or to an error that names the file."""
 
 import io
 import pickle
@@ -88,7 +88,7 @@ def test_an_image_that_exif_turns_is_upright_and_its_size_is_known(orientation):
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 def test_odd_entries_beside_the_orientation_are_no_trouble(form):
-    # A short, 6, and a resolution that is a text: Pillow reads it, but could not write it anew.
+    # Orientation 6, and a resolution that is text: Pillow reads it, but could not write it anew.
     entries = struct.pack("<HHIHxx", 0x0112, 3, 1, 6) + struct.pack("<HHI4s", 0x011A, 2, 3, b"72")
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
     images = one(encode(PIXELS, form, exif=exif))
@@ -184,7 +184,7 @@ def test_chosen_images_spread_evenly_over_the_classes(counts, data):
     held = np.bincount(chosen.labels, minlength=len(counts))
     assert held.sum() == len(chosen) == len(set(chosen.names)) == count
     for mine, all_mine in zip(held, counts, strict=True):
-        # nobody may have two less than another, unless there are no more
+        # no class has two fewer than another, unless it has no more
         assert mine == all_mine or mine >= held.max() - 1
     for name, label in zip(chosen.names, chosen.labels, strict=True):
         assert name.split("/")[0] == str(label)

@@ -1,4 +1,4 @@
-"""Mean image, range and colour altering, from the training set at hand."""
+"""Mean image, range and colour altering, measured on the training set at hand."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ CROP, S = 14, 16
 
 
 def textured(count=60, side=24):
-    """Images like photographs in what matters here: bright and dark ones, correlated colours."""
+    """Images like photographs where it matters: bright and dark ones, correlated colours."""
     rng = np.random.default_rng(0)
     files = {}
     for n in range(count):
@@ -92,7 +92,7 @@ def test_the_colour_directions_are_the_eigenvectors_of_the_covariance(images):
 
 
 def shift_size(statistics):
-    """Root mean square of the shift over draws and channels, grey levels."""
+    """The root mean square of the shift over draws and channels, in grey levels."""
     draws = torch.from_numpy(draw_augmentation(0, 0, 4000)[:, 4:])
     shift = statistics.color_shift(draws, 0.1)
     assert shift.shape == (4000, 3)

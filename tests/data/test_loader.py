@@ -1,4 +1,4 @@
-"""Batches that depend on the step alone; undecodable images counted here, fatal there."""
+"""Batches depend on the step alone; undecodable images are counted in training, fatal in tests."""
 
 import itertools
 import multiprocessing
@@ -146,7 +146,7 @@ OTHERS = sorted(set(itertools.product((1, 2, 3, 4), (0, 1, 2, 4))) - set(SOME))
     [*SOME, *(pytest.param(*each, marks=pytest.mark.long) for each in OTHERS)],
 )
 def test_the_shares_of_all_ranks_are_the_batch_bit_for_bit(ranks, workers):
-    """Over three epochs' ends, with s and flips drawn, and images replaced."""
+    """Across the ends of three epochs, with s and flips drawn and undecodable images replaced."""
     steps, batch = range(3, 12), 5
     whole = take(batches(SPOILT, batch=batch), steps)
     assert any(found.bad for found in whole)
@@ -263,7 +263,7 @@ def test_trainings_side_by_side_on_a_gpu_leave_a_core_each(monkeypatch, jobs, wo
 
 
 def test_by_itself_no_process_is_started_where_each_would_import_torch_anew(monkeypatch):
-    """On macOS, for every pass over the validation images too."""
+    """As on macOS, where each pass over the validation images would do so too."""
     monkeypatch.setattr("delving.data.loader.count_cores", lambda: 16)
     assert count_workers(-1) == 14
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn", "fork"])
@@ -296,7 +296,7 @@ def test_a_kept_image_is_decoded_and_resized_once():
 
 
 def test_signals_do_not_reach_loader_processes():
-    """Else TERM to the process group would end a loader before training has saved its state."""
+    """Else TERM to the process group would end a loader before the training saves its state."""
     views = Views(Cache(IMAGES, 0), _handlers_as_view, [np.array([0])])
     [(_, found)] = take(views, range(1), 1)
     assert found.flatten().tolist() == [1] * len(HEEDED)
@@ -319,13 +319,13 @@ def test_a_fixed_s_is_cut_from_the_same_pixels_with_and_without_loader_processes
 
 
 def test_after_ctrl_c_no_thread_begins_another_image():
-    """`delving data verify` hands out a thousand at once."""
+    """`delving data verify` submits a thousand at once."""
     begun, handed, until = [], [], time.monotonic() + 5
 
     def decode(number):
         begun.append(number)
         while time.monotonic() < until and not (handed and handed[-1].cancelled()):
-            time.sleep(0.001)  # those at hand end after the Ctrl-C
+            time.sleep(0.001)  # images being decoded end after the Ctrl-C
 
     def interrupted():
         with decoding_threads() as pool:

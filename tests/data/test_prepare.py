@@ -1,4 +1,4 @@
-"""Archives unpacked into class folders; what is downloaded is named and checked."""
+"""Archives are unpacked into class folders; downloads are named and checked."""
 
 import errno
 import hashlib
@@ -77,7 +77,7 @@ def test_cifar100_takes_the_fine_label_not_the_coarse_one(tmp_path):
 
 
 def test_what_was_interrupted_is_no_smaller_data_set(tmp_path, monkeypatch):
-    """Half of the images would be trained on without a word."""
+    """Otherwise a run would silently train on half of the images."""
     data, _ = draw_records([0, 1, 2], coarse=False, seed=0)
     files = {"data_batch_1.bin": data, "test_batch.bin": data}
     files["batches.meta.txt"] = "\n".join(TEN).encode()
@@ -100,7 +100,7 @@ def test_what_was_interrupted_is_no_smaller_data_set(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("owner", "name"), [(os, "rename"), (shutil, "rmtree")])
 def test_what_a_killed_process_had_unpacked_goes_with_the_next(tmp_path, monkeypatch, owner, name):
-    """It is as large as the data set itself."""
+    """The leftovers are as large as the data set itself."""
     data, _ = draw_records([0, 1, 2], coarse=False, seed=0)
     files = {"data_batch_1.bin": data, "test_batch.bin": data}
     files["batches.meta.txt"] = "\n".join(TEN).encode()
@@ -122,7 +122,7 @@ def test_what_can_be_downloaded_is_a_data_set_and_checked_by_hash():
 
 # --- downloads ---
 class Answer(io.BytesIO):
-    """What a server sends, and how many bytes it said that it would."""
+    """What a server sends, and how many bytes it announced."""
 
     def __init__(self, data, length=None):
         super().__init__(data)
@@ -131,7 +131,7 @@ class Answer(io.BytesIO):
 
 @pytest.fixture
 def served(monkeypatch):
-    """Serves bytes, or fails, in place of the network; gives (URL, timeout) of what was asked."""
+    """Serves bytes, or fails, in place of the network; lists (URL, timeout) of each request."""
 
     def serve(data, length=None):
         asked = []
@@ -153,7 +153,7 @@ def md5(data):
 
 
 def meant(monkeypatch, name, data):
-    """The bytes are those that a data set's archive shall have."""
+    """Makes these bytes the expected ones of a data set's archive."""
     if name in CIFAR:
         monkeypatch.setitem(CIFAR, name, (CIFAR[name][0], md5(data)))
     else:
@@ -237,7 +237,7 @@ def test_a_download_that_is_cut_off_or_another_file_is_not_kept(
         PREPARE[name](name, tmp_path / "root")
     assert list(tmp_path.iterdir()) == []
     mine = tmp_path / url_of(name).rsplit("/", 1)[1]
-    mine.write_bytes(b"the who")  # by hand, and cut off as well
+    mine.write_bytes(b"the who")  # downloaded by hand, and cut off too
     with pytest.raises(RuntimeError, match=r"in place of the one there, whose MD5 is not"):
         PREPARE[name](name, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [mine.name]

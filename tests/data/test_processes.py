@@ -1,4 +1,4 @@
-"""Loader processes that die, hang or fail are told in a line, and none is ever left behind."""
+"""Loader processes that die, hang or fail are reported in a line, and none is left behind."""
 
 import faulthandler
 import gc
@@ -26,13 +26,13 @@ from delving.data.processes import LoaderError
 
 KEYS = range(100, 112)
 ODD = 104  # the key at which something happens
-GRACE = 0.5  # seconds, in place of 2, which most of these tests would wait for
+GRACE = 0.5  # seconds instead of 2, all of which most of these tests would wait
 SLACK = 3.0  # seconds, for a busy machine
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Items that are tensors of their key; `act` is called before one of them."""
+    """Items that are tensors of their key; `act` is called before the one `at` a key."""
 
     act: object = None
     at: int = ODD
@@ -56,7 +56,7 @@ def children():
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             name_less = path.read_text().rpartition(")")[2].split()
-        except OSError:  # it ended meanwhile
+        except OSError:  # it has ended meanwhile
             continue
         if int(name_less[1]) == os.getpid():
             found.append(int(path.parent.name))
@@ -72,7 +72,7 @@ def _less_grace(monkeypatch):
 def _no_process_is_left():
     before = set(children())
     yield
-    gc.collect()  # an iterator that a test let go of ends its processes
+    gc.collect()  # a discarded iterator ends its processes
     assert multiprocessing.active_children() == []
     assert set(children()) <= before
 
@@ -100,7 +100,7 @@ def stop_self():
 
 
 def stop_within_an_item():
-    """Its message is sent whole then, its tensors are not."""
+    """Its message is sent whole, but its tensors are not."""
     parcel.send_handle = lambda *_: stop_self()
 
 
@@ -148,7 +148,7 @@ def test_items_come_in_order_and_come_all(workers):
 
 @dataclass(frozen=True)
 class Large(Numbers):
-    """Items that no pipe takes before somebody listens."""
+    """Items too large for a pipe's buffer: sending waits for a reader."""
 
     def __getitem__(self, key):
         return torch.full((2**20,), float(key)), (torch.tensor([key]), f"key {key}")
@@ -156,7 +156,7 @@ class Large(Numbers):
 
 @pytest.fixture
 def elsewhere(monkeypatch):
-    """A system without memory that processes can hand on, as macOS is."""
+    """A system on which processes cannot hand on shared memory, such as macOS."""
     monkeypatch.setattr(parcel, "SHARED", False)
 
 
@@ -166,7 +166,7 @@ def test_items_come_as_bytes_where_memory_cannot_be_handed_on(elsewhere, workers
     for key, (many, (number, name)) in zip(KEYS, found, strict=True):
         assert torch.equal(many, torch.full((2**20,), float(key)))
         assert (number.tolist(), name) == ([key], f"key {key}")
-        number += 1  # the memory is ours to write to
+        number += 1  # the memory can be written to
         assert number.tolist() == [key + 1]
 
 
@@ -223,7 +223,7 @@ def test_a_slow_process_is_borne_where_no_timeout_is_given():
 def test_a_process_killed_between_two_items_is_missed():
     items = iterate(Numbers(), KEYS, workers=2, pin=False, timeout=60)
     next(items)
-    time.sleep(0.3)  # now they have made what they were given
+    time.sleep(0.3)  # by now they have made their items
     victim = multiprocessing.active_children()[0]
     os.kill(victim.pid, signal.SIGKILL)
     victim.join()
@@ -274,7 +274,7 @@ def test_an_item_that_cannot_be_sent_is_told_too():
 
 # --- who stops before the end ---
 class Ours:
-    """As what lies on a GPU: it may be freed by the process alone that made it."""
+    """Like what lies on a GPU: only the process that made it may free it."""
 
     def __init__(self):
         self.ring, self.owner = self, os.getpid()
@@ -340,7 +340,7 @@ def test_validation_in_the_midst_of_training_disturbs_neither():
 
 
 def test_one_that_dies_while_training_computes_is_no_trouble_until_it_is_waited_for():
-    """A checkpoint that is being written must not be torn by the news."""
+    """The error must not interrupt a checkpoint that is being written."""
     items = iterate(Numbers(), KEYS, workers=2, pin=False)
     next(items)
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
@@ -353,7 +353,7 @@ def test_one_that_dies_while_training_computes_is_no_trouble_until_it_is_waited_
 # --- at any time ---
 @dataclass(frozen=True)
 class Uneven(Numbers):
-    """Items that take between nothing and 4 ms, with names that may be many."""
+    """Items that take from 0 to 4 ms, with up to some hundred names."""
 
     def __getitem__(self, key):
         time.sleep(key * 7919 % 5 / 1000)
@@ -383,8 +383,8 @@ def tell_all_to_end(children, rng):
 
 
 def count_wrong(act, seed):
-    """Items that were not what they should be, of a run that is disturbed somewhere; and whether
-    it came to its end."""
+    """The number of wrong items in a run that is disturbed somewhere, and whether it came to its
+    end."""
     rng, got, wrong = random.Random(seed), 0, 0
     at, workers = rng.randrange(40), rng.choice([1, 2, 3])
     with closing(iterate(Uneven(), range(50), workers=workers, pin=False, timeout=1)) as items:
@@ -426,7 +426,7 @@ BEFORE = set(children())
 # --- page-locked memory ---
 @pytest.fixture
 def pinned(monkeypatch):
-    """The tensors that were pinned, by a stand-in for a GPU's page-locked memory."""
+    """The tensors pinned so far, with a stand-in for a GPU's page-locked memory."""
     found = []
 
     def pin(tensor):
@@ -440,7 +440,7 @@ def pinned(monkeypatch):
     return found
 
 
-devices = []  # that a thread was told to work on
+devices = []  # those that a thread was told to work on
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -481,7 +481,7 @@ def test_a_closed_iterator_does_not_wait_for_the_pinning_thread(pinned):
 # --- the program's own end ---
 @dataclass(frozen=True)
 class Slow:
-    """The first item comes at once, others take their time."""
+    """The first item comes at once, the others take `seconds`."""
 
     seconds: float
 
@@ -494,7 +494,7 @@ class Slow:
 
 
 def begin_and_wait(seconds, pipe):
-    """Starts loader processes, sends their ids, and never takes more than one item."""
+    """Starts loader processes, sends their ids and takes one item only."""
     items = iterate(Slow(seconds), range(9), workers=3, pin=False)
     next(items)
     pipe.send([child.pid for child in multiprocessing.active_children()])
@@ -545,7 +545,7 @@ print(*[child.pid for child in multiprocessing.active_children()], flush=True)
 
 
 def start_program(folder, *, seconds, then, method="fork", timeout=2):
-    """A program with three loader processes, and their ids."""
+    """Starts a program with three loader processes; returns it and their ids."""
     path = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
     program = PROGRAM.format(path=path, seconds=seconds, then=then, method=method, timeout=timeout)
     process = subprocess.Popen(
@@ -585,7 +585,7 @@ def test_a_program_that_ends_with_an_iterator_in_its_hand_ends(tmp_path, seconds
 @LONG
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_processes_may_be_started_as_elsewhere(tmp_path, method):
-    """By `spawn` as macOS does it, by `forkserver` as Python 3.14 does on Linux."""
+    """By `spawn` as on macOS, by `forkserver` as Python 3.14 does on Linux."""
     then = "print(*[int(item[0]) for item in items], flush=True)"
     process, pids = start_program(tmp_path, seconds=0, then=then, method=method, timeout=60)
     with process:

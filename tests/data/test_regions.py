@@ -1,5 +1,5 @@
-"""Views cut from JPEG files without decoding the whole of them are those of the whole image, bit
-for bit; what cannot be cut so is left to the whole image."""
+"""Views cut from JPEG files without decoding all of them equal those of the whole image, bit for
+bit; where that cannot be, the whole image is decoded."""
 
 import zipfile
 
@@ -33,13 +33,13 @@ def whole(data, view):
 
 
 def cut(data, view, new=True):
-    """As a cache does, of a file that is new to it or not."""
+    """Cuts a view as a cache does from a file, `new` to it or not."""
     size = look_at(data, "x")
     return size and regions.cut_region(data, size, view, new=new)
 
 
 def outcome(make, *arguments):
-    """What it gives, or the error that it raises."""
+    """What make(*arguments) returns, or the error that it raises."""
     try:
         return make(*arguments)
     except UndecodableImageError as error:
@@ -57,7 +57,7 @@ def outcome(make, *arguments):
 def test_a_cut_view_is_the_whole_images(
     width, height, crop, more, at, flip, sampling, quality, gray, restart, seed
 ):
-    """Larger and smaller, high and wide, with chroma at full, half and quarter resolution."""
+    """Enlarged and reduced, tall and wide, with chroma at full, half and quarter resolution."""
     image = Image.fromarray(noisy(width, height, seed))
     image = image.convert("L") if gray else image
     kind = {} if gray else {"subsampling": sampling}
@@ -73,7 +73,7 @@ def test_a_cut_view_is_the_whole_images(
 @given(size=st.tuples(st.integers(1, 300), st.integers(1, 300)), crop=st.integers(1, 60),
        more=st.integers(0, 60), at=st.tuples(places, places))  # fmt: skip
 def test_a_region_has_all_that_the_filter_sees(size, crop, more, at):
-    """Within the image, and half the filter's width around the view where there is so much."""
+    """The region lies within the image, with half the filter's width around the view if it fits."""
     region = region_of(size, crop + more, crop, at)
     for side, first, last, begin, end in zip(
         size, region.sides[:2], region.sides[2:], region.box[:2], region.box[2:], strict=True
@@ -113,13 +113,13 @@ def rotated():
 
 
 def with_size(data, height):
-    """The same with another height in its header."""
+    """The same JPEG with another height in its header."""
     at = data.index(b"\xff\xc0") + 5
     return data[:at] + height.to_bytes(2, "big") + data[at + 2 :]
 
 
 def halved_downwards():
-    """Chroma of half as many rows and all columns, as a camera turned on its side leaves it."""
+    """A JPEG with half of the chroma's rows and all columns, as from a camera held sideways."""
     data = bytearray(encode(noisy(64, 64), "JPEG", subsampling=1))
     at = data.index(b"\xff\xc0") + 11
     assert data[at] == 0x21
@@ -130,7 +130,7 @@ def halved_downwards():
 SOUND = encode(noisy(64, 48), "JPEG", quality=80)
 RESTARTED = encode(noisy(64, 48), "JPEG", quality=80, restart_marker_blocks=2)
 PROGRESSIVE = encode(noisy(64, 48), "JPEG", quality=80, progressive=True)
-# A table of Huffman codes that is none, just before the end: only who reads on finds it.
+# An invalid Huffman table just before the end: only reading to the end finds it.
 BROKEN_BEHIND = SOUND[:-2] + b"\xff\xc4\x00\x03\x00" + SOUND[-2:]
 TOP = View(96, 16, (0.1, 0.0), False)
 
@@ -167,7 +167,7 @@ def test_what_has_no_header_is_named():
 @given(data=st.sampled_from([SOUND, RESTARTED]), place=st.floats(0, 1, exclude_max=True),
        mask=st.integers(1, 255), at=st.tuples(places, places))  # fmt: skip
 def test_a_damaged_byte_gives_no_view_or_the_whole_images(data, place, mask, at):
-    """A file that the whole image's decoder refuses gives none, wherever its damage is."""
+    """A file that the whole image's decoder refuses gives no view, wherever its damage is."""
     broken = bytearray(data)
     broken[int(place * len(data))] ^= mask
     view = View(40, 16, at, False)
@@ -200,7 +200,7 @@ def test_a_decoder_of_other_pixels_than_pillows_is_not_used(monkeypatch):
 
 
 def test_libraries_of_other_links_are_other_files(tmp_path, monkeypatch):
-    """One of the same source must not be taken for the other."""
+    """Libraries of one source, linked differently, must not be confused."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for links in ((), ("-lm",)):
         if compiled.compile_and_load("kernels.cpp", links=links, tuned=((),)) is None:
@@ -209,7 +209,7 @@ def test_libraries_of_other_links_are_other_files(tmp_path, monkeypatch):
 
 
 def test_a_library_that_does_not_load_any_more_is_made_anew(tmp_path, monkeypatch):
-    """As when what it was linked with has another name by now."""
+    """As when a library that it was linked with has another name by now."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
     if compiled.compile_and_load("kernels.cpp", tuned=((),)) is None:
         pytest.skip("no C++ compiler here")
@@ -233,7 +233,7 @@ def split_of(files):
 
 @cutting
 def test_batches_are_the_same_of_kept_images_and_of_cut_ones(monkeypatch):
-    """Also where a file is broken behind the view: it is as bad for both."""
+    """Even where a file is damaged behind the view: both count it as undecodable."""
     found = []
 
     def seen(*arguments, **named):

@@ -1,4 +1,4 @@
-"""Images that lie on the device give the batches that Pillow gives, to a grey level."""
+"""Images that stay on the device give Pillow's batches to within a grey level."""
 
 from dataclasses import replace
 

@@ -22,7 +22,7 @@ def read_files(root):
 
 
 def draw_pattern(name, seed):
-    """The bare texture on 48 x 48 units, the mean taken out."""
+    """The bare texture on 48 x 48 units, its mean subtracted."""
     y, x = np.mgrid[-24:24, -24:24].astype(np.float32)
     pattern = TEXTURES[name](np.stack([x, y]), np.random.default_rng(seed))
     return pattern - pattern.mean()
@@ -111,7 +111,7 @@ def test_mean_colour_carries_no_class():
 
 
 def mean_spectrum(patterns):
-    """Mean power (48, 48) per frequency, blurred a little, of unit length."""
+    """The mean power per frequency, (48, 48), blurred a little and scaled to unit norm."""
     power = np.mean([np.abs(np.fft.fft2(pattern)) ** 2 for pattern in patterns], axis=0)
     power = sum(np.roll(power, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
     return power / np.linalg.norm(power)
@@ -119,7 +119,7 @@ def mean_spectrum(patterns):
 
 @pytest.mark.parametrize("name", TEXTURES)
 def test_a_mirror_image_keeps_its_class(name):
-    """Mirrored, a texture's spectrum stays its own: diagonals must be drawn in both directions."""
+    """Mirroring keeps a texture's spectrum, so diagonals must be drawn in both directions."""
     patterns = [draw_pattern(name, n) for n in range(150)]
     plain = mean_spectrum(patterns[:75])
     mirrored = mean_spectrum([pattern[:, ::-1] for pattern in patterns[75:]])

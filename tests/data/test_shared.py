@@ -1,4 +1,4 @@
-"""Batches that several trainings see: what each would make by itself, each made by one of them."""
+"""Batches shared by several trainings: what each would make alone, but made by one of them."""
 
 import multiprocessing
 import os
@@ -43,7 +43,7 @@ def alone():
 
 @pytest.fixture
 def memory(tmp_path, monkeypatch):
-    """Where the shared memory is a folder of this test's own."""
+    """The shared memory, which is a folder of the test's own."""
     monkeypatch.setattr(memory_of, "MEMORY", tmp_path / "memory")
     monkeypatch.setattr(shared, "LEAST", 0)
     (tmp_path / "memory").mkdir()
@@ -52,7 +52,7 @@ def memory(tmp_path, monkeypatch):
 
 @pytest.fixture
 def join(memory):
-    """Makes a training's batches, as long as the test lasts."""
+    """Joins a training that shares its batches until the test ends."""
     with ExitStack() as trainings:
 
         def enter(dataset=None, **others):
@@ -84,7 +84,7 @@ def assert_same(ours, theirs):
 
 
 def made_in(folder):
-    """The steps whose batches lie there."""
+    """The steps whose batches lie in the folder."""
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
 
 
@@ -119,7 +119,7 @@ def test_loader_processes_of_two_trainings_divide_the_work(alone, memory, reads)
         for expected in alone:
             for stream in streams:
                 assert_same(next(stream), expected)
-    # The first of them has begun alone.
+    # The first training began alone.
     assert STEPS * BATCH <= count() <= (STEPS + 2 * shared.AHEAD) * BATCH
     assert not folders_in(memory)
 
@@ -167,7 +167,7 @@ def test_while_another_makes_a_batch_one_makes_later_ones(alone, join):
     asking.start()
     wait_until(lambda: made_in(ours.folder) == list(range(1, REACH)))
     assert not found
-    maker.kill()  # whose batch is then made by who waits for it
+    maker.kill()  # the one that waits then makes the batch
     maker.join()
     asking.join()
     assert_same(found[0], alone[0])
@@ -175,7 +175,7 @@ def test_while_another_makes_a_batch_one_makes_later_ones(alone, join):
 
 
 def test_a_batch_that_another_never_ends_to_make_is_made_here(alone, join, monkeypatch):
-    """As where that process was stopped, by Ctrl-Z or a debugger."""
+    """As when that process was stopped, by Ctrl-Z or a debugger."""
     monkeypatch.setattr(shared, "PATIENCE", 0.1)
     ours, _ = join(), join()
     maker = start(hold_forever, ours.folder, 0)
@@ -185,7 +185,7 @@ def test_a_batch_that_another_never_ends_to_make_is_made_here(alone, join, monke
 
 
 def test_beside_one_far_ahead_nothing_is_made_that_is_not_kept(alone, join, monkeypatch, reads):
-    """Else it would go at the next look, and be made anew, as long as the batch is waited for."""
+    """Else it would be dropped at the next look and made anew, for as long as the wait lasts."""
     monkeypatch.setattr(shared, "PATIENCE", 5 * shared.PAUSE)
     images, count = reads
     ours, theirs = join(batches(images)), join()
@@ -246,7 +246,7 @@ def test_a_training_far_behind_is_left_behind_until_it_is_near(alone, join, read
 
 
 def test_a_slower_training_is_not_waited_for_for_ever(alone, join, monkeypatch):
-    """Else a small net would go at the pace of a large one, which always comes near in time."""
+    """Else a small net would train at the pace of a large one, which always arrives in time."""
     monkeypatch.setattr(shared, "PATIENCE", 10 * shared.PAUSE)
     fast, slow = join(), join()
     pauses = 0
@@ -304,7 +304,7 @@ def test_once_the_others_are_gone_what_they_made_is_used_and_then_goes(alone, me
 
 @pytest.mark.parametrize("reaped", [True, False])
 def test_a_killed_training_is_not_waited_for_and_leaves_nothing(alone, memory, reaped, monkeypatch):
-    """Nor where its parent does not look after it, so that its number lives on."""
+    """Nor if its parent does not reap it, so that its process id lives on."""
     monkeypatch.setattr(shared, "PULSE", 0.0)
 
     def train(begun):
@@ -429,8 +429,8 @@ def test_a_system_without_such_memory_shares_nothing(join, monkeypatch, tmp_path
 
 # --- trainings that are killed at any time ---
 def count_wrong(seed, alone, folder):
-    """Of some trainings, one or none of them killed: those that saw a wrong batch, or of those left
-    alone not all of them."""
+    """Runs some trainings and kills one or none: how many saw a wrong batch or, unless killed, not
+    all batches."""
     rng, paths = random.Random(seed), []
     for number in range(rng.randint(2, 4)):
         paths.append(folder / f"{seed}-{number}")
@@ -479,7 +479,7 @@ def test_whenever_one_is_killed_the_others_see_their_batches(tries, alone, memor
 
 
 def join_and_leave(memory):
-    """What is left once another training has come and gone, where the last one was killed."""
+    """The folders left once another training has come and gone after the last one was killed."""
     with sharing(batches(), range(STEPS), data="others", reach=REACH):
         pass
     return folders_in(memory)

@@ -1,4 +1,4 @@
-"""Every layout a data set comes in, and what is said where it is not there."""
+"""Every layout that a data set comes in, and what is said where it is missing."""
 
 import csv
 import dataclasses
@@ -89,7 +89,7 @@ WNIDS = ("n01", "n02", "n03")
 
 
 def tiny_files(numbers=range(4)):
-    """{name below tiny-imagenet-200/: bytes} of its official layout, in miniature."""
+    """{name below tiny-imagenet-200/: bytes}, the official layout's training part in miniature."""
     files = {
         f"train/{wnid}/images/{wnid}_{n}.JPEG": PICTURE for wnid in WNIDS for n in numbers
     }  # fmt: skip
@@ -240,7 +240,7 @@ def test_flat_validation_images_take_their_classes_from_the_solution_file(tmp_pa
 
 
 def test_validation_images_sorted_into_class_folders_are_the_same_split_as_flat(tmp_path):
-    """Else a run could not go on, nor be scored, beside the other layout."""
+    """Else a run could be neither continued nor scored with the other layout."""
     flat, folders = tmp_path / "flat", tmp_path / "folders"
     truth = flat_imagenet(flat, count=7)
     write_solution(flat / "LOC_val_solution.csv", truth)
@@ -261,7 +261,7 @@ def test_flat_validation_images_take_their_classes_from_the_devkit(tmp_path):
     truth = flat_imagenet(tmp_path)
     data = tmp_path / "ILSVRC2012_devkit_t12" / "data"
     data.mkdir(parents=True)
-    # ILSVRC ids in another order than the sorted WordNet ids, and one synset that is no class
+    # ILSVRC ids in an order other than the WordNet ids', and one synset that is not a class
     ids = {"n02": 1, "n03": 2, "n01": 3, "n77": 4}
     kinds = [("ILSVRC2012_ID", float), ("WNID", object), ("words", object)]
     named = [(i, wnid, f"name of {wnid}, another") for wnid, i in ids.items()]

@@ -1,4 +1,4 @@
-"""Every file looked at once: counts, undecodable ones, duplicates; told by the exit code too."""
+"""Every file is read once: counts, undecodable files, duplicates; the exit code tells too."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def root(tmp_path):
 
 
 def spoil(root):
-    """Cuts one training file in half and copies one to the validation images."""
+    """Cuts one training file off after 400 bytes and copies one to the validation images."""
     path = root / "train" / "cat" / "1.JPEG"
     path.write_bytes(path.read_bytes()[:400])
     write_file(root / "val" / "dog" / "copy.JPEG", (root / "train" / "dog" / "2.JPEG").read_bytes())
@@ -151,7 +151,7 @@ def test_a_broken_member_of_a_zip_is_told_among_the_others(root, tmp_path):
             names.append(f"train/cat/{n}.JPEG")
             archive.writestr(names[-1], data + bytes([n]))
     whole = path.read_bytes()
-    path.write_bytes(whole.replace(data + b"\1", data + b"\7"))  # its checksum lies now
+    path.write_bytes(whole.replace(data + b"\1", data + b"\7"))  # its checksum is wrong now
     images = Images(names, np.zeros(3, np.int64), ["cat"], ["cat"], ZipReader(
         list_members([path], "tiny/")))  # fmt: skip
     report = verify_data(images, images.take(np.arange(0)))

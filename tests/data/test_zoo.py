@@ -1,5 +1,5 @@
-"""Every odd file that a folder of images may hold: what becomes of it in training, in testing and
-in `data verify`."""
+"""Every odd file that a folder of images may hold, and what becomes of it in training, testing and
+`data verify`."""
 
 import os
 import re
@@ -68,7 +68,7 @@ SOUND = {
 
 @lru_cache
 def bomb(side, whole=True):
-    """A PNG of side x side black pixels, one bit each: some hundred times as large unpacked."""
+    """A PNG of side x side black pixels, one bit each: unpacked, some hundred times as large."""
     packer = zlib.compressobj(1)
     rows = bytes((side // 8 + 1) * 100)
     packed = [packer.compress(rows) for _ in range(side // 100 if whole else 0)]
@@ -105,7 +105,7 @@ def make_unreadable(path):
 
 def make_huge(path):
     with path.open("wb") as file:
-        file.truncate(BYTES + 1)  # takes no room on the disk
+        file.truncate(BYTES + 1)  # sparse: takes no room on the disk
 
 
 # name: (bytes, or what makes the file, what is said of it)

@@ -1,4 +1,4 @@
-"""What figures of the paper show: which curves, which colours, and what their captions count."""
+"""What the paper's figures show: which curves, which colours, and what their captions count."""
 
 import math
 from functools import partial
@@ -55,7 +55,7 @@ def test_a_net_that_was_tested_more_often_is_drawn_as_often_as_the_others_and_to
 
 
 def _net(looks, *, epochs, departure):
-    """What a figure draws of a run of 100 steps an epoch, a stand-in for it."""
+    """A stand-in for a run of 100 steps an epoch, with what a figure draws of it."""
     steps = pd.DataFrame({"epoch": epochs, "step": np.multiply(epochs, 100),
                           "conv_grad_norm": 1.0, "conv_decay_norm": 0.1})  # fmt: skip
     run = SimpleNamespace(looks=looks, steps=steps, logged=True, blind_loss=math.log(4))
@@ -67,9 +67,9 @@ def _net(looks, *, epochs, departure):
     ("departures", "drawn", "label"),
     [
         ((50, 100), 4.0, "epoch, the first 4 of 75"),  # Figure 2's place in the paper's training
-        ((20, 30), 2.0, "epoch, the first 2 of 75"),  # as few looks as one can see
-        ((50, math.inf), 75.0, "epoch"),  # one that stalls: for how long is the point
-        ((50, 1000), 75.0, "epoch"),  # most of it anyway
+        ((20, 30), 2.0, "epoch, the first 2 of 75"),  # the fewest looks that can be seen
+        ((50, math.inf), 75.0, "epoch"),  # one stalls: how long it does is the point
+        ((50, 1000), 75.0, "epoch"),  # it would be most of it anyway
     ],
 )
 def test_of_a_long_training_in_which_all_nets_soon_learn_the_beginning_is_drawn(
