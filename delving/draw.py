@@ -27,7 +27,9 @@ CITATION = (
     "He, Zhang, Ren, Sun: Delving Deep into Rectifiers: Surpassing Human-Level Performance on "
     "ImageNet Classification. arXiv 1502.01852, 2015"
 )
-SHARED = "Tables 4 to 7 and Figures 4 to 7 share six large nets per seed, as does the convergence figure"
+SHARED = (
+    "Tables 4 to 7 and Figures 4 to 7 share six large nets per seed, as does the convergence figure"
+)
 SOURCE = Path(__file__).parent
 TIMED = {"seconds": record.NUMBER}  # of eval/<protocol>.json
 DRAWN = ("table.csv", "table.md", "figure.png", "figure.svg", "data.csv", "verdict.json")

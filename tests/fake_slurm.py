@@ -1,9 +1,9 @@
-"""A SLURM of scripts in a folder: sbatch, srun, scontrol, scancel, squeue and sacct, which really
-run their jobs, in the background. Run as one of these, this file is it.
+"""A SLURM made of scripts in a folder: sbatch, srun, scontrol, scancel, squeue and sacct, which
+really run their jobs, in the background. A copy of this file acts as each of these commands.
 
-Below the folder, `jobs/<id>/` holds each job: its `state`, and the `pids` of its tasks. `hold`
-keeps jobs pending, `lose` has them end in the state that it names without having run, and with
-`no_accounts` sacct fails.
+Below the folder, `jobs/<id>/` holds each job: its `state`, and the `pids` of its tasks. A file
+`hold` keeps jobs pending, `lose` makes them end without having run, in the state that it names, and
+with `no_accounts` sacct fails.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ HOME = Path(__file__).resolve().parent
 
 
 def install(folder):
-    """Puts the commands into folder/bin; folder."""
+    """Puts the commands into folder/bin; returns the folder."""
     (folder / "bin").mkdir(parents=True)
     (folder / "jobs").mkdir()
     (folder / "slurm.py").write_text(Path(__file__).read_text(encoding="utf-8"), encoding="utf-8")
@@ -35,7 +35,7 @@ def job_of(number):
 
 
 def read(path):
-    with contextlib.suppress(FileNotFoundError):  # another may remove it between two looks
+    with contextlib.suppress(FileNotFoundError):  # another process may have removed it
         return path.read_text()
     return ""
 
@@ -99,7 +99,7 @@ def run(job):
 
 
 def srun(*words):
-    """One process a task, each with its output; a requeued job's are killed after a while."""
+    """Runs one process a task, each with its output; kills a requeued job's after a while."""
     folder, tasks, rest = job_of(os.environ["FAKE_JOB"]), [], list(words)
     outputs = {}
     while rest[0].startswith("-"):

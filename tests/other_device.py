@@ -1,7 +1,7 @@
-"""A device that is not the CPU, for machines that have no other: the CPU's memory, but as with a
-GPU no operator takes tensors of both, and NumPy sees none of its own.
+"""A device that is not the CPU, for machines that have no other. It uses the CPU's memory, but as
+with a GPU no operator takes tensors of both devices, and NumPy cannot see the device's.
 
-It can be put up once in a process, before anything else asks torch for devices of this kind.
+It can be set up once in a process, before anything else asks torch for devices of this kind.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "other"
-CROSSING = ("aten::_to_copy", "aten::copy_")  # what takes numbers from one device to the other
-# Their indices may lie on the CPU.
+CROSSING = ("aten::_to_copy", "aten::copy_")  # these take numbers from one device to the other
+# The indices that these take may be on the CPU.
 INDEXING = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
 
 
@@ -41,14 +41,14 @@ class Elsewhere(Tensor):
 
 
 class Kept(TorchDispatchMode):
-    """Operators that are given no tensor, but a device, as `zeros`, come by here."""
+    """Catches operators that are given a device but no tensor, such as `zeros`."""
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         return compute(operator, args, kwargs or {})
 
 
 def compute(operator, args, kwargs):
-    """An operator's result, computed by the CPU, and on the device where it belongs."""
+    """An operator's result, computed by the CPU and put on the device where it belongs."""
     name, given = operator._schema.name, tree_leaves((args, kwargs))
     theirs = [x for x in given if isinstance(x, Elsewhere)]
     ours = [x for x in given if isinstance(x, Tensor) and not isinstance(x, Elsewhere)]
@@ -60,7 +60,7 @@ def compute(operator, args, kwargs):
     if kwargs.get("device") is not None:
         there = torch.device(kwargs["device"]).type == NAME
         kwargs = kwargs | {"device": torch.device("cpu")}
-    inner = {id(x.inner): x for x in theirs}  # what an operator alters and returns stays itself
+    inner = {id(x.inner): x for x in theirs}  # altered in place, a tensor stays itself
     unwrapped = tree_map(lambda x: x.inner if isinstance(x, Elsewhere) else x, (args, kwargs))
     found = operator(*unwrapped[0], **unwrapped[1])
 
@@ -73,7 +73,7 @@ def compute(operator, args, kwargs):
 
 
 def check_one_device(name, theirs, ours):
-    """As on CUDA: only a number, a tensor without dimensions, may come along from the CPU."""
+    """As on CUDA: only a tensor without dimensions, a number, may join from the CPU."""
     if not theirs or (name in INDEXING and isinstance(theirs[0], Elsewhere)):
         return
     alone = all(x.dim() == 0 for x in theirs) and any(x.dim() for x in ours)
@@ -83,7 +83,7 @@ def check_one_device(name, theirs, ours):
 
 
 class Generator:
-    """Draws of the CPU's serve for the other device."""
+    """The CPU's draws serve for the other device."""
 
     def __new__(cls, device="cpu"):
         return DRAWS("cpu" if torch.device(device).type == NAME else device)
@@ -93,7 +93,7 @@ DRAWS, SAVE = torch.Generator, safetensors.torch.save
 
 
 def put_up():
-    """The device, here from now on."""
+    """Sets the device up, for as long as the process lives; returns it."""
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
     _setup_privateuseone_for_python_backend(NAME)
@@ -106,8 +106,8 @@ def put_up():
 
 @contextlib.contextmanager
 def at_work():
-    """Operators are computed as above: `torch.tensor(..., device=...)` in two steps, as else torch
-    would make it past us."""
+    """Operators are computed as above; `torch.tensor(..., device=...)` in two steps, since torch
+    would otherwise bypass `Kept`."""
     torch._C._set_only_lift_cpu_tensors(True)
     try:
         with Kept():

@@ -1,5 +1,5 @@
-"""What `delving bench` compares computes the same, and its figures are reckoned rightly. How fast
-anything is, no test asks."""
+"""What `delving bench` compares computes the same, and its figures are worked out correctly. No
+test asks how fast anything is."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def test_dense_testing_scores_as_the_loop_over_windows_does():
 
 @pytest.mark.usefixtures("brief")
 def test_all_of_imagenets_validation_images_are_reckoned_from_a_few(monkeypatch):
-    """At three scales, with flips; ten times the images take ten times as long."""
+    """At three scales, with flips; the time is proportional to the number of images."""
     seen = []
 
     def score(net, x):
@@ -204,7 +204,7 @@ def test_nets_that_race_all_train():
 
 
 def test_a_racer_that_died_is_told_and_not_taken_for_a_reader_that_left(monkeypatch):
-    """`delving ... | head` ends well by a broken pipe; a race does not."""
+    """A broken pipe ends `delving ... | head` well, but not a race."""
     monkeypatch.setattr("sys.executable", "false")
     with racing.Racer([], plain=True, threads=1) as one:
         one.process.wait()

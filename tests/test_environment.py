@@ -1,4 +1,4 @@
-"""Every terminal, every machine: streams, encodings, widths, homes, disks, and crafted records."""
+"""Any terminal, any machine: streams, encodings, widths, homes, disks, and crafted records."""
 
 import contextlib
 import errno
@@ -37,7 +37,7 @@ RESULT = {
 
 
 def run(*words, code=ENTRY, shell="", cwd=None, **settings):
-    """The same in a process of its own, with redirections and other variables; None unsets one."""
+    """Runs a command in a process of its own, with redirections and variables; None unsets one."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path(ROOT), **settings}
     variables = {key: value for key, value in variables.items() if value is not None}
     command = [sys.executable, "-c", code, *map(str, words)]
@@ -52,7 +52,7 @@ def one_line(err):
 
 
 def make_run(root, name, result):
-    """A run folder with a result.json of these bytes."""
+    """A run folder whose result.json has these bytes."""
     folder = root / "smoke" / "runs" / name
     record.write_text(folder / "config.yaml", "")
     record.write_bytes(folder / "result.json", result)
@@ -177,7 +177,7 @@ def test_a_full_disk_under_the_output_is_a_failure_in_a_line(delving, monkeypatc
     assert code == 1
     assert one_line(err)
     assert "No space left on device" in err
-    full.close()  # nothing is left that could not be written
+    full.close()  # no unwritten text is left to fail here
 
 
 def test_a_full_disk_under_the_errors_leaves_the_code(delving, monkeypatch):
@@ -188,7 +188,7 @@ def test_a_full_disk_under_the_errors_leaves_the_code(delving, monkeypatch):
 
 
 class Lost(io.StringIO):
-    """A screen that can be written no more."""
+    """A screen that can no longer be written to."""
 
     def __init__(self, error):
         super().__init__()
@@ -216,7 +216,7 @@ def test_a_training_goes_on_where_nothing_can_be_shown(number, on_terminal):
 
 
 def test_a_plan_that_cannot_be_shown_is_not_begun_and_begun_work_goes_on(capsys):
-    """The standard output, silent from then on, is capsys's: it is no file of pytest's own."""
+    """The standard output, silenced from then on, is capsys's and not a file of pytest's own."""
     overview = Overview(Console(file=Lost(OSError(errno.ENOSPC, "No space left")), width=80))
     with pytest.raises(OSError, match="No space left"):
         overview.say("About 0:09 minutes")
@@ -229,7 +229,7 @@ def test_a_plan_that_cannot_be_shown_is_not_begun_and_begun_work_goes_on(capsys)
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_streams_are_no_error_and_no_files_numbers(closed, tmp_path):
-    """Descriptors 0 to 2 are taken before anything of ours is opened."""
+    """Descriptors 0 to 2 are taken before delving opens anything."""
     code = (
         "import os, sys\nfrom delving import terminal\nterminal.settle_streams()\n"
         f"file = open({str(tmp_path / 'taken')!r}, 'w'); file.write(str(file.fileno()))\n"
@@ -277,7 +277,7 @@ def test_help_fits_any_width(delving, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     code, out, err = delving("train", "--help")
     assert (code, err) == (0, "")
-    assert max(map(len, out.splitlines())) <= max(columns, 50)  # narrower could not be read
+    assert max(map(len, out.splitlines())) <= max(columns, 50)  # narrower help would be unreadable
 
 
 @pytest.mark.parametrize(
@@ -391,7 +391,7 @@ def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path):
 
 @pytest.mark.parametrize("kind", ["device", "pipe", "folder", "link to itself"])
 def test_a_file_replaces_nothing_but_a_file(delving, tmp_path, kind):
-    """As root would replace /dev/null for all."""
+    """Otherwise root would replace /dev/null for everyone."""
     place = {"device": Path("/dev/null")}.get(kind, tmp_path / "there")
     if kind == "pipe":
         os.mkfifo(place)
@@ -449,7 +449,7 @@ def test_a_command_refuses_a_place_that_cannot_be_written(delving, bad_root, tmp
 def test_commands_that_write_nothing_mind_no_place(delving, bad_root):
     words = ["reproduce", "table1", "scale=smoke", "--plan", f"output_root={bad_root}"]
     code, out, err = delving(*words)
-    if len(bad_root.name) > 255:  # what is there cannot even be looked for
+    if len(bad_root.name) > 255:  # such a path cannot even be looked up
         assert code == 2
         assert one_line(err)
         assert str(bad_root) in err
@@ -623,7 +623,7 @@ def test_every_command_works_in_all_surroundings(trained, tmp_path, command, sur
     words = [word.format(root=trained) for word in COMMANDS[command]]
     code, out, err = run(*words, cwd=tmp_path, **SURROUNDINGS[surroundings])
     assert code == 0, err
-    if surroundings != "development":  # which tells of other libraries' ways, too
+    if surroundings != "development":  # which warns about other libraries too
         assert err == b""
     assert b"unclosed" not in err
     assert b"\x1b" not in out
@@ -639,7 +639,7 @@ def test_every_command_fails_in_a_line_where_nothing_can_be_printed(trained, com
     assert code == 1
     assert one_line(err.decode())
     assert "No space left on device" in err.decode()
-    assert command == "help" or "standard output: " in err.decode()  # that one is typer's
+    assert command == "help" or "standard output: " in err.decode()  # help is typer's
 
 
 @pytest.mark.long
@@ -654,7 +654,7 @@ def test_a_training_on_a_terminal_of_twenty_columns_stays_in_them(tmp_path):
     with subprocess.Popen(command, stdin=side, stdout=side, stderr=side, env=variables) as process:
         os.close(side)
         seen = b""
-        with contextlib.suppress(OSError):  # how a terminal's other side ends
+        with contextlib.suppress(OSError):  # raised when the terminal's other side ends
             while data := os.read(main, 4096):
                 seen += data
     os.close(main)

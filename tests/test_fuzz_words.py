@@ -1,4 +1,4 @@
-"""Any words at all end with 0 or 2, in one line that names the word that is to blame."""
+"""Any words at all end with 0, or with 2 and one line that names the word to blame."""
 
 import time
 
@@ -16,7 +16,7 @@ QUICK = settings(derandomize=True, deadline=None, max_examples=60,
                  suppress_health_check=list(HealthCheck))  # fmt: skip
 THOROUGH = settings(QUICK, max_examples=2000)
 
-SECONDS = 2  # of the processor: most calls take a hundredth, and composing up to half a second
+SECONDS = 2  # of CPU time: most calls take a hundredth of a second, composing up to half a second
 
 # --- what is typed ---
 SIGNS = "\"'`[]{}()<>$@+~!%^&*|,.:;=?#\\/-_ \t\n\r\0\x1b\x85\u2028\u202e\udcffé漢😀٣½019eExnaif"
@@ -56,14 +56,14 @@ PLAIN = ["1", "7", "8,8", "[8,16]", "0.5", "0.25,0.5", "true", "null", "14", "16
          *(name for group in GROUPS for name in choices(group))]  # fmt: skip
 fitting = st.builds("{}={}".format, real, st.sampled_from(PLAIN))
 words = st.one_of(bad_words, bad_words, fitting, st.builds("{}={}".format, real, nasty))
-# Words that are refused for nothing, whatever stands beside them.
+# Words that are never refused, whatever stands beside them.
 GOOD = ["seed=3", "train.lr=0.02", "eval.dense_s=8,12", "data.root=a b,c=d", "init=xavier",
         "output_root=~/x", "train.switch=", "device=cpu", "seed=5"]  # fmt: skip
 beside = st.lists(st.sampled_from(GOOD), max_size=2)
 
 
 def timed(*words):
-    """(exit code, stdout, stderr, seconds of the processor) of a command in this process."""
+    """(exit code, stdout, stderr, seconds of CPU time) of a command in this process."""
     started = time.process_time()
     return (*call(*words), time.process_time() - started)
 

@@ -1,4 +1,4 @@
-"""A run folder may be a stranger's: its config.yaml builds nothing, and writes nowhere else."""
+"""A run folder may be a stranger's: its config.yaml constructs no objects and writes no files."""
 
 import os
 import time
@@ -35,7 +35,7 @@ def layers(text):
     return instead(f"  layers: {text}\n", of=LAYERS)
 
 
-# What a file tries, and the words by which it is refused; CANARY is a file that it would make.
+# What a file tries, and the words that refuse it; CANARY is a file that it would create.
 CRAFTED = {
     "runs a command by a tag": (
         instead("seed: !!python/object/apply:os.system ['touch CANARY']\n"), "line 2: a tag"),
@@ -131,7 +131,7 @@ CRAFTED = {
 
 @pytest.fixture(params=CRAFTED, ids=lambda name: ascii(name).replace(" ", "-"))
 def crafted(request, tmp_path, monkeypatch):
-    """A run folder below the working directory with a crafted config.yaml, and what refuses it."""
+    """A run folder in the working directory with a crafted config.yaml; words that refuse it."""
     monkeypatch.chdir(tmp_path)
     text, words = CRAFTED[request.param]
     folder = tmp_path / "outputs" / "smoke" / "runs" / "x"
@@ -213,7 +213,7 @@ texts = st.one_of(st.text(), lines, trees.map(yaml.safe_dump), trees.map(str), s
 
 
 def refusal_of(read, *arguments):
-    """What a ValueError says, '' where there is none; any other error is a failure."""
+    """The message of the ValueError, '' where there is none; any other error is a failure."""
     try:
         read(*arguments)
     except ValueError as refusal:

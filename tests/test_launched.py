@@ -1,4 +1,4 @@
-"""Processes of the same program: whatever folder they start in, and whoever else is set to come."""
+"""Processes of the same program, whatever folder they start in and whichever others may join."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ from delving.state import git_revision
 # --- children ---
 @pytest.mark.parametrize("theirs", ["delving/__init__.py", "json.py"])
 def test_a_child_imports_nothing_of_the_folder_it_is_started_from(tmp_path, theirs):
-    """A user's own files there may bear any name."""
+    """A user's own files there may have any name."""
     (tmp_path / theirs).parent.mkdir(exist_ok=True)
     (tmp_path / theirs).write_text("raise SystemExit('mine')")
     command = child("delving", "--help")
@@ -50,7 +50,7 @@ def test_of_an_installed_package_a_child_knows_by_itself(monkeypatch):
 # --- several of a run ---
 @pytest.mark.parametrize("variables", [{}, {"RANK": "1"}, {"RANK": "0", "WORLD_SIZE": "1"}])
 def test_what_is_set_for_one_process_alone_changes_nothing(monkeypatch, variables):
-    """As some platforms do in every container."""
+    """As some platforms set them in every container."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     refuse_ranks("train -m")
@@ -91,7 +91,7 @@ with joined():
 
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_who_waits_for_ranks_that_never_come_hears_signals(rank):
-    """Variables of an earlier torchrun, or a node that is missing."""
+    """Such as with an earlier torchrun's variables, or a missing node."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -129,7 +129,7 @@ def test_a_file_is_no_terminal_though_colours_are_forced(monkeypatch, capsys):
 
 
 def test_outputs_may_lie_at_home(monkeypatch, tmp_path):
-    """zsh leaves the ~ behind a = as it is."""
+    """zsh does not expand a ~ after an equals sign."""
     monkeypatch.setenv("HOME", str(tmp_path))
     assert asked_root(["output_root=~/x"]) == asked_root([], "~/x") == f"{tmp_path}/x"
     assert compose(["output_root=~/x"]).output_root == f"{tmp_path}/x"

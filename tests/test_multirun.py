@@ -1,4 +1,4 @@
-"""`delving train -m`: planned, each run once; a failure stops no other, what was cut goes on."""
+"""`delving train -m`: each run is planned once; a failure stops no other, what was cut resumes."""
 
 import json
 import os
@@ -20,8 +20,8 @@ from delving.naming import name_run
 SMOKE = ["scale=smoke", "device=cpu"]
 NAMES = ["small14-relu-he-s0", "small14-relu-he-s1", "small14-prelu-he-s0", "small14-prelu-he-s1"]
 
-# What a worker of most of these tests does in place of delving.work: it finishes a run at once. A
-# seed of 13 fails, one of 9 is killed once, one of 99 always, one of 7 waits to be interrupted.
+# What a worker does in most of these tests instead of delving.work: it finishes a run at once. Seed
+# 13 fails, 9 is killed once, 99 is killed always, 7 waits to be interrupted.
 WORK = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -66,7 +66,7 @@ for line in iter(sys.stdin.readline, ""):
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A working directory; its workers are the ones above."""
+    """A working directory, with the workers above."""
     (tmp_path / "delving").mkdir()
     (tmp_path / "delving" / "__init__.py").write_text("")
     (tmp_path / "delving" / "work.py").write_text(WORK)
@@ -92,7 +92,7 @@ def runs(home):
 
 
 def states(lines):
-    """{run: how it stands} as the plan tells it."""
+    """{run: its state} as the plan tells it."""
     told = [line.split("  ") for line in lines if line.startswith("  small14")]
     return {parts[1].strip(): next(p.strip() for p in parts[2:] if p) for parts in told}
 
@@ -142,7 +142,7 @@ def test_a_run_alone_can_be_planned_too(train, no_workers, home):
 def test_a_plan_refuses_runs_whose_images_are_not_there(train, no_workers, home, words, said):
     code, lines, _ = train("-m", *SMOKE, *words, "act=relu", "seed=0,1", "--plan")
     assert (code, set(states(lines).values())) == (1, {"refused"})  # as the run itself would
-    assert sum(said in line for line in lines) == 1  # what is common to both
+    assert sum(said in line for line in lines) == 1  # once, as it is the same for both
 
 
 def test_of_a_key_given_twice_the_last_sweep_counts(train, no_workers, home):
@@ -332,7 +332,7 @@ def test_columns_are_as_wide_as_their_widest_cell():
 # --- in earnest: with the real worker, as in test_reproduce ---
 @pytest.fixture(scope="module")
 def earnest(tmp_path_factory):
-    """Two runs trained by the command, with its real workers, and what it said."""
+    """Two runs trained by the command with its real workers: the folder, and what it printed."""
     home = tmp_path_factory.mktemp("home")
     words = ["-m", *SMOKE, "act=relu", "seed=0..1", "train.epochs=1", "--jobs", "1"]
     with pytest.MonkeyPatch.context() as patch:

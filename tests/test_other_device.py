@@ -1,7 +1,7 @@
-"""All that computes does so on whatever device it is given, with nothing left on the CPU.
+"""Everything computes on the device that it is given, with nothing left on the CPU.
 
-Most machines that run these tests have no GPU, where one tensor on the wrong device ends a run. So
-all is done twice in a process of its own, on the CPU and on a device that is not the CPU.
+On a GPU one tensor on the wrong device ends a run, but most machines that run these tests have no
+GPU. So all is done twice in a process of its own, on the CPU and on a device that is not the CPU.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ def main():
 
 
 def is_refused(device):
-    """Whether a CPU's tensor among the device's is an error."""
+    """Whether mixing a CPU tensor with the device's is an error."""
     import torch
 
     try:
@@ -44,10 +44,10 @@ def is_refused(device):
 
 
 def do_everything(root):
-    """Training, taken up once; every protocol; the measurements; the detector."""
+    """Training, resumed once; every protocol; the measurements; the detector."""
     from delving.config import compose
 
-    # In float64 both devices' ways differ in the last bits alone.
+    # In float64 the two devices' results differ in the last bits only.
     words = ["scale=smoke", "precision=fp64", "data.workers=0", "act=prelu", "train.log_every=1",
              f"output_root={root}", "train.checkpoint_minutes=1e-9", "eval=recipe"]  # fmt: skip
     small, large = (compose([*words, f"model={net}"]) for net in ("small14", "c"))
@@ -64,7 +64,7 @@ def do_everything(root):
 
 
 class StoppedError(Exception):
-    """What a test stops a training by."""
+    """Stops a training in a test."""
 
 
 def stop_at_step_three(event):
@@ -79,7 +79,7 @@ def train(config, watch=lambda event: None):
 
 
 def told_of(folder):
-    """What a run's files tell but for times: losses, errors, slopes, the scores of every image."""
+    """What a run's files tell except times: losses, errors, slopes, the scores of every image."""
     from delving import record
 
     result = record.read_result(folder)
@@ -92,7 +92,7 @@ def told_of(folder):
 
 
 def batch_of_resident_images():
-    """The sum of a batch made where the images lie, weighted so that no pixel's place is free."""
+    """A batch made on the device; its pixels as a sum weighted by place, so that order counts."""
     import torch
     from helpers import make_images
 
@@ -150,7 +150,7 @@ def found(tmp_path_factory):
 
 
 def test_the_other_device_refuses_tensors_of_the_cpu(found):
-    """Else the tests below would see nothing."""
+    """Else the tests below would prove nothing."""
     assert found["other"]["refused"]
     assert not found["cpu"]["refused"]
 

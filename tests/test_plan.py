@@ -481,7 +481,7 @@ def test_images_that_lie_there_are_counted(tmp_path):
     assert count_images(configs.compose([*words, "data.train_images=2"])) == (2, 1)
     nowhere = ["scale=quarter", "data=cifar10", f"data.root={tmp_path / 'nowhere'}"]
     assert count_images(configs.compose(nowhere)) == (50_000, 10_000)
-    imagenet = ["scale=quarter", "data=imagenet", f"data.root={tmp_path}"]  # a known number: files are not listed
+    imagenet = ["scale=quarter", "data=imagenet", f"data.root={tmp_path}"]  # known without listing
     assert count_images(configs.compose(imagenet)) == (1_281_167, 50_000)
 
 

@@ -157,9 +157,9 @@ def test_a_step_that_is_not_finite_moves_nothing(broken):
 
 
 class Recorded:
-    """In place of a CUDA graph, on a CPU: what is recorded is undone, and done when it is replayed.
+    """Stands for a CUDA graph on a CPU: what is recorded is undone, and done at each replay.
 
-    A true graph's launches go to where they went when they were recorded: so does `found` here.
+    A real graph's launches write to where they wrote when they were recorded: so does `found` here.
     """
 
     def __init__(self, error=None):

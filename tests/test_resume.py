@@ -78,7 +78,7 @@ def dies_scoring(real, number):
     return items
 
 
-MOMENTS = {  # of a run, and a number of them that does not exceed how many there are
+MOMENTS = {  # the moments of a run, and how many of each there are, or fewer
     "after a step": 6,
     "inside a log write": 7,
     "inside a checkpoint's file": 20,

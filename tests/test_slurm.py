@@ -1,5 +1,5 @@
-"""`launcher=slurm`: jobs by submitit. A preempted one goes on and ends as if nothing had been; what
-is finished or in the queue is not sent again."""
+"""`launcher=slurm`: jobs by submitit. A preempted one continues and ends as if nothing had
+happened; what is finished or in the queue is not submitted again."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def train(delving):
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A working directory on a machine without SLURM, whose jobs compute on one thread."""
+    """A working directory on a machine without SLURM; jobs compute on one thread."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -51,10 +51,10 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def cluster(home, monkeypatch):
-    """The folder of a SLURM that is here."""
+    """Installs a fake SLURM; the folder of it."""
     folder = fake_slurm.install(home / "cluster")
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:/usr/bin:/bin")
-    # What it knows of jobs is kept for the whole process, and each cluster counts from 100.
+    # Submitit remembers jobs for the whole process, while each fake cluster counts from 100.
     watcher = type(submitit.SlurmJob.watcher)(delay_s=600)
     monkeypatch.setattr(submitit.SlurmJob, "watcher", watcher)
     yield folder
@@ -70,7 +70,7 @@ def state(cluster, job):
 
 
 def fake_slurm_ends(cluster, job, seconds=60):
-    """Its state once it has ended."""
+    """A job's state once it has ended."""
     until(lambda: state(cluster, job) not in ("PENDING", "RUNNING"), seconds)
     return state(cluster, job)
 
@@ -346,7 +346,7 @@ def test_who_waits_may_leave_and_the_jobs_stay(train, cluster, monkeypatch):
 
 
 class Job(submitit.LocalJob):
-    """One that has ended, as `end` says."""
+    """A job that has ended."""
 
     def done(self, force_check=False):
         return True
@@ -384,7 +384,7 @@ def test_a_result_that_is_late_to_be_seen_is_waited_for(tmp_path, monkeypatch):
 # --- inside a job ---
 @pytest.fixture
 def environment(tmp_path):
-    """Of a task in a job, as far as it matters to who leaves."""
+    """The environment of a task in a job, as far as leaving it depends on it."""
     pickle = tmp_path / "5_submitted.pkl"
     pickle.write_bytes(b"job")
     paths = types.SimpleNamespace(submitted_pickle=pickle)
@@ -393,7 +393,7 @@ def environment(tmp_path):
 
 @pytest.fixture
 def handlers():
-    """What this test sets is taken back."""
+    """Restores the signal handlers that a test sets."""
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     before = {number: signal.getsignal(number) for number in numbers}
     yield
@@ -434,7 +434,7 @@ def test_rank_0_gives_submitits_signal_to_its_handler_which_requeues(
 
 
 def test_the_other_ranks_stay_until_rank_0_has_requeued_the_job(environment, handlers, monkeypatch):
-    monkeypatch.setattr(slurm_job, "ASKING", 1)  # after the file's change, until it asked SLURM
+    monkeypatch.setattr(slurm_job, "ASKING", 1)  # between changing the file and asking SLURM
     signal.signal(signal.SIGUSR2, lambda *_: None)  # what submitit does there
     pickle = environment.paths.submitted_pickle
     untouched = slurm_job._stamp(environment)
@@ -503,7 +503,7 @@ def test_a_job_trains_its_run_and_leaves_plain_lines(monkeypatch, tmp_path, hand
 
 
 def in_job(monkeypatch, tmp_path, error):
-    """What calling a job comes to where train_run raises."""
+    """Calls a job whose train_run raises the error; returns what the job returns."""
     as_in_job(monkeypatch, tmp_path)
 
     def fail(config, watch):
@@ -534,7 +534,7 @@ def test_the_job_that_comes_back_is_the_same_one():
 # --- in earnest ---
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nobody interrupted, in this process."""
+    """A run made in this process, never interrupted."""
     config = the_plan(smoke_sweep(tmp_path_factory.mktemp("whole"), *LONG)).runs
     return train_run(next(iter(config.values())), lambda event: None)
 
@@ -549,7 +549,7 @@ def steps(folder):
 
 
 def submitted(sweep, settings, cluster):
-    """(submitit's job, the run's folder) of a sweep of one run."""
+    """Submits a sweep of one run: (submitit's job, the run's folder)."""
     plan = the_plan(sweep)
     [name] = plan.runs
     return submit(plan, [name], settings, cluster)[name], plan.folder(name)
@@ -607,7 +607,7 @@ def test_slurm_preempts_a_job_and_it_goes_on(cluster, whole, home, timeout):
 
 
 def heeds(pid):
-    """Whether a process has a handler of USR2."""
+    """Whether a process has a handler for USR2."""
     [line] = [x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if "SigCgt" in x]
     return int(line.split()[1], 16) >> (signal.SIGUSR2 - 1) & 1
 
@@ -627,7 +627,7 @@ def has_ended(cluster, job):
 def test_a_job_may_be_preempted_at_any_moment(cluster, whole, home, tally):
     job, folder = submitted(smoke_sweep(home / "out", *LONG), Slurm(gpus=0), "slurm")
     task, tries = None, 0
-    # Seconds from its start on: while it imports, opens, trains or scores.
+    # Seconds after its start: while it imports, opens, trains or scores.
     for delay in (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0):
         task = next_task(cluster, job, task)
         if task is None:

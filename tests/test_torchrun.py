@@ -1,6 +1,6 @@
-"""torchrun starts the ranks, ends them together, and starts them again where one was lost.
+"""torchrun starts the ranks, ends them together, and restarts them where one was lost.
 
-It takes seconds to start anything; what the ranks then do is in test_ranks, in forked processes.
+Each start takes seconds, so what the ranks then do is tested in test_ranks, in forked processes.
 """
 
 import os
@@ -32,7 +32,7 @@ def start(root, *options, words=(), wrapper=()):
 
 
 def finish(process, seconds=120):
-    """Its output, and nothing of it left."""
+    """The process's output, once nothing of it is left running."""
     try:
         output, _ = process.communicate(timeout=seconds)
     finally:
@@ -59,7 +59,7 @@ def ranks_of(root):
 
 
 def wait_for_step(root, step, seconds=60):
-    """Until a checkpoint of that step is there."""
+    """Waits for a checkpoint of that step or a later one; returns the run's folder."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         for folder in record.list_runs(str(root)):
@@ -153,7 +153,7 @@ def test_a_signal_to_torchrun_saves_and_ends_all(whole, root, name):
 # --- two machines ---
 @pytest.fixture
 def two_hosts():
-    """Two network namespaces joined by a cable, as command prefixes; skips without the right."""
+    """Two network namespaces joined by a cable, as command prefixes; skips where not permitted."""
     if not shutil.which("ip") or os.geteuid():
         pytest.skip("network namespaces need iproute2 and root")
     tag = f"dl{os.getpid() % 10_000}"

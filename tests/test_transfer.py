@@ -1,4 +1,4 @@
-"""Runs go from one machine to another as one archive: the same records, and nothing else."""
+"""Runs go from one machine to another in one archive: the same records, and nothing else."""
 
 import errno
 import hashlib
@@ -30,7 +30,7 @@ SLOPES = {"conv1": [0.25], "fc1": [0.1, 0.2]}
 
 @pytest.fixture
 def there(tmp_path, monkeypatch):
-    """A machine with finished runs and a measurement made of some of them: its outputs/smoke."""
+    """The outputs/smoke of a machine with finished runs and a measurement of some of them."""
     place = tmp_path / "there"
     place.mkdir()
     monkeypatch.chdir(place)
@@ -55,7 +55,7 @@ def here(tmp_path):
 
 
 def changed(archive, change):
-    """The archive after `change(files)`, its manifest as it was unless that changed it too."""
+    """The archive after `change(files)`; its manifest stays unless `change` alters it too."""
     with zipfile.ZipFile(archive) as old:
         files = {name: old.read(name) for name in old.namelist()}
     change(files)
@@ -66,7 +66,7 @@ def changed(archive, change):
 
 
 def signed(files):
-    """A manifest that fits, as who tampers with an archive would write it."""
+    """Adds a matching manifest, as someone tampering with an archive would."""
     files.pop(MANIFEST, None)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     files[MANIFEST] = json.dumps({"version": VERSION, "files": hashes}).encode()
@@ -89,7 +89,7 @@ def test_records_arrive_byte_for_byte(there, archive, here, tmp_path):
 
 
 def test_scores_by_other_settings_than_the_runs_own_arrive_too(there, here, tmp_path):
-    """Of `delving eval precision=fp32` and of several scales, which have names of their own."""
+    """Those of `delving eval precision=fp32` and of several scales, which have other names."""
     run = sorted((there / "runs").iterdir())[0]
     for name in ("ten_view-fp32", "dense@40+56", "dense@40+56-fp32"):
         record.write_json(run / "eval" / f"{name}.json", {"top1_err": 50.0})
@@ -107,7 +107,7 @@ def test_scores_by_other_settings_than_the_runs_own_arrive_too(there, here, tmp_
 def test_an_import_that_was_killed_leaves_nothing_once_it_is_done_again(
     archive, here, tmp_path, owner, name, file
 ):
-    """As a run is put into its place, and once all measurements are."""
+    """Killed as a run is put into its place, or once all measurements are in theirs."""
 
     def moment(path, *_):
         return file in (Path(path).name, Path(path).parent.name)
@@ -201,7 +201,7 @@ def measured_here(here):
 
 
 def test_measurements_of_several_machines_come_together(there, tmp_path, here):
-    """Each has trained and measured some of the runs."""
+    """Each machine has trained and measured some of the runs."""
     prelu, relu = "small14-prelu-he-s0", "small14-relu-he-s0"
     for run in (prelu, relu):
         export_runs(there, [run], tmp_path / f"{run}.zip")
@@ -233,7 +233,7 @@ def test_a_second_import_changes_nothing(archive, here, tmp_path):
 
 # --- detections ---
 def make_detection(there, run, told=None):
-    """A finished detection of a run, which found nothing."""
+    """A finished detection of a run that found nothing."""
     folder = there / "detections" / f"{run}-shapes_voc"
     result = {
         "detection": folder.name, "run": run, "scale": "smoke", "model": "small14", "act": "relu",

@@ -1,4 +1,4 @@
-"""Tasks side by side: every one is done or fails by its name, and no process is left behind."""
+"""Tasks side by side: each one is done or fails by name, and no process is left behind."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from delving import workers
 from delving.signals import HEEDED, Interrupted
 from delving.workers import Task, work_through
 
-# What a worker of these tests does, in place of delving.work: the same protocol, and misfortunes.
+# What a worker does in these tests instead of delving.work: the same protocol, with misfortunes.
 WORK = """
 import json, os, signal, sys, time
 heard = []
@@ -84,7 +84,7 @@ for line in iter(sys.stdin.readline, ""):
 
 @pytest.fixture(autouse=True)
 def _fake_worker(tmp_path_factory, monkeypatch):
-    """`python -m delving.work` finds the script above."""
+    """Makes `python -m delving.work` find the script above."""
     folder = tmp_path_factory.mktemp("fake")
     (folder / "delving").mkdir()
     (folder / "delving" / "__init__.py").write_text("")
@@ -94,7 +94,7 @@ def _fake_worker(tmp_path_factory, monkeypatch):
 
 
 class Watched:
-    """Everything that was told of the tasks, and the processes that did them."""
+    """Collects everything that is told of the tasks, and the processes that did them."""
 
     def __init__(self, also=lambda name, event: None):
         self.told, self.also, self.inside = [], also, threading.Lock()
@@ -106,7 +106,7 @@ class Watched:
         self.inside.release()
 
     def of(self, kind):
-        """{task: its event of a kind}"""
+        """{task: its event of that kind}"""
         return {name: event for name, event in self.told if event["event"] == kind}
 
     def order(self, kind="begin"):
@@ -126,12 +126,12 @@ def sleeping(name, seconds=0.15, **rest):
 
 
 def lasting(seconds, planned):
-    """A task that is planned to take so long."""
+    """A task that is planned to take these seconds."""
     return replace(planned, seconds=seconds)
 
 
 def work(*tasks, jobs=1, watch=None):
-    """({name: error}, what was told), after checking that nobody is left."""
+    """Does the tasks: ({name: error}, what was told), after checking that no process is left."""
     watch = watch or Watched()
     outcomes = work_through(tasks, jobs=jobs, watch=watch)
     assert sorted(o.task.name for o in outcomes) == sorted(t.name for t in tasks)
@@ -178,7 +178,7 @@ def test_several_workers_work_side_by_side_on_a_core_each():
     assert max(e["at"] for e in begun.values()) < min(e["at"] for e in ended.values())
     assert len(set(watch.pids.values())) == 2
     assert {e["threads"] for e in begun.values()} == {"1"}
-    assert {e["sharing"] for e in begun.values()} == {"2"}  # so that they share what is over
+    assert {e["sharing"] for e in begun.values()} == {"2"}  # so that they share the spare cores
 
 
 # --- workers that die ---
@@ -201,7 +201,7 @@ def test_a_worker_killed_from_outside_is_told_by_the_signal_alone():
 
 
 def test_one_that_a_signal_ends_before_it_heeds_them_is_told_by_the_signal():
-    """Its last word, KeyboardInterrupt, would look like a fault of ours."""
+    """Its last words, KeyboardInterrupt, would look like a fault in the program."""
     errors, _ = work(task("a", "starting"))
     assert errors == {"a": "the worker was ended by SIGINT"}
 
@@ -223,7 +223,7 @@ def test_what_a_killed_worker_did_is_done_once_more_after_all_that_waits(tmp_pat
 
 # --- what another process is at ---
 def held(name, tmp_path, **rest):
-    """A task that is found held once."""
+    """A task that is once found to be held by another process."""
     return task(name, "held", mark=str(tmp_path / name), **rest)
 
 
@@ -338,7 +338,7 @@ def test_tasks_that_want_to_be_alone_come_last_one_by_one_with_all_cores():
 
 # --- signals ---
 def send(number, times=1):
-    """A watcher that sends this process a signal, so often, as soon as a task is ready."""
+    """A watcher that sends this process a signal, `times` over, as soon as a task is ready."""
 
     def watch(name, event):
         if event["event"] == "ready":

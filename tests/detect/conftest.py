@@ -1,4 +1,4 @@
-"""Generated scenes, drawn once for all tests of detection."""
+"""Generated scenes, drawn once for all detection tests."""
 
 import pytest
 
@@ -17,5 +17,5 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def drawn(scenes):
-    """Both splits of it."""
+    """Both splits of the scenes."""
     return [load_split(find_voc(scenes), name, CLASSES) for name in ("trainval", "test")]

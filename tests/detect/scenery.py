@@ -1,4 +1,4 @@
-"""Small annotated images in VOC's layout, made in a line."""
+"""Small annotated images in VOC's layout, each made in one line."""
 
 import io
 import tarfile
@@ -37,7 +37,7 @@ def object_xml(name, box, difficult=0):
 
 
 def annotation_xml(size, *objects):
-    """An annotation as VOC 2007 has it, the objects' XML given."""
+    """An annotation in VOC 2007's form around the given objects' XML."""
     sides = f"<width>{size[0]}</width><height>{size[1]}</height><depth>3</depth>"
     return (f"<annotation>\n<folder>VOC2007</folder><filename>1.jpg</filename>"
             f"<size>{sides}</size><segmented>0</segmented>\n{''.join(objects)}</annotation>\n"
@@ -45,7 +45,7 @@ def annotation_xml(size, *objects):
 
 
 def jpeg(size, seed=0, quality=95):
-    """Slow waves of colour, which survive a JPEG and a resize."""
+    """A JPEG of slow waves of colour, which survive compression and resizing."""
     y, x = np.mgrid[: size[1], : size[0]] / max(size)
     a, b, phase = np.random.default_rng(seed).uniform(-4, 4, (3, 3))
     pixels = 127 + 100 * np.sin(x[..., None] * a + y[..., None] * b + phase)
@@ -55,8 +55,8 @@ def jpeg(size, seed=0, quality=95):
 
 
 def voc_files(images, split="trainval"):
-    """{name: bytes} below VOC2007 of images {id: (size, [(label, box, difficult)])}, the boxes
-    half-open from 0."""
+    """{name: bytes} below VOC2007 for images {id: (size, [(label, box, difficult)])} whose boxes
+    are half-open from 0."""
     files = {f"ImageSets/Main/{split}.txt": "".join(f"{n}\n" for n in images).encode()}
     for seed, (number, (size, rows)) in enumerate(images.items()):
         objects = [object_xml(NAMES[label], (box[0] + 1, box[1] + 1, box[2], box[3]), int(*hard))
@@ -76,7 +76,7 @@ def reader(files):
 
 
 def split_of(*images):
-    """A Split of images (size, [(label, box, difficult)]), named 0, 1, ..."""
+    """A Split of images (size, [(label, box, difficult)]) that are named 0, 1, ..."""
     return load_split(reader(voc_files(dict(zip(map(str, range(99)), images, strict=False)))),
                       "trainval", NAMES)  # fmt: skip
 

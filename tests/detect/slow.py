@@ -7,8 +7,8 @@ import math
 
 
 def overlap(a, b):
-    """Intersection over union as VOC's devkit has it: in pixels, the last of which belong to the
-    box."""
+    """Intersection over union as in VOC's devkit: in pixels, where the last row and column belong
+    to the box."""
     ax1, ay1, ax2, ay2 = a[0], a[1], a[2] - 1, a[3] - 1
     bx1, by1, bx2, by2 = b[0], b[1], b[2] - 1, b[3] - 1
     width = min(ax2, bx2) - max(ax1, bx1) + 1
@@ -20,7 +20,8 @@ def overlap(a, b):
 
 
 def judge(detections, truth, label):
-    """(hits, wrong ones, objects) after each detection (image, label, score, box) of a class."""
+    """The (hits, wrong ones) after each detection (image, label, score, box) of a class, and the
+    number of its objects."""
     objects = sum(kind == label and not difficult for rows in truth for kind, _, difficult in rows)
     taken, hits, wrong, curve = set(), 0, 0, []
     # Python's sort keeps the order of equal scores.
@@ -75,13 +76,13 @@ def encode(box, truth):
 
 
 def nearest_cell(pixel, cells, *, start, stride):
-    """The one of `cells` in a row whose centre, start + i * stride, is nearest to the pixel; of two
-    the later one."""
+    """Which of `cells` in a row has its centre, start + i * stride, nearest to the pixel; the later
+    one of two that tie."""
     return min(range(cells), key=lambda i: (abs(start + i * stride - pixel), -i))
 
 
 def pool(feature_map, roi, bins, *, start, stride):
-    """RoI max pooling of a map (channels of rows) in nested lists: (channels, bins, bins)."""
+    """RoI max pooling of a map given as nested lists (channels of rows): (channels, bins, bins)."""
     height, width = len(feature_map[0]), len(feature_map[0][0])
     left, right = (nearest_cell(x, width, start=start, stride=stride)
                    for x in (roi[0], roi[2] - 1))  # fmt: skip
@@ -105,8 +106,8 @@ def pool(feature_map, roi, bins, *, start, stride):
 
 
 def suppress(boxes, scores, most, *, least, count):
-    """[(class, RoI)] of the detections that stay, the best first: of a class's none overlaps a
-    better one by more than `most`; scores of `least` or more; `count` at most in all."""
+    """[(class, RoI)] of the detections that stay, best first: none overlaps a better one of its
+    class by more than `most`; scores are `least` or more; there are `count` at most in all."""
     kept = []
     for label in range(len(scores[0]) if scores else 0):
         order = sorted(range(len(scores)), key=lambda n: -scores[n][label])
@@ -121,7 +122,7 @@ def suppress(boxes, scores, most, *, least, count):
 
 
 def detection_loss(scores, shifts, labels, targets):
-    """Fast R-CNN, Eq. 1 to 3: (-log p_u, smooth L1 of class u's shifts), means over all RoIs."""
+    """Fast R-CNN, Eq. 1 to 3: -log p_u and the smooth L1 of class u's shifts, means over RoIs."""
     of_classes = of_boxes = 0.0
     for row, own, label, target in zip(scores, shifts, labels, targets, strict=True):
         most = max(row)

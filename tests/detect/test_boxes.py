@@ -1,4 +1,4 @@
-"""Boxes: shifts there and back, edges, mirrors; and the sizes of images that they lie in."""
+"""Boxes: shifts there and back, edges, mirrors; and the sizes of the images they lie in."""
 
 import math
 
@@ -16,7 +16,7 @@ from delving.detect.sample import Sizing, resize, scale_boxes
 
 many = settings(deadline=None, derandomize=True, max_examples=50)
 starts = st.floats(-200, 800, allow_subnormal=False)
-sides = st.floats(8, 400, allow_subnormal=False)  # factors up to 50: below what decode cuts
+sides = st.floats(8, 400, allow_subnormal=False)  # factors up to 50: below decode's limit
 boxes = st.builds(lambda x, y, w, h: [x, y, x + w, y + h], starts, starts, sides, sides)
 pairs = st.lists(st.tuples(boxes, boxes), max_size=5)
 lengths = st.integers(1, 600)
@@ -48,7 +48,7 @@ def test_shifts_worked_by_hand():
 def test_decoding_undoes_encoding(rows):
     first, second = table([a for a, _ in rows]), table([b for _, b in rows])
     torch.testing.assert_close(decode(first, encode(first, second)), second, rtol=1e-9, atol=1e-6)
-    # The same of a box for each class at once, as the detector has them.
+    # The same for a box per class at once, as the detector has them.
     each = decode(first[:, None], encode(first, second)[:, None].expand(-1, 3, 4))
     torch.testing.assert_close(each, second[:, None].expand(-1, 3, 4), rtol=1e-9, atol=1e-6)
 
@@ -59,7 +59,7 @@ def test_no_shift_leaves_a_box_as_it_is():
 
 
 def test_a_wild_factor_stays_finite():
-    """60 as the logarithm of a factor would be 10^26; and fp32 overflows from 89 on."""
+    """60 as the logarithm of a factor would mean 10^26, and fp32 overflows from 89 on."""
     shifts = torch.tensor([[0.0, 0.0, 60.0, 1e30]])
     grown = decode(torch.tensor([[0.0, 0.0, 16.0, 16.0]]), shifts)
     assert grown[0].tolist() == pytest.approx([-492, -492, 508, 508])
@@ -115,7 +115,7 @@ def test_the_shorter_side_is_as_asked_unless_the_longer_one_would_be_too_long(
         assert max(small) == sizing.longest
         assert min(small) <= side
     short, long = sorted((width, height))
-    assert abs(min(small) - max(small) * short / long) <= 1 + short / long  # as long as before
+    assert abs(min(small) - max(small) * short / long) <= 1 + short / long  # same aspect
     assert sizing.size_of((height, width)) == small[::-1]
 
 

@@ -1,4 +1,4 @@
-"""`delving detect`: a run folder as any other, whatever ends it; the artefact made of several."""
+"""`delving detect`: a run folder like any other, whatever ends it; the artefact made of several."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ def detect(run, watch=silent, words=()):
 
 @pytest.fixture(scope="module")
 def trunk(whole, tmp_path_factory):
-    """A trained run in an output root of its own."""
+    """A trained run in a separate output root."""
     folder = tmp_path_factory.mktemp("trunk") / "smoke" / "runs" / whole.name
     shutil.copytree(whole, folder)
     return folder
@@ -75,7 +75,7 @@ def copied(trunk, detected, tmp_path):
 
 
 def outcome(folder):
-    """All that a detection is."""
+    """All that makes up a detection."""
     tensors, _ = load_checkpoint(folder)
     events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return {
@@ -154,7 +154,7 @@ def test_interrupted_it_goes_on_as_if_nothing_had_happened(copied, detected, num
 
 
 def test_what_an_interrupted_one_lost_is_written_anew(copied, detected):
-    """By them it is found again; the losses logged before are gone."""
+    """These files are for finding the run again; the losses logged before are lost."""
 
     def stop(event):
         if event["event"] == "tick" and event["step"] == 5:
@@ -208,7 +208,7 @@ def test_what_came_from_another_machine_is_reported(copied, tmp_path):
     import_runs(tmp_path / "runs.zip", str(tmp_path / "there"))
     run = tmp_path / "there" / "smoke" / "runs" / copied.name
     came = run.parents[1] / "detections" / folder.name
-    # Its `auto` was bf16, and another way to propose.
+    # There `auto` meant bf16, and another method of proposals.
     about = (came / "config.yaml").read_text().replace("precision: fp32", "precision: bf16")
     (came / "config.yaml").write_text(
         about.replace("proposals: grid", "proposals: selective_search")
@@ -253,7 +253,7 @@ def test_a_folder_with_another_detection_is_refused_by_its_keys(copied):
 
 
 def test_in_another_precision_than_its_runs_it_is_another(copied, monkeypatch):
-    """Else a reproduction would take it for its own."""
+    """Else a reproduction would take it for the one it asks for."""
     seen = []
 
     def stop(run, config):

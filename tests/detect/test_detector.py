@@ -1,4 +1,4 @@
-"""Fast R-CNN made of a trained net: its layers, its heads, what of it is trained."""
+"""Fast R-CNN made from a trained net: its layers, its heads, which parts are trained."""
 
 import math
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def small_net(*words, model="small14"):
-    """A net with its initial weights, in fp64, biases and slopes moved: as if it were trained."""
+    """An fp64 net with its initial weights, but biases and slopes moved as if it were trained."""
     config = composed(("scale=smoke", f"model={model}", "act=prelu", "precision=fp64", *words))
     net, _ = build_model(config, 4)
     net = materialise(net, config, CPU)
@@ -67,8 +67,8 @@ def test_all_other_layers_are_the_nets_own():
 
 @pytest.mark.parametrize("model", ["vgg19", "vgg_b"])
 def test_the_last_pooling_gives_way_to_that_of_regions(model):
-    """Fast R-CNN, 2.2: RoI pooling stands in the last max pooling's place, so that cells of VGG
-    are 16 pixels apart; a map of 32 would be pooled twice."""
+    """Fast R-CNN, 2.2: RoI pooling takes the last max pooling's place, so that VGG's cells are 16
+    pixels apart; at 32 the map would be pooled twice."""
     made = detector(small_net("data.crop=56", model=model))
     assert not isinstance(made.features[-1], nn.MaxPool2d)
     assert made.stride == 16
@@ -109,7 +109,7 @@ def test_images_of_several_sizes_are_judged_as_each_by_itself():
 
 
 def test_a_response_keeps_its_size_without_the_coarser_levels():
-    """What sqrt(fan_in / kept) is for: on unrelated inputs of unit variance."""
+    """What sqrt(fan_in / kept) is for, shown on independent inputs of unit variance."""
     net = small_net()
     made = detector(net)
     x = torch.randn(400, 800, generator=torch.Generator().manual_seed(3)).double()
@@ -159,4 +159,4 @@ def test_the_heads_are_drawn_as_fast_rcnns_are_by_the_seed_alone():
         assert not torch.equal(weight, getattr(other, head).weight)
     assert first.scores.weight.shape == (21, 256)
     assert first.shifts.weight.shape == (80, 256)
-    assert first.scores.weight.dtype == torch.float64  # as the trunk's
+    assert first.scores.weight.dtype == torch.float64  # like the trunk's

@@ -1,4 +1,4 @@
-"""VOC's files from strangers: random ones, broken tar files, places with nothing of the kind."""
+"""VOC's files from strangers: random ones, broken tar files, folders that hold nothing of VOC."""
 
 import re
 import tarfile
@@ -18,7 +18,7 @@ GOOD = annotation_xml((50, 40), object_xml("cat", (1, 2, 30, 40)), object_xml("d
 
 
 def read_or_refuse(data):
-    """Whatever it is: objects inside the image, or a ValueError of one short line."""
+    """Any data gives objects inside the image, or a ValueError of one short line."""
     size, found, error = None, None, None
     try:
         size, found = parse_annotation(data, NAMES)
@@ -96,7 +96,7 @@ def test_a_tar_that_is_none_is_refused_by_its_path(tmp_path):
 
 
 def test_a_tar_cut_off_anywhere_is_refused(tmp_path):
-    """As an interrupted download leaves it: by the tar's path, or by a file that it ends before."""
+    """As an interrupted download leaves it; the tar's path or a file missing from it is named."""
     whole = write_tar(tmp_path / TRAINVAL, FILES).read_bytes()
     end = whole.rstrip(b"\0")  # tar files end in empty blocks, which may be absent
     for at in range(1, len(end), 397):

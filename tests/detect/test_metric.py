@@ -24,7 +24,7 @@ from delving.detect.voc import parse_annotation
 many = settings(deadline=None, derandomize=True, max_examples=60)
 some = settings(many, max_examples=25)
 BOX, ELSEWHERE = (0, 0, 10, 10), (50, 50, 60, 60)
-HALF = (0, 0, 10, 5)  # 50 pixels of BOX's 100 and none beside
+HALF = (0, 0, 10, 5)  # 50 of BOX's 100 pixels and no others
 
 
 def both(found, truth):
@@ -52,7 +52,7 @@ CASES = {
         [[(0, BOX), (0, ELSEWHERE)]],
         (100 * (6 + 5 * 2 / 3) / 11, 100 * 5 / 6),
     ),
-    # The surer of two is the right one though it overlaps by less: precision 1 at recall 1.
+    # The surer of the two counts though it overlaps by less: precision 1 at recall 1.
     "of two detections of an object the surer is right": (
         [(0, 0, 0.8, BOX), (0, 0, 0.9, HALF)],
         [[(0, BOX)]],
@@ -65,7 +65,7 @@ CASES = {
         [[(0, BOX), (0, (0, 0, 10, 6))]],
         (600 / 11, 50),
     ),
-    # Of two objects that overlap it alike it is the first's.
+    # A detection that overlaps two objects equally belongs to the first.
     "of equal overlaps the first object counts": (
         [(0, 0, 0.9, BOX), (0, 0, 0.8, (0, 0, 10, 5))],
         [[(0, (0, 0, 10, 5)), (0, (0, 5, 10, 10))]],
@@ -73,7 +73,7 @@ CASES = {
     ),
     "an overlap of exactly one half counts": ([(0, 0, 0.9, HALF)], [[(0, BOX)]], (100, 100)),
     "an overlap of less does not": ([(0, 0, 0.9, (0, 0, 10, 4.99))], [[(0, BOX)]], (0, 0)),
-    # Its detection is neither right nor wrong, its own miss no miss: 1 of 1 at precision 1.
+    # Its detection is neither right nor wrong and it is not counted: 1 of 1 at precision 1.
     "a difficult object that is found does not count": (
         [(0, 0, 0.9, ELSEWHERE), (0, 0, 0.8, BOX)],
         [[(0, BOX), (0, ELSEWHERE, True)]],
@@ -89,7 +89,7 @@ CASES = {
         [[(0, BOX), (0, ELSEWHERE, True)]],
         (100, 100),
     ),
-    # A detection that overlaps the difficult object by 0.9 and the other by 0.66 is the former's.
+    # A detection that overlaps the difficult object by 0.9 and another by 0.66 is the former's.
     "a difficult object draws detections from an easy one": (
         [(0, 0, 0.9, (0, 0, 10, 9))],
         [[(0, BOX, True), (0, (0, 0, 10, 6))]],
@@ -103,11 +103,11 @@ CASES = {
     "another class's object and another image's are not hits": (
         [(0, 0, 0.9, ELSEWHERE), (1, 0, 0.8, BOX), (0, 0, 0.7, BOX)],
         [[(0, BOX), (1, ELSEWHERE)], []],
-        (100 / 3, 100 / 3),  # the third of three, at recall 1: 1/3 everywhere
+        (100 / 3, 100 / 3),  # the last of three is right, at recall 1: 1/3 throughout
     ),
     "nothing is found": ([], [[(0, BOX)]], (0, 0)),
     "only another class is found": ([(0, 1, 0.9, BOX)], [[(0, BOX)]], (0, 0)),
-    # Equal scores stand in their order: wrong before right is 1/2, right before wrong is 1.
+    # Equal scores keep their order: wrong before right is 1/2, right before wrong is 1.
     "of equal scores the wrong one first": (
         [(0, 0, 0.5, ELSEWHERE), (0, 0, 0.5, BOX)],
         [[(0, BOX)]],
@@ -138,7 +138,7 @@ def test_average_precision_is_what_one_works_out_by_hand(case):
 
 
 def test_precision_and_recall_stand_after_each_detection():
-    """Wrong, right, of a difficult one, right, of three objects: the difficult one changes none."""
+    """Wrong, right, difficult, right, with three objects: the difficult one changes neither."""
     found = finds((0, 0, 0.9, (80, 80, 90, 90)), (0, 0, 0.7, ELSEWHERE), (0, 0, 0.6, BOX),
                   (0, 0, 0.8, (20, 20, 30, 30)))  # fmt: skip
     truth = things((0, BOX), (0, ELSEWHERE, True), (0, (20, 20, 30, 30)), (0, (70, 0, 80, 9)))
@@ -148,7 +148,7 @@ def test_precision_and_recall_stand_after_each_detection():
 
 
 def test_many_equal_scores_stand_in_their_order_too():
-    """200 detections of two scores, a hundred objects in a row: every third detection is right."""
+    """200 detections with two scores, a hundred objects in a row: every third place is right."""
     truth = [[(0, (20 * n, 0, 20 * n + 10, 10), False) for n in range(100)]]
     places = [(20 * n, 0 if n % 3 == 0 else 50) for n in range(200)]
     found = [(0, 0, 0.5 + 0.25 * (n % 2), (x, y, x + 10, y + 10))
@@ -175,14 +175,14 @@ def test_a_class_without_objects_is_nan_and_no_part_of_the_mean():
     for points in (11, None):
         each = average_precisions(found, truth, 4, points=points)
         assert each[0] == pytest.approx(100)
-        assert all(math.isnan(p) for p in each[1:])  # 2 has a difficult object alone
+        assert all(math.isnan(p) for p in each[1:])  # class 2 has only a difficult object
         assert mean_of(each) == pytest.approx(100)
     assert mean_of([50.0, 0.0, math.nan]) == 25
     assert math.isnan(mean_of([math.nan, math.nan]))
 
 
 def test_pixels_count_as_in_vocs_files():
-    """By VOC's files (1, 1, 10, 5) is half of (1, 1, 10, 10): 50 of 100 pixels, not 36 of 81."""
+    """In VOC's files (1, 1, 10, 5) is half of (1, 1, 10, 10): 50 of 100 pixels, not 36 of 81."""
     xml = annotation_xml((20, 20), object_xml("cat", (1, 1, 10, 10)))
     _, truth = parse_annotation(xml, NAMES)
     _, other = parse_annotation(xml.replace(b"<ymax>10", b"<ymax>5"), NAMES)
@@ -201,7 +201,7 @@ scenes = st.lists(st.lists(st.tuples(labels, boxes, st.sampled_from([False, Fals
 
 @st.composite
 def searched(draw):
-    """Images and what was found in them, often an object's very box, often with equal scores."""
+    """Images and what was found in them, often the exact box of an object, often equal scores."""
     truth = draw(scenes)
     known = [(n, label, box) for n, rows in enumerate(truth) for label, box, _ in rows]
     anywhere = st.tuples(st.integers(0, len(truth) - 1), labels, boxes)
@@ -260,7 +260,7 @@ def test_only_the_order_of_scores_counts(case):
 
 
 def test_a_detection_without_area_finds_no_object_without_area():
-    """Their overlap is 0 of 0."""
+    """Their intersection and union are both 0."""
     nothing = (5, 5, 5, 9)
     found, truth = finds((0, 0, 0.9, nothing)), [things((0, nothing), (0, BOX))]
     assert [flags.tolist() for flags in match(found, truth, 0)] == [[False], [True]]
@@ -295,7 +295,7 @@ def test_objects_themselves_as_proposals_reach_all_of_them(truth):
 
 
 def test_boxes_far_from_the_origin_are_told_apart_to_the_pixel():
-    """Pixels of large pictures: half precision would know every other one alone."""
+    """In large pictures: half precision could represent only every other pixel."""
     box, narrower = (4001, 0, 4011, 10), (4001, 0, 4005.9, 10)
     assert both(finds((0, 0, 0.9, box)), [things((0, box))]) == [100, 100]
     assert both(finds((0, 0, 0.9, narrower)), [things((0, box))]) == [0, 0]

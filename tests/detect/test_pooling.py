@@ -1,4 +1,4 @@
-"""Where cells of a feature map look, and what regions are pooled to."""
+"""Where the cells of a feature map look, and what regions are pooled to."""
 
 import math
 
@@ -20,8 +20,8 @@ some = settings(deadline=None, derandomize=True, max_examples=40)
 
 # --- where cells look ---
 def windows_of(features):
-    """The convolutions and poolings alone, of one channel, linear, with positive weights: their
-    gradients are not 0 just where a cell looks."""
+    """The convolutions and poolings only, with one channel, linear and with positive weights: the
+    gradient of a cell is non-zero exactly where it looks."""
     twins = []
     for m in features:
         if isinstance(m, nn.Conv2d):
@@ -33,7 +33,7 @@ def windows_of(features):
 
 
 def fields_of(twin, side):
-    """[(cell, first, last)]: the pixels of a row that it sees, of cells that see no padding."""
+    """[(cell, first, last)]: which pixels of a row a cell sees, for cells that see no padding."""
     image = torch.zeros(1, 1, side, side, dtype=torch.float64, requires_grad=True)
     row = twin(image)[0, 0, :, :].diagonal()
     found = []
@@ -78,14 +78,14 @@ def test_cells_of_the_papers_nets_look_around_where_the_geometry_says(model, sid
 
 
 def test_the_geometry_of_the_papers_own_nets_is_the_known_one():
-    """A, B and C have VGG's 16; small14 2 x 3 x 2 by a stem of stride 2, poolings of 3 and 2."""
+    """A, B and C have VGG's 16; small14 has 2 x 3 x 2: a stem of stride 2, poolings of 3 and 2."""
     for model, stride in (("a", 16), ("small14", 12)):
         config = composed(("scale=paper", f"model={model}", "act=relu"))
         assert map_geometry(build_model(config, 10)[0].features)[0] == stride
 
 
 def test_a_change_of_one_pixel_reaches_the_cells_that_look_at_it():
-    """With maxima, not means: the cells that a spoilt pixel reaches lie around it."""
+    """With maxima instead of means: the cells that a NaN pixel reaches lie around it."""
     features = nn.Sequential(
         nn.Conv2d(3, 4, 7, padding=3),
         nn.MaxPool2d(3),
@@ -107,7 +107,7 @@ def test_a_change_of_one_pixel_reaches_the_cells_that_look_at_it():
 
 # --- pooling ---
 def bare(bins, stride=6, start=2.5):
-    """A detector with this geometry, of which nothing but its pooling is of use."""
+    """A detector with this geometry, usable for its pooling only."""
     made = FastRCNN(nn.Sequential(), nn.Sequential(), bins=bins, units=1, classes=1)
     made.stride, made.start = stride, start
     return made
@@ -122,7 +122,7 @@ def check_pool(made, feature_map, rois):
 
 
 def draw_map(height, width, channels=2, seed=0):
-    """Cells that differ from one another, most of them below 0: an empty bin's 0 would show."""
+    """A map of cells that all differ, most of them below 0: an empty bin's 0 would show."""
     draws = np.random.default_rng(seed).permutation(channels * height * width).astype(np.float64)
     return torch.from_numpy(draws.reshape(1, channels, height, width) - 1.5 * draws.size)
 
@@ -139,7 +139,7 @@ def test_regions_are_pooled_as_by_the_slow_loops(bins):
     check_pool(bare(bins), draw_map(10, 13), rois)
 
 
-# Below 29 cells: there torchvision's 7 bins of 29 cells, by rounding, see a thirtieth.
+# Below 29 cells: at 29, torchvision's 7 bins see a thirtieth cell, by rounding.
 edges = st.tuples(st.integers(0, 159), st.integers(1, 160)).map(
     lambda pair: (pair[0], min(pair[0] + pair[1], 160))
 )

@@ -1,4 +1,4 @@
-"""Files of proposals: a person's own, and kept ones that are damaged."""
+"""Files of proposals: a user's own, and kept ones that are damaged."""
 
 import io
 import zipfile
@@ -28,7 +28,7 @@ def array(values):
 
 
 def write(path, method=zipfile.ZIP_STORED, **members):
-    """An .npz file of these arrays, or of bytes as they are."""
+    """An .npz file of these arrays; members given as bytes are written as they are."""
     with zipfile.ZipFile(path, "w", method) as file:
         for name, values in members.items():
             data = values if isinstance(values, bytes) else array(values)
@@ -129,8 +129,8 @@ def test_a_file_of_another_kind_is_refused_by_its_name(tmp_path, data):
 
 
 def damaged_stream():
-    """A good zip whose compressed bytes are no deflate stream: neither its directory nor a
-    checksum tells before it is unpacked."""
+    """A good zip whose compressed bytes are not a deflate stream: neither its directory nor a
+    checksum shows this before it is unpacked."""
     data = bytearray(pack(["0", "1"], BOXES))
     start = data.index(b"boxes.npy") + len("boxes.npy")
     data[start + 20 : start + 30] = b"\xff" * 10

@@ -1,4 +1,4 @@
-"""Where objects might be: windows, segments, files of them."""
+"""Where objects might be: windows, segments, and files of both."""
 
 import time
 import warnings
@@ -32,7 +32,7 @@ def silent(done, total):
 
 
 def split_with(**changed):
-    """Three images, some files of them changed."""
+    """A split of three images, some of whose files are changed."""
     files = voc_files(PICTURES) | {name.replace("_", "/") + ".jpg": data
                                    for name, data in changed.items()}  # fmt: skip
     return load_split(reader(files), "trainval", ("cat", "dog", "cow"))
@@ -88,7 +88,7 @@ def test_nearly_all_objects_of_generated_scenes_are_reached(drawn):
     found = [propose_windows(split.load(number)) for split, number in splits]
     truth = [split.objects[number] for split, number in splits]
     assert recall_of(found, truth) >= 95
-    assert np.mean([len(boxes) for boxes in found]) < 2000  # as many as selective search gives
+    assert np.mean([len(boxes) for boxes in found]) < 2000  # the number that selective search gives
 
 
 def test_proposals_are_the_windows_and_the_segments(drawn):
@@ -114,7 +114,7 @@ def test_a_plain_square_on_a_plain_ground_is_a_segment(square):
 
 @pytest.mark.parametrize("square", [(24, 14, 60, 50), (25, 15, 61, 51), (30, 33, 97, 90)])
 def test_in_a_larger_image_it_is_found_within_a_cell(square):
-    """At half the size: a cell is two pixels, and one of mixed colour is of neither."""
+    """At half the size a cell is two pixels, and a cell of mixed colour is of neither segment."""
     found = color_segments(plain((128, 96), square), 48)
     assert abs(found - np.array(square)).max(1).min() <= 2
 
@@ -122,11 +122,11 @@ def test_in_a_larger_image_it_is_found_within_a_cell(square):
 @pytest.mark.parametrize("size", [(101, 75), (75, 112), (50, 48), (333, 500), (30, 7), (90, 3)])
 def test_a_plain_image_is_one_segment_whatever_it_is_resized_to(size):
     found = color_segments(plain(size, (0, 0, 0, 0)), 48)
-    assert found.tolist() == [[0, 0, *size]] * 2  # by each of the two differences
+    assert found.tolist() == [[0, 0, *size]] * 2  # one for each of two thresholds
 
 
 def test_small_and_gentle_segments_are_none():
-    """A speck of 3 of 48 pixels; two greys 5 apart, less than any threshold."""
+    """A speck 3 of 48 pixels wide; two greys that are 5 apart, less than any threshold."""
     assert color_segments(plain((48, 48), (10, 10, 13, 13)), 48).tolist() == [[0, 0, 48, 48]] * 2
     greys = plain((48, 48), (10, 10, 30, 30), ((100,) * 3, (105,) * 3))
     assert color_segments(greys, 48).tolist() == [[0, 0, 48, 48]] * 2
@@ -180,7 +180,7 @@ def test_they_are_made_once_and_then_read(tmp_path, monkeypatch):
 
 
 def test_after_an_image_that_cannot_be_read_no_other_is_begun(tmp_path, monkeypatch):
-    """Selective search takes seconds for each."""
+    """Selective search takes seconds per image."""
     begun = []
 
     def propose(image):
@@ -223,7 +223,7 @@ def test_a_later_version_gives_another_file(tmp_path, monkeypatch):
 
 
 def test_the_kept_file_of_a_tiny_image_is_read_too(tmp_path, monkeypatch):
-    """One whose windows are of less than a pixel before they are rounded."""
+    """Its windows are smaller than a pixel before rounding."""
     split = split_of(((5, 5), []))
     load_proposals(split, "grid", tmp_path, silent)
     monkeypatch.setattr(module, "propose_windows", refuse_to_propose)

@@ -1,4 +1,4 @@
-"""A training batch: which regions, what they should become, in which image."""
+"""A training batch: which regions, their targets, and in which image."""
 
 from dataclasses import replace
 
@@ -40,14 +40,14 @@ SIZING = Sizing(side=60, longest=84)
 
 
 def candidates_of(objects, *proposals):
-    """Those of one image of 100 x 100."""
+    """The candidates of one image of 100 x 100."""
     split = split_of(((100, 100), objects))
     return list_candidates(split, [np.array(proposals, np.float32).reshape(-1, 4)])[0]
 
 
 # --- labels ---
 def test_an_overlap_of_one_half_makes_foreground_and_of_a_tenth_background():
-    """Of 100 pixels: 100, 50, 49.9, 10, 9.9 and none."""
+    """Overlaps of 100, 50, 49.9, 10, 9.9 and 0 of 100 pixels."""
     one = candidates_of([(1, (0, 0, 10, 10))], (0, 0, 10, 10), (0, 0, 10, 5), (0, 0, 10, 4.99),
                         (0, 0, 10, 1), (0, 0, 10, 0.99), (50, 50, 60, 60))  # fmt: skip
     assert one.labels.tolist() == [2, 2, 2, 0, 0, 0, 0]  # the first is the object itself
@@ -73,13 +73,13 @@ def test_own_objects_are_candidates_without_a_shift():
 
 
 def test_difficult_objects_are_not_trained_on():
-    """Neither as objects nor as background around them."""
+    """They serve neither as objects nor as background."""
     hard = (1, (50, 50, 60, 60), True)
     one = candidates_of([(0, (0, 0, 10, 10)), hard], (50, 50, 60, 60), (50, 50, 60, 58))
     assert one.boxes[0].tolist() == [0, 0, 10, 10]
     assert one.labels.tolist() == [1, 0, 0]
     assert one.background.tolist() == []
-    for number in (2, 3):  # without an object, and with a difficult one alone
+    for number in (2, 3):  # without objects, and with only a difficult one
         one = CANDIDATES[number]
         assert len(one.boxes) == len(PROPOSALS[number])
         assert not len(one.foreground) + len(one.background)
@@ -120,7 +120,7 @@ def test_normalised_shifts_have_no_mean_and_a_deviation_of_one(drawn):
 
 def test_statistics_of_nothing_or_of_equal_shifts_divide_by_something():
     assert [s.tolist() for s in shift_statistics(CANDIDATES[2:])] == [[0] * 4, [1] * 4]
-    mean, std = shift_statistics([candidates_of([(0, (0, 0, 10, 10))])])  # the object alone
+    mean, std = shift_statistics([candidates_of([(0, (0, 0, 10, 10))])])  # only the object itself
     assert mean.tolist() == [0] * 4
     assert (std > 0).all()
 
@@ -144,7 +144,7 @@ def test_at_most_a_quarter_is_foreground_and_the_rest_background(overlaps, quart
 
 @pytest.mark.parametrize(("count", "share"), [(1, 0.25), (2, 0.2), (5, 0.0)])
 def test_where_there_is_no_background_one_region_is_chosen_at_least(count, share):
-    """An image of use must not make an empty batch, though its share be less than one."""
+    """A usable image must not make an empty batch, even if its share is less than one."""
     overlap = np.array([0.6, 0.7, 0.0, 0.3])
     for kept, wanted in (([0, 1, 2], {0, 1}), ([0, 1, 2, 3], {3})):
         none = np.zeros((len(kept), 4))
@@ -200,14 +200,14 @@ def test_shapes_and_types_are_as_said():
 
 
 def views():
-    """{(image, flipped): pixels} of the images of use."""
+    """{(image, flipped): pixels} of the usable images."""
     return {(number, flip): resize(SPLIT.load(number), SIZING, flip=flip)
             for number in (0, 1) for flip in (False, True)}  # fmt: skip
 
 
 def test_pixels_regions_and_targets_are_mirrored_together():
-    """Back in the image's own pixels every region is a candidate, or its mirror image, and its
-    shifts lead to the object that it is of, or to its mirror image."""
+    """Back in the image's own pixels, every region is a candidate or a mirrored one, and its shifts
+    lead to the candidate's object or to that object mirrored."""
     whole, seen = views(), set()
     for step in range(8):
         for sample in batches()[step]:
@@ -221,7 +221,7 @@ def test_pixels_regions_and_targets_are_mirrored_together():
             moved = decode(sample.rois.double(), shifts + torch.from_numpy(STATISTICS[0]))
             rois, moved = (scale_boxes(b.double(), scaled, size) for b in (sample.rois, moved))
             if flip:
-                # normalised after the mirror: the mean belongs to shifts as they are then
+                # normalised after mirroring: the mean applies to the mirrored shifts
                 rois, moved = mirror(rois, size[0]), mirror(moved, size[0])
             far = np.abs(one.boxes[:, None] - rois.numpy()[None]).max(-1)
             assert (far.min(0) < 1e-3).all()

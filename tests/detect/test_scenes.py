@@ -35,7 +35,7 @@ def test_a_larger_set_contains_the_smaller(scenes, tmp_path):
 
 
 def test_other_classes_are_drawn_otherwise(scenes, tmp_path):
-    """A scene depends on the classes too."""
+    """A scene depends on the number of classes too."""
     fewer = write_scenes(tmp_path / "fewer", **(SMALL | {"classes": 2}))
     _, found = (load_split(find_voc(fewer), name, list(TEXTURES)[:2])
                 for name in ("trainval", "test"))  # fmt: skip
@@ -47,7 +47,7 @@ def test_both_splits_are_read_as_voc_is(drawn):
     assert [len(split) for split in drawn] == [24, 12]
     for split in drawn:
         for number in range(len(split)):
-            image = split.load(number)  # refuses one that has not its annotation's size
+            image = split.load(number)  # refuses a size other than the annotation's
             assert SHORT <= min(image.size) <= 112
             assert max(image.size) <= 4 / 3 * min(image.size)
             assert len(split.objects[number].boxes) <= 4
@@ -129,8 +129,8 @@ def test_a_wrong_number_of_classes_is_refused(classes, tmp_path):
 # --- a scene ---
 @pytest.fixture
 def bare(monkeypatch):
-    """Scenes without clutter, light and noise, each object of one colour of its own, from 100 on,
-    on a ground that is darker than 10: what is drawn where can be told from the pixels."""
+    """Scenes without clutter, light and noise. Each object has a colour of its own, from 100 on, on
+    a ground darker than 10, so that pixels tell what is drawn where."""
     order = []
 
     def next_colour(rng):
@@ -149,13 +149,13 @@ def bare(monkeypatch):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_a_box_is_just_around_what_is_seen_of_its_object(bare, seed):
-    """Within a pixel: where an object ends on another, the colour of half of each is a third's."""
+    """Within a pixel: where one object ends on another, half of each may mix to a third's colour."""
     pixels, found = bare(seed)
     shade = pixels[..., 0]
     assert found  # an image has an object or more
     for number, one in enumerate(found):
         own = 100.0 * number + 100
-        rows, columns = np.nonzero(abs(shade - own) < 1e-3)  # all of it: its very colour
+        rows, columns = np.nonzero(abs(shade - own) < 1e-3)  # pixels of exactly its colour
         x1, y1, x2, y2 = one.box
         core = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
         assert x1 <= core[0] <= x1 + 2
@@ -166,11 +166,11 @@ def test_a_box_is_just_around_what_is_seen_of_its_object(bare, seed):
     for one in found:
         x1, y1, x2, y2 = one.box
         outside[y1:y2, x1:x2] = False
-    assert (shade[outside] <= 10 + 0.5 * 100 * len(found)).all()  # half of an edge at most
+    assert (shade[outside] <= 10 + 0.5 * 100 * len(found)).all()  # half an edge at most
 
 
 def test_objects_are_whole_and_of_their_size(bare):
-    """At the shorter side of 75 units. A lopsided triangle is 4 times its radius wide."""
+    """In units of the shorter side / 75. A lopsided triangle is 4 times its radius wide."""
     counts = []
     for seed in range(40):
         pixels, found = bare(seed)
@@ -193,8 +193,8 @@ def square(x1, y1, x2, y2, size=(30, 40)):
 
 
 def test_hidden_parts_are_outside_the_box_and_mostly_hidden_objects_are_difficult():
-    """Of the first (10 x 10) the second hides two columns, and a thing in front two rows more: 64
-    of 100 pixels are left. Of the second 79 of 100, cut off below. The third is not seen at all."""
+    """The second hides two columns of the first (10 x 10), and a thing in front two more rows: 64
+    of 100 pixels are left. The second keeps 79 of 100, cut off below. The third is hidden."""
     covers = [("dots", square(0, 0, 10, 10)), ("rings", square(8, 0, 18, 10)),
               ("rays", square(20, 20, 24, 24))]  # fmt: skip
     front = [square(0, 8, 9, 10), square(19, 19, 30, 30), square(9, 8, 18, 9) * 0.4,

@@ -1,4 +1,4 @@
-"""Losses, the learning rate, and what a detector is said to have found."""
+"""Losses, the learning rate, and what a detector reports as found."""
 
 from contextlib import nullcontext
 
@@ -49,12 +49,12 @@ def test_of_overlapping_detections_of_a_class_the_best_stays(rows, overlap):
 
 
 def test_suppression_worked_by_hand():
-    """The second overlaps the first by 0.9, the third by 0.4 of class 0; class 1 is apart, and
-    what is at 0.009 is none."""
+    """In class 0 the second box overlaps the first by 0.9, the third by 0.4; class 1 is separate,
+    and a score of 0.009 is no detection."""
     boxes = [[(0, 0, 10, 10)] * 2, [(0, 0, 10, 9)] * 2, [(0, 0, 10, 4)] * 2, [(9, 9, 20, 20)] * 2]
     scores = [[0.5, 0.009], [0.8, 0.1], [0.3, 0.7], [0.1, 0.6]]
     assert check_suppression(boxes, scores, 0.3) == [(0, 1), (1, 2), (1, 3), (0, 3)]
-    # At 0.45 the third of class 0 stays beside (0, 0, 10, 9), of which it is 40 of 90.
+    # At 0.45 class 0's third box stays beside (0, 0, 10, 9), 40 of whose 90 pixels it covers.
     assert (0, 2) in check_suppression(boxes, scores, 0.45)
     kept = check_suppression([[(0, 0, 10, 10)], [(0, 0, 10, 3)]], [[0.9], [0.8]], 0.3)
     assert kept == [(0, 0), (0, 1)]  # 0.3 is not above 0.3
@@ -94,11 +94,11 @@ def test_the_loss_is_the_slow_one(rows):
 
 
 def test_the_loss_worked_by_hand():
-    """Two classes and background at equal scores: ln 3 each. Of four RoIs one is of class 2, its
-    shifts off by 0.5, 0, 3 and -2: 1/8 + 0 + 5/2 + 3/2, a quarter of it."""
+    """Two classes and background at equal scores: ln 3 each. One of four RoIs is of class 2, its
+    shifts off by 0.5, 0, 3 and -2: a quarter of 1/8 + 0 + 5/2 + 3/2."""
     shifts = torch.zeros(4, 2, 4)
     shifts[2, 1] = torch.tensor([0.5, 0, 3, -2])
-    shifts[2, 0] = shifts[0] = 9  # another class's shifts, and those of background, do not count
+    shifts[2, 0] = shifts[0] = 9  # shifts of another class and of background do not count
     of_classes, of_boxes = detection_loss(torch.zeros(4, 3), shifts, torch.tensor([0, 0, 2, 0]),
                                           torch.zeros(4, 4))  # fmt: skip
     assert of_classes.item() == pytest.approx(np.log(3))
@@ -138,8 +138,8 @@ SPLIT = split_of(((60, 40), [(1, (10, 5, 30, 25))]), ((40, 60), []))
 
 
 def judge(logits=(0.0, 2.0, -1.0, -9.0), shifts=(0, 0, 0, 0), overlap=0.3):
-    """One whose heads give every region these logits (background's first), and every class these
-    shifts, normalised."""
+    """A Judge whose heads give every region these logits (background's first) and every class these
+    normalised shifts."""
     config = composed(("scale=smoke", "model=small14", "act=prelu", "precision=fp32"))
     net = materialise(build_model(config, 4)[0], config, torch.device("cpu"))
     made = build_detector(net, classes=3, frozen=1, seed=0)
@@ -154,7 +154,7 @@ APART = np.array([[0, 0, 10, 10], [20, 20, 40, 40], [50, 0, 60, 12]], np.float32
 
 
 def test_regions_are_moved_by_the_shifts_of_their_class_and_cut_off_at_the_edges():
-    """Un-normalised they are 0.1 + 0.5 * 0.4, 0, 0 and 0.2 - 0.1 * 2: 0.3 of a width right."""
+    """Un-normalised they are 0.1 + 0.5 * 0.4, 0, 0 and 0.2 - 0.1 * 2: right by 0.3 of a width."""
     found = judge(shifts=(0.4, 0, 0, -2)).find(SPLIT, 0, APART)
     assert found.image.tolist() == [0] * len(found)
     best = found.label == 0
@@ -196,7 +196,7 @@ def test_regions_are_judged_in_parts_as_at_once(monkeypatch):
 
 
 def test_what_is_judged_is_the_region_and_not_its_neighbour():
-    """The image's halves differ; the same box in each has another score, alone or in company."""
+    """The image's halves differ: boxes score differently, but the same alone or in company."""
     made = judge()
     with torch.no_grad():
         made.net.scores.weight.normal_(0, 1e-3, generator=torch.Generator().manual_seed(0))
@@ -224,7 +224,7 @@ def test_scores_are_told_by_class_and_none_without_objects():
 
 
 def test_both_metrics_are_told():
-    """One of two objects: 6 of 11 levels, half of the area."""
+    """One of two objects is found: 6 of 11 levels, half of the area."""
     split = split_of(((60, 40), [(0, (0, 0, 10, 10)), (0, (30, 0, 40, 10))]))
     told = score(finds((0, 0, 0.9, (0, 0, 10, 10))), split)
     assert told["voc07"]["map"] == pytest.approx(54.545)

@@ -1,4 +1,4 @@
-"""PASCAL VOC's files: what is read from them, from folders and from tar files."""
+"""PASCAL VOC's files: what is read from them, in folders and in tar files."""
 
 import io
 import re
@@ -36,7 +36,7 @@ FILES, TEST_FILES = voc_files(PICTURES), voc_files(OTHERS, "test")
 
 # --- annotations ---
 def test_boxes_become_half_open_from_zero():
-    """VOC counts pixels from 1 and means the last: 1 to 50 of 50 is all of [0, 50)."""
+    """VOC counts pixels from 1 and includes the last: 1 to 50 of 50 is all of [0, 50)."""
     objects = (object_xml("cat", (1, 1, 50, 40)), object_xml("cow", (2, 3, 2, 3), difficult=1),
                object_xml("dog", (5.5, 2, 9.25, 3)))  # fmt: skip
     size, found = parse_annotation(annotation_xml((50, 40), *objects), NAMES)
@@ -54,7 +54,7 @@ def test_an_image_may_be_without_objects():
 
 
 def test_parts_of_a_person_are_no_objects():
-    """VOC boxes some people's heads, hands and feet: objects in an object."""
+    """VOC has boxes of some people's heads, hands and feet, nested in the person's object."""
     part = ("<part><name>head</name><bndbox><xmin>3</xmin><ymin>3</ymin><xmax>5</xmax>"
             "<ymax>5</ymax></bndbox></part></object>")  # fmt: skip
     person = object_xml("person", (1, 1, 9, 9)).replace("</object>", part)

@@ -23,7 +23,7 @@ from delving.paper.table7 import _against_the_world
 from delving.record import save_ranks
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not_reproduced", "inconclusive"
-JITTER = (0.0, 0.3, -0.2, 0.1, -0.1)  # what a seed adds to both arms, and a fifth of it to one
+JITTER = (0.0, 0.3, -0.2, 0.1, -0.1)  # what a seed adds to both arms, a fifth more to one
 SCALES = ("dense@32", "dense@48", "dense@60")
 NEVER = math.inf
 CLAIMS = {  # in the order in which they are made
@@ -50,7 +50,7 @@ CLAIMS = {  # in the order in which they are made
 
 @pytest.fixture
 def judge(tmp_path):
-    """Makes an artefact's runs as tell(arm, seed) has them; the findings in the claims' order."""
+    """Makes an artefact's runs as tell(arm, seed) has them; findings in the order of claims."""
 
     def call(artefact, tell, seeds=3):
         return findings(show(make_asked(tmp_path, artefact, tell, seeds)), artefact)
@@ -257,7 +257,8 @@ def test_how_much_time_xavier_was_given_is_told(judge):
 
 # --- Table 4 ---
 def scored(singles=(18.0, 17.0, 18.5), multi=16.0, prelu=-1.5, **status):
-    """tell(arm, seed) of errors by dense testing; A with PReLU differs by `prelu`, or by scale."""
+    """tell(arm, seed) of dense testing's errors; A with PReLU differs by `prelu`, {scale: number}
+    or one number."""
     by_scale = prelu if isinstance(prelu, dict) else dict.fromkeys((*SCALES, "dense"), prelu)
 
     def tell(arm, seed):
@@ -287,7 +288,7 @@ def test_scales_combined_are_compared_with_each_nets_best_single_one(judge):
 
 
 def test_of_one_scale_nothing_is_said_on_scales(tmp_path):
-    """As by eval.dense_s=8: there is none to combine it with, nor to compare it with."""
+    """As with eval.dense_s=8: there is no other scale to combine or compare it with."""
 
     def tell(arm, seed):
         error = near(16.5 if arm == "a_prelu" else 18.0, arm, seed)
@@ -314,7 +315,7 @@ def test_claims_on_testing_rest_on_the_nets_that_learned(tmp_path):
 
 
 def test_nets_of_a_seed_count_as_one_in_claims_on_testing(judge):
-    """They see their images in the same order, and A and B start from the same weights."""
+    """Nets of one seed see images in the same order; A and B start from the same weights."""
     one = judge("table4", scored(), seeds=1)
     assert verdicts(one) == [INCONCLUSIVE] * 3
     assert all("n = 1: how much seeds vary is not known" in found.evidence for found in one[1:])
@@ -386,7 +387,7 @@ def test_prelu_is_lower_all_along_where_training_and_validation_are(
 
 
 def test_it_is_told_in_how_many_epochs_prelu_errs_less(tmp_path):
-    """Of 10 epochs each, of the pairs that logged: the paper has it lower throughout."""
+    """Out of 10 epochs for each pair that logged; in the paper PReLU's is lower throughout."""
 
     def tell(arm, seed):
         told = curves(36.0, 46.0 if arm.startswith("b_") else 40.0)(arm, seed)
@@ -440,7 +441,7 @@ def test_slopes_of_nets_that_did_not_learn_are_not_judged(judge):
 
 
 def test_slopes_that_never_moved_are_in_no_order(judge):
-    """As those of a net that diverged in its first step, and of one that was not trained."""
+    """As in a net that diverged at its first step, and in one that was not trained."""
     for status in ("diverged", "converged"):
         found = judge("table1", slopes_of(0.25, (0.25, 0.25), status=status))
         assert found[2].verdict == (INCONCLUSIVE if status == "diverged" else NOT_REPRODUCED)
@@ -452,7 +453,7 @@ def test_our_slopes_stand_beside_the_papers(tmp_path):
     assert row["channel-wise, paper"] == "0.596"
     assert row["channel-wise, ours"] == "0.702 ± 0.013 (3)"
     assert set(shown.data.layer) == set(LAYERS)
-    [note] = shown.notes  # of the fc layers' two, some beyond
+    [note] = shown.notes  # those beyond 1: the two fc layers'
     assert "6 of 39 channel-shared ones, 18 of 117 channel-wise ones" in note
     data = show(make_asked(tmp_path, "figure1", slopes_of(0.7, (0.3, 0.05)))).data
     assert list(data.layer) == LAYERS
@@ -493,8 +494,9 @@ def test_a_net_that_logged_nothing_leaves_its_claims_open_by_its_name(
     found = findings(shown, artefact)
     for place in places:
         assert found[place].verdict == INCONCLUSIVE
-        assert re.search(rf"not judged because ({'|'.join(arms)})-s1 diverged", found[place].evidence)
-    drawn = set(shown.data["run"])  # the others' curves are
+        why = rf"not judged because ({'|'.join(arms)})-s1 diverged"
+        assert re.search(why, found[place].evidence)
+    drawn = set(shown.data["run"])  # the others' curves are drawn
     assert not any(f"{arm}-s1" in drawn for arm in arms)
     assert len(drawn) == sum(map(len, make_asked(tmp_path, artefact, tell).arms.values())) - 1
 
@@ -515,7 +517,7 @@ def test_shared_slopes_stand_beside_the_papers_shared_column_in_whatever_panel()
 
 # --- what the verdicts rest on ---
 def test_a_run_that_looks_more_often_is_not_charged_with_more_of_the_beginning():
-    """Figure 2's nets look four times an epoch, the others once: the same course is the same."""
+    """Figure 2's nets look four times an epoch, the others once: equal curves count as equal."""
     course = np.poly1d([-1.0, 1.0, 90.0])
     rarely, often = (
         SimpleNamespace(looks=pd.DataFrame({"epoch": at, "top1_err": course(at)}))
@@ -537,7 +539,7 @@ MEMBERS = ("a_relu", "c_prelu")
 
 
 def teams_of(folder, *stalled):
-    """Three teams of two nets, as what is asked for them; those of some arms have stalled."""
+    """What is asked of three teams of two nets, and their names; nets of `stalled` arms stalled."""
     asked = make_asked(
         folder / "runs",
         "table6",
@@ -553,7 +555,7 @@ def teams_of(folder, *stalled):
     [
         (4.0, [], REPRODUCED),
         (6.0, [], NOT_REPRODUCED),
-        (4.0, ["a_relu"], INCONCLUSIVE),  # a member at chance is none of the paper's
+        (4.0, ["a_relu"], INCONCLUSIVE),  # no member of the paper's is at chance
     ],
 )
 def test_an_ensemble_is_held_against_its_best_member_by_top5_errors_which_the_paper_prints(

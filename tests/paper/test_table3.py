@@ -1,4 +1,4 @@
-"""Table 3's times: on the device and in the precision that the words tell."""
+"""Table 3's times: on the device and in the precision that the words name."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from delving.paper import table3
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_steps_are_timed_in_the_precision_asked_for(precision, monkeypatch):
-    """By the last word on it."""
+    """The last word on precision counts."""
     words = ["precision=fp64", "data.workers=0", f"precision={precision}"]
     monkeypatch.setattr(table3, "TIMED", ("small14-relu", "small14-prelu"))
     asked = SimpleNamespace(overrides=["device=cpu", *words],
@@ -24,7 +24,7 @@ def test_steps_are_timed_in_the_precision_asked_for(precision, monkeypatch):
 
 @pytest.mark.parametrize(("seconds", "few"), [(9, 1), (20, table3.FEW)])
 def test_nets_that_no_claim_is_about_are_timed_in_fewer_rounds(seconds, few, monkeypatch):
-    """In one where there is no time for a step of two images."""
+    """In one round if there is no time for a step of two images."""
     monkeypatch.setattr(table3, "TIMED", ("small14-relu", "small14-prelu"))
     monkeypatch.setattr(table3, "ASIDE", {"small14-prelu"})
     monkeypatch.setattr(table3, "_timed", lambda step, batch, device: 1.0)
