@@ -33,7 +33,7 @@ def make_run(folder, **told):
     lines = [json.dumps(event) + "\n" for event in _events(folder.name, made)]
     with patch.object(os, "fsync"):  # which takes longer than all the rest
         record.write_text(folder / "log.jsonl", "".join(lines))
-        for protocol, error in made["errors"].items():  # wrong on the first ones
+        for protocol, error in made["errors"].items():  # wrong on the first `error` percent
             wrong = np.arange(IMAGES) < round(IMAGES * error / 100)
             record.save_ranks(folder, protocol, wrong.astype(int))
         record.save_slopes(folder, {k: np.array(v) for k, v in (made["slopes"] or {}).items()})

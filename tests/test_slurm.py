@@ -51,7 +51,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def cluster(home, monkeypatch):
-    """Installs a fake SLURM; the folder of it."""
+    """Installs a fake SLURM; gives its folder."""
     folder = fake_slurm.install(home / "cluster")
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:/usr/bin:/bin")
     # Submitit remembers jobs for the whole process, while each fake cluster counts from 100.

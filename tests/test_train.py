@@ -156,7 +156,7 @@ def errors_to_drops(errors):
 
 
 def test_on_a_plateau_of_the_training_error_the_rate_drops_at_most_twice():
-    """From 1e-2 to 1e-3 to 1e-4, each time after three epochs without a gain."""
+    """The paper's 1e-2, 1e-3, 1e-4: each drop comes after three epochs without a gain."""
     assert errors_to_drops([80.0] * 12) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 2, 2]
 
 

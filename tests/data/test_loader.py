@@ -1,4 +1,4 @@
-"""Batches depend on the step alone; undecodable images are counted in training, fatal in tests."""
+"""Batches depend on the step alone; undecodable images count in training, are fatal in testing."""
 
 import itertools
 import multiprocessing

@@ -148,7 +148,7 @@ def test_precision_and_recall_stand_after_each_detection():
 
 
 def test_many_equal_scores_stand_in_their_order_too():
-    """200 detections with two scores, a hundred objects in a row: every third place is right."""
+    """200 detections with two scores, a hundred objects: a third of the first 100 is right."""
     truth = [[(0, (20 * n, 0, 20 * n + 10, 10), False) for n in range(100)]]
     places = [(20 * n, 0 if n % 3 == 0 else 50) for n in range(200)]
     found = [(0, 0, 0.5 + 0.25 * (n % 2), (x, y, x + 10, y + 10))

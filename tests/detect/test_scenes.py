@@ -149,7 +149,7 @@ def bare(monkeypatch):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_a_box_is_just_around_what_is_seen_of_its_object(bare, seed):
-    """Within a pixel: where one object ends on another, half of each may mix to a third's colour."""
+    """Within a pixel: where one object ends on another, half of each may give a third's colour."""
     pixels, found = bare(seed)
     shade = pixels[..., 0]
     assert found  # an image has an object or more

@@ -23,7 +23,7 @@ from delving.paper.table7 import _against_the_world
 from delving.record import save_ranks
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not_reproduced", "inconclusive"
-JITTER = (0.0, 0.3, -0.2, 0.1, -0.1)  # what a seed adds to both arms, a fifth more to one
+JITTER = (0.0, 0.3, -0.2, 0.1, -0.1)  # what a seed adds to each arm, a fifth more to PReLU's
 SCALES = ("dense@32", "dense@48", "dense@60")
 NEVER = math.inf
 CLAIMS = {  # in the order in which they are made
