@@ -119,7 +119,7 @@ def test_the_paper_scale_is_the_papers_recipe(model, wanted):
         "act.slope": 0.25, "init.range": "raw", "eval.ten_view_s": 8, "eval.dense_s": [8, 12, 15],
         "data.name": "imagenet", "data.classes": None, "init.name": "he_backward",
     }  # fmt: skip
-    composed = compose(["scale=paper", f"model={model}", "train.lr=0.01"])  # else 0.003, see conf/
+    composed = compose(["scale=paper", f"model={model}", "train.lr=0.01"])  # paper.yaml has 0.003
     found = {key: value for key, value, _ in leaves(composed)}
     assert {key: found[key] for key in wanted} == wanted
     crop = composed.data.crop
