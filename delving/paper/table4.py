@@ -88,7 +88,7 @@ def _claims(asked: Asked, scales: list[str]) -> list[Claim]:
 def better_claim(
     asked: Asked, claim: str, arms: tuple[str, str], of: str, protocols: list[str]
 ) -> Claim:
-    """The claim that the first arm's top-1 error is smaller than the second's by each of the protocols.
+    """The claim that the first arm's top-1 error is the smaller by each of the protocols.
 
     `of` says in the rule what the difference is.
     """
