@@ -1,4 +1,4 @@
-"""Section 3's images: data sets, the generated one, augmentation, loading."""
+"""Section 3's images: the data sets (one of them generated), augmentation, and loading."""
 
 import hashlib
 from pathlib import Path
@@ -39,7 +39,7 @@ def load_data(
 
 
 def find_source(name: str, root: str | None) -> Path | None:
-    """Where a data set lies; None of the generated one without a root, which is made on demand.
+    """Where a data set lies; None for the generated one without a root: it is made on demand.
 
     Raises:
         ValueError: unknown name, no root, nothing there.
@@ -52,8 +52,8 @@ def find_source(name: str, root: str | None) -> Path | None:
 
 
 def check_there(name: str, root: str | None) -> None:
-    """Where a data set is not there, or is none of the kind, load_data's ValueError. ImageNet's
-    files are not listed, which on a network's disk takes minutes."""
+    """Raises load_data's ValueError if a data set is missing or of another kind. ImageNet's files
+    are not listed: on a network disk that takes minutes."""
     where = find_source(name, root)
     if name == "imagenet":
         imagenet_root(where)
@@ -62,7 +62,7 @@ def check_there(name: str, root: str | None) -> None:
 
 
 def load_splits(data: Data, output_root: str) -> tuple[Images, Images]:
-    """load_data as a run's configuration has it."""
+    """load_data with the settings of a run's configuration."""
     return load_data(
         data.name,
         data.root,
@@ -74,7 +74,7 @@ def load_splits(data: Data, output_root: str) -> tuple[Images, Images]:
 
 
 def prepare_data(name: str, root: str | None) -> None:
-    """Downloads what can be downloaded; the rest must lie there or is generated when loaded."""
+    """Downloads what can be downloaded; the rest must be there, or is generated when loaded."""
     from delving.data.prepare import PREPARE
 
     if name in PREPARE:
@@ -125,7 +125,8 @@ def generate_shapes(
 def shapes_folder(
     output_root: str, classes: int | None, train_images: int | None, val_images: int | None
 ) -> tuple[Path, list[int]]:
-    """Where the generated data set lies, or will; its classes, training and validation images."""
+    """Where the generated data set lies or will lie, and how many classes, training and validation
+    images it has."""
     from delving.data.shapes import VERSION
 
     asked = (classes, train_images, val_images)
@@ -134,8 +135,8 @@ def shapes_folder(
 
 
 def lacking(data: Data, train: Images, val: Images) -> list[str]:
-    """What ImageNet lacks where it lies, of which nothing was left out on purpose; of other data
-    sets parts are usual."""
+    """What ImageNet lacks on disk, if the settings ask for all of it; of other data sets, parts are
+    usual, and nothing is reported."""
     if data.name != "imagenet" or any((data.classes, data.train_images, data.val_images)):
         return []
     what_there = ("classes", "training images", "validation images")
@@ -146,9 +147,9 @@ def lacking(data: Data, train: Images, val: Images) -> list[str]:
 
 
 def fingerprint(train: Images, val: Images) -> str:
-    """A hash of both splits' names and labels: the same data at another root has the same."""
+    """A hash of both splits' names and labels; the same data at another root has the same hash."""
     digest = hashlib.sha256()
     for split in (train, val):
-        names = "\n".join(split.ids).encode(errors="surrogateescape")  # of any bytes
+        names = "\n".join(split.ids).encode(errors="surrogateescape")  # names may be any bytes
         digest.update(names + split.labels.tobytes())
     return digest.hexdigest()[:16]

@@ -12,7 +12,7 @@ from PIL import Image
 # assumed: images are resized by an antialiased bilinear filter, their aspect ratio kept.
 RESAMPLING = Image.Resampling.BILINEAR
 ORDER, DRAWS = 0, 1
-Picture = Image.Image | np.ndarray  # decoded; an array is resized already
+Picture = Image.Image | np.ndarray  # decoded; an array is already resized
 
 
 def _generator(seed: int, epoch: int, purpose: int) -> np.random.Generator:
@@ -48,7 +48,7 @@ def samples_of(step: int, batch: int, *, seed: int, images: int) -> tuple[np.nda
 
 
 def rows_of(batch: int, rank: int, ranks: int) -> slice:
-    """The rows of a batch that are a rank's: sizes differ by one at most, together they are all.
+    """A rank's rows of a batch; the ranks' shares cover it, and differ by at most one row.
 
     Raises:
         ValueError: fewer rows than ranks, or no such rank.
@@ -96,10 +96,10 @@ def crop_at(
 ) -> np.ndarray:
     """The crop x crop view of the image resized to shorter side s: uint8 (crop, crop, 3).
 
-    `at` in [0, 1] says where along the free width and height; 0.5 is the center. An array is an
-    image resized before. A view is flipped last. Of an image only the view's own region is
-    resized, which has all that the filter sees. Both that view and Pillow's of the whole are within
-    a grey level of the exact filter's, and so within two of each other.
+    `at` in [0, 1] is the position along the free width and height; 0.5 is the center. The flip
+    comes last. An array is an image that was resized before; of any other image only the region
+    that the filter reads for this view is resized. That view, and the one cut from Pillow's resized
+    whole, are each within a grey level of the exact filter's, and so within two of each other.
     """
     if isinstance(image, np.ndarray):
         whole = resize_whole(image, s)
@@ -109,23 +109,23 @@ def crop_at(
     region = region_of(image.size, s, crop, at)
     left, top, right, bottom = region.box
     part = image.crop(region.sides)
-    # One side after the other: which one Pillow takes first depends on its version.
+    # One side at a time: which one Pillow resizes first depends on its version.
     part = part.resize((crop, part.height), RESAMPLING, box=(left, 0, right, part.height))
     view = part.resize((crop, crop), RESAMPLING, box=(0, top, crop, bottom))
-    # By Pillow: an array is copied backwards pixel by pixel, which takes a fifth of decoding.
+    # Pillow flips: copying a reversed array goes pixel by pixel, a fifth of the time of decoding.
     return np.asarray(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else view)
 
 
 class Region(NamedTuple):
-    """What a view needs of an image, in its pixels: `sides`, whole ones, and within them the view's
-    own `box`; left, top, right, bottom each."""
+    """The part of an image that a view needs: `sides`, in whole pixels of the image, and the view's
+    own `box`, in pixels of that part. Both are left, top, right, bottom."""
 
     sides: tuple[int, int, int, int]
     box: tuple[float, float, float, float]
 
 
 def region_of(size: tuple[int, int], s: int, crop: int, at: tuple[float, float]) -> Region:
-    """The region of an image (width, height) for crop_at's view.
+    """The region that crop_at's view needs of an image of (width, height).
 
     Raises:
         ValueError: the view is larger than the image at this s.
@@ -140,12 +140,12 @@ def region_of(size: tuple[int, int], s: int, crop: int, at: tuple[float, float])
 
 
 def _part_of(side: int, whole: int, start: int, crop: int) -> tuple[int, int, float, float]:
-    """Along one side: the first and the last pixel, and between them where the view is."""
+    """Along one side: the part's first pixel and its end, then the view's start and end in it."""
     scale = side / whole
     reach = max(scale, 1.0) + 1.0  # half the filter's width, and its rounding to whole pixels
     first = max(0, math.floor(start * scale - reach))
     last = min(side, math.ceil((start + crop) * scale + reach))
-    end = min((start + crop) * scale, side)  # which it may be beyond by rounding
+    end = min((start + crop) * scale, side)  # rounding may take it beyond
     return first, last, start * scale - first, end - first
 
 
@@ -162,8 +162,7 @@ def augment(
 
 
 class View(NamedTuple):
-    """What crop_at cuts: crop x crop pixels of the image resized to s, `at` where, perhaps
-    flipped."""
+    """What crop_at cuts: crop x crop pixels at `at` of the image resized to s, perhaps flipped."""
 
     s: int
     crop: int
@@ -172,7 +171,7 @@ class View(NamedTuple):
 
 
 def view_of(draws: np.ndarray, *, crop: int, sides: tuple[int, int], flip: bool) -> View:
-    """The view that an image's draws (7,) are."""
+    """The view that an image's draws (7,) stand for."""
     at, flipped = (draws[1], draws[2]), bool(flip and draws[3] < 0.5)
     return View(pick_side(draws[0], sides), crop, at, flipped)
 

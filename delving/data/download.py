@@ -1,4 +1,4 @@
-"""Files from the network: whole and with the hash that they shall have, or not there at all."""
+"""Files from the network: each ends up whole and with the expected hash, or not there at all."""
 
 import contextlib
 import hashlib
@@ -12,18 +12,18 @@ from delving.beside import name_beside, remove_dead
 from delving.record import FULL
 from delving.words import shown
 
-SILENCE = 30.0  # seconds without a byte after which nobody is there
+SILENCE = 30.0  # seconds without a byte after which the server counts as gone
 
 
 def download(url: str, root: Path, *, md5: str, again: str) -> Path:
-    """The file of a URL below root, fetched where it does not lie there already.
+    """The path of a URL's file below root, downloaded unless it is already there.
 
     Args:
-        again: the command that goes on with a file that was fetched by hand.
+        again: the command that goes on once the file was downloaded by hand, for the message.
 
     Raises:
-        RuntimeError: it cannot be fetched, or is another; says what to do instead. No folder and
-            no part of a file is left.
+        RuntimeError: the file cannot be downloaded, or has another hash; the message says what to
+            do instead. No new folder and no partial file is left behind.
     """
     target = root / url.rsplit("/", 1)[1]
     remove_dead(root, target.name)
@@ -45,12 +45,12 @@ def download(url: str, root: Path, *, md5: str, again: str) -> Path:
         with contextlib.suppress(OSError):
             part.unlink()
         for folder in new:
-            with contextlib.suppress(OSError):  # it holds the file
+            with contextlib.suppress(OSError):  # one that holds the file stays
                 folder.rmdir()
 
 
 def _is_of_a_file(error: Exception) -> bool:
-    """Whether it is this disk's error, and none of the network's."""
+    """Whether the error is this disk's, not the network's."""
     local = isinstance(error, OSError) and not isinstance(error, urllib.error.URLError)
     return local and (error.filename is not None or error.errno in FULL)
 

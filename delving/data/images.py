@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-# Files of the last row are named as undecodable, where else they would be passed over unseen.
+# Pillow is not asked to decode the last row: such files are reported, not silently passed over.
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff"),
     *(".heic", ".heif", ".avif", ".jp2"),
@@ -27,7 +27,7 @@ PIXELS, BYTES, ASPECT = 89_478_485, 100_000_000, 100
 
 SORTED = re.compile(r"^val/[^/]+/(?=ILSVRC2012_val_\d+\.\w+$)")
 
-# What Pillow raises on files that are no images, or not whole ones.
+# What Pillow raises on files that are not images, or not whole ones.
 FAULTS = (
     OSError,
     SyntaxError,
@@ -42,8 +42,8 @@ FAULTS = (
     Image.DecompressionBombError,
 )
 
-# Of each EXIF orientation but the upright one. Pillow's own function for it also writes the other
-# entries anew, and fails on odd ones.
+# For each EXIF orientation but the upright one. Pillow's own function also rewrites the other EXIF
+# entries, and fails on odd ones.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -56,11 +56,12 @@ TURNS = {
 
 
 class UndecodableImageError(ValueError):
-    """An image file that is no image, or not a whole one."""
+    """A file that is not an image, or not a whole one."""
 
 
 def published(name: str) -> str:
-    """ImageNet's validation images are published flat, and are often sorted into class folders."""
+    """A name without the class folder into which ImageNet's validation images, published flat, are
+    often sorted."""
     return SORTED.sub("val/", name)
 
 
@@ -73,7 +74,7 @@ class Images:
         labels: (N,) int64, indices into `classes`.
         classes: folder names, sorted.
         titles: what a person calls each class; the folder's name where nothing better is known.
-        read: from a name to the file's bytes.
+        read: maps a name to the file's bytes.
     """
 
     names: list[str]
@@ -87,7 +88,7 @@ class Images:
 
     @property
     def ids(self) -> list[str]:
-        """The names, the same in all of a data set's layouts; see published."""
+        """The names, the same in all of a data set's layouts; see `published`."""
         return [published(name) for name in self.names]
 
     def load(self, index: int) -> Image.Image:
@@ -98,11 +99,11 @@ class Images:
         """(width, height) as `load` would give it, from the file's header alone."""
         with opened(self.bytes_of(index), self.names[index]) as image:
             turned = orientation(image) in (5, 6, 7, 8)
-            # Of a TIFF Pillow gives the size it will have.
+            # For a TIFF, Pillow already gives the size after turning.
             return image.size[::-1] if turned and image.format != "TIFF" else image.size
 
     def bytes_of(self, index: int) -> bytes:
-        """The file as it is; UndecodableImageError names it where it cannot be read."""
+        """The file's bytes; UndecodableImageError names the file if it cannot be read."""
         try:
             return self.read(self.names[index])
         except OSError as error:
@@ -116,12 +117,12 @@ class Images:
 
 
 def decode(data: bytes, name: str, *, upright: bool = True) -> Image.Image:
-    """An RGB image from a file's bytes, whatever the name's ending: 8 bits, no alpha; `upright`, or
-    as it is stored.
+    """The RGB image in a file's bytes, whatever the name's ending: 8 bits, no alpha; `upright`, or
+    as stored.
 
     Raises:
-        UndecodableImageError: truncated, empty, not an image, of floating-point pixels, or beyond
-            the limits above.
+        UndecodableImageError: the file is truncated, empty, not an image, has floating-point
+            pixels, or is beyond the limits above.
     """
     with opened(data, name) as image:
         image.load()
@@ -131,34 +132,34 @@ def decode(data: bytes, name: str, *, upright: bool = True) -> Image.Image:
             image = image.transpose(turn)
         if image.mode.startswith("I"):  # convert() would clip 16 bits at 255, not scale them
             image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-        # Both of Pillow's functions copy an image that they have nothing to do with.
+        # Pillow's functions for both copy the image even if there is nothing to change.
         return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def reckon_bytes(side: float) -> float:
-    """Of a decoded image with this shorter side, as long as most are."""
+    """The bytes of a decoded image with this shorter side and the usual aspect ratio, 1.5."""
     return 3 * 1.5 * side**2
 
 
 def orientation(image: Image.Image) -> int:
-    """1 to 8 as EXIF has it; 1, upright, where it says nothing of sense."""
+    """The EXIF orientation, 1 to 8; 1, upright, if there is none or it makes no sense."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation)
-    except FAULTS:  # of the EXIF block alone: the picture may be sound
+    except FAULTS:  # only the EXIF block is damaged: the picture may be sound
         return 1
     return found if found in TURNS else 1
 
 
 @contextmanager
 def opened(data: bytes, name: str) -> Iterator[Image.Image]:
-    """An image of which only the header is read; what is wrong with it, also as found within the
-    context, is told by its name."""
+    """An image of which only the header has been read. Whatever is wrong with it, also if found
+    within the context, becomes an UndecodableImageError that names it."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of oddities in images that it reads
+            warnings.simplefilter("ignore")  # Pillow's, about oddities in images that it can read
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(*image.size)
-                if image.mode == "F":  # convert() would clip; of what range they are nothing says
+                if image.mode == "F":  # convert() would clip; nothing tells their range
                     raise ValueError("pixels are floating-point numbers, not whole ones")
                 yield image
     except FAULTS as error:
@@ -187,10 +188,10 @@ class FolderReader:
 
 
 def read_file(path: Path) -> bytes:
-    """A regular file's bytes: a pipe would be waited for, and a device has no end.
+    """A regular file's bytes; a pipe might never deliver, and a device never end.
 
     Raises:
-        OSError: it is none, has more than BYTES, or cannot be read.
+        OSError: it is not a regular file, has more than BYTES, or cannot be read.
     """
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):
@@ -201,11 +202,11 @@ def read_file(path: Path) -> bytes:
 
 
 def select(images: Images, *, classes: int | None, count: int | None, key: str = "count") -> Images:
-    """The first `classes` classes, and `count` images spread evenly over them, first ones first.
-    `key` is what asked for so many.
+    """The first `classes` classes, and `count` images spread evenly over them, the first of each.
+    `key` is the setting that `count` came from, for messages.
 
     Raises:
-        ValueError: where the split has fewer than asked for, or none.
+        ValueError: the split has fewer than asked for, or none.
     """
     if classes and classes > len(images.classes):
         there = f"the data has {len(images.classes)}"
@@ -224,7 +225,7 @@ def select(images: Images, *, classes: int | None, count: int | None, key: str =
 
 
 def _spread(labels: np.ndarray, indices: np.ndarray, count: int) -> np.ndarray:
-    """Round by round: everyone's first image, everyone's second, ... until there are `count`."""
+    """Picks every class's first image, then every class's second, ... until there are `count`."""
     order = np.argsort(labels, kind="stable")
     _, starts = np.unique(labels[order], return_index=True)
     rank = np.empty(len(labels), np.int64)
@@ -234,5 +235,5 @@ def _spread(labels: np.ndarray, indices: np.ndarray, count: int) -> np.ndarray:
 
 
 def evenly(images: int, count: int) -> np.ndarray:
-    """So many indices, evenly spaced, or all."""
+    """`count` of the images' indices, evenly spaced, or all of them if there are fewer."""
     return np.linspace(0, images - 1, min(count, images)).round().astype(int)

@@ -53,7 +53,7 @@ class Input(nn.Module):
         return x.sub_(mean).div_(self.std)
 
     def _is_usual(self, pixels: Tensor, shift: Tensor | None) -> bool:
-        """Whether a kernel of our own computes it: the same in one pass, in place of four."""
+        """Whether the project's own kernel can compute it: the same in one pass instead of four."""
         kinds = pixels.dtype == torch.uint8 and self.mean.dtype == torch.float32
         each = shift is None or (shift.shape == (len(pixels), 3) and shift.dtype == torch.float32)
         return kinds and each and pixels.is_contiguous() and 0 < pixels.numel() < 2**31
@@ -68,7 +68,7 @@ class Input(nn.Module):
 
 
 def measure_input(source: Cache, *, crop: int, s: int, normalised: bool) -> Input:
-    """The Input of a training set: from center crops of images with shorter side s.
+    """The Input of a training set, measured on center crops of images with shorter side s.
 
     Images that cannot be decoded are left out here; training counts them.
     """
@@ -100,7 +100,7 @@ def _tensor(x: np.ndarray) -> Tensor:
 
 
 def _center_crops(source: Cache, crop: int, s: int) -> Iterator[np.ndarray]:
-    """uint8 (n, crop, crop, 3), n of them at most TOGETHER; decoded by all cores."""
+    """Crops as uint8 (n, crop, crop, 3), n at most TOGETHER; all cores decode."""
     images = len(source.images)
     chosen = evenly(images, SAMPLED)
 

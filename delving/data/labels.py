@@ -1,6 +1,6 @@
-"""Which class an image is of, from the files in which data sets say so.
+"""Which class an image is of, read from the files in which data sets say so.
 
-What is wrong in them is told with its file and line.
+Errors name the file and the line.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ Listing = list[tuple[str, str]]  # (class, name below the root)
 
 
 def parse_annotations(data: bytes) -> Listing:
-    """Tiny ImageNet's val_annotations.txt: lines of file, class and a box, between tabs."""
+    """Tiny ImageNet's val_annotations.txt: lines of file, class and box, separated by tabs."""
     of_file: dict[str, str] = {}
     for number, line in _lines(data, "val_annotations.txt"):
         file, _, rest = line.partition("\t")
@@ -28,7 +28,7 @@ def parse_annotations(data: bytes) -> Listing:
 
 
 def parse_words(data: bytes, path: Path | str = "words.txt", between: str = "\t") -> dict[str, str]:
-    """WordNet ids to names, the first synonym alone, from a words.txt; with a space between them
+    """{WordNet id: name}, the first synonym alone, from a words.txt; with a space as `between`,
     from Kaggle's LOC_synset_mapping.txt."""
     words = {}
     for number, line in _lines(data, path):
@@ -40,12 +40,12 @@ def parse_words(data: bytes, path: Path | str = "words.txt", between: str = "\t"
 
 
 def read_words(path: Path) -> dict[str, str]:
-    """parse_words of a file, by its name."""
+    """parse_words of a file, whose name tells which of the two kinds it is."""
     return parse_words(read_listing(path), path, "\t" if path.name == "words.txt" else " ")
 
 
 def read_solution(path: Path) -> dict[str, str]:
-    """ILSVRC2012_val_... to its class's WordNet id, from Kaggle's LOC_val_solution.csv."""
+    """{ILSVRC2012_val_...: its class's WordNet id}, from Kaggle's LOC_val_solution.csv."""
     truth = {}
     for number, line in _lines(read_listing(path), path):
         image, _, boxes = line.partition(",")
@@ -60,7 +60,7 @@ def read_solution(path: Path) -> dict[str, str]:
 
 
 def read_devkit(devkit: Path) -> dict[str, str]:
-    """The same from the data folder of ILSVRC2012_devkit_t12: meta.mat and the ground truth."""
+    """As read_solution, from ILSVRC2012_devkit_t12's data folder: meta.mat and the ground truth."""
     synsets, truth = read_meta(devkit), {}
     path = devkit / "ILSVRC2012_validation_ground_truth.txt"
     for image, (number, line) in enumerate(_lines(read_listing(path), path), 1):
@@ -73,12 +73,12 @@ def read_devkit(devkit: Path) -> dict[str, str]:
 
 def read_meta(devkit: Path) -> dict[str, list[str]]:
     """The synsets of a devkit's data folder: {ILSVRC2012_ID in digits: [WordNet id, names]}."""
-    read_listing(devkit / "meta.mat")  # its faults as a file, told in our words
+    read_listing(devkit / "meta.mat")  # raises what is wrong with it as a file, in our words
     return read_synsets(devkit / "meta.mat")
 
 
 def read_listing(path: Path) -> bytes:
-    """A file's bytes; ValueError names it where it cannot be read."""
+    """A file's bytes; ValueError names the file if it cannot be read."""
     try:
         return read_file(path)
     except OSError as error:
@@ -87,7 +87,7 @@ def read_listing(path: Path) -> bytes:
 
 def _decode(data: bytes, path: Path | str) -> str:
     try:
-        return data.decode("utf-8-sig")  # Excel begins with a mark
+        return data.decode("utf-8-sig")  # Excel begins with a byte order mark
     except UnicodeDecodeError as error:
         number = data.count(b"\n", 0, error.start) + 1
         raise _fault(path, number, "no UTF-8 text") from error

@@ -29,14 +29,15 @@ from delving.data.parcel import map_tensors
 from delving.data.processes import AHEAD, Dataset, started, take
 from delving.data.regions import agrees, cut_region, look_at
 
-SHARING = "DELVING_SHARING"  # how many worker processes share the cores, told to each of them
-NAMED = 3  # images, in a message about a batch
-MOST = 16  # loader processes, where data.workers does not say how many
-PIXEL = 4  # bytes, in which Pillow stores RGB
+SHARING = "DELVING_SHARING"  # tells each worker process how many of them share the cores
+NAMED = 3  # images named in a message about a batch
+MOST = 16  # loader processes, if data.workers does not say how many
+PIXEL = 4  # bytes in which Pillow stores an RGB pixel
 
 
 class Batch(NamedTuple):
-    """A training batch: uint8 (N, crop, crop, 3), labels (N,), color draws (N, 3), bad names."""
+    """A training batch: uint8 (N, crop, crop, 3), labels (N,), color draws (N, 3), and the names of
+    images that could not be decoded."""
 
     pixels: Tensor
     labels: Tensor
@@ -46,10 +47,10 @@ class Batch(NamedTuple):
 
 @dataclass
 class Cache:
-    """Decoded images kept in memory until `budget` bytes; the rest is decoded every time.
+    """Decoded images kept in memory up to `budget` bytes; the rest are decoded every time.
 
-    With `side` they are kept resized to that shorter side, as arrays, where every view is at that
-    s: a view is then a slice.
+    `side`, for when every view is at that s, keeps them as arrays resized to that shorter side: a
+    view is then a slice.
     """
 
     images: Images
@@ -57,7 +58,7 @@ class Cache:
     side: int | None = None
     kept: dict[int, Picture] = field(default_factory=dict)
     sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
-    # (N, 2): sizes of those cut before, else 0; loader processes each come to hold all of them.
+    # (N, 2): sizes of images cut before, else 0; in time each loader process holds them all.
     sound: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,8 +70,8 @@ class Cache:
         return self._decode(index, self.images.bytes_of(index))
 
     def cut(self, index: int, view: View) -> np.ndarray:
-        """crop_at's view of an image. One that is neither kept nor resized as a whole is decoded
-        no further than the view needs, where that is possible."""
+        """crop_at's view of an image. One that will be neither kept nor resized whole is decoded
+        only as far as the view needs, if that is possible."""
         picture = self.kept.get(index)
         if picture is None:
             data = self.images.bytes_of(index)
@@ -108,7 +109,7 @@ class Cache:
         return picture
 
     def size(self, index: int) -> tuple[int, int]:
-        """(width, height) of the image as it is in its file."""
+        """(width, height) of the decoded image, read from its file's header."""
         if index not in self.sizes:
             self.sizes[index] = self.images.size(index)
         return self.sizes[index]
@@ -120,12 +121,12 @@ class TrainingBatches:
 
     Attributes:
         source: the training images, perhaps cached.
-        batch: images a step.
+        batch: images per step.
         crop: pixels.
-        sides: the shorter side s is drawn from here, pixels.
+        sides: the range that the shorter side s is drawn from, pixels.
         flip: whether to flip half of the images.
         seed: keys order and augmentation.
-        share: (rank, ranks); only this rank's rows of a batch are made, as `rows_of` has them.
+        share: (rank, ranks); only this rank's rows of a batch are made, see `rows_of`.
     """
 
     source: Cache
@@ -161,7 +162,7 @@ class TrainingBatches:
         return epochs[rows], indices[rows]
 
     def _cut(self, index: int, view: View, bad: list[str]) -> tuple[np.ndarray, int]:
-        """The image's view, or where it cannot be decoded that of the next that can; and which."""
+        """The view of the image, or of the next one that can be decoded, and that one's index."""
         count = len(self.source.images)
         for used in (n % count for n in range(index, index + count)):
             try:
@@ -175,8 +176,7 @@ class TrainingBatches:
 class Views:
     """Test views, a group of images at a time: (indices, uint8 (N, views, height, width, 3)).
 
-    An image that cannot be decoded is never replaced here: its error is the item, to be raised by
-    who asked.
+    An image that cannot be decoded is not replaced: its error is the item, for the caller to raise.
     """
 
     source: Cache
@@ -211,12 +211,12 @@ def iterate(
     timeout: float | None = None,
     ahead: int = AHEAD,
 ) -> Iterator:
-    """The items of `keys` in order, from `workers` loader processes (0: this one).
+    """The items of `keys` in order, made by `workers` loader processes (0: this one).
 
-    They start with the first item and end with the last, or when the iterator is closed or let go.
+    They start with the first item and end with the last, or when the iterator is closed or dropped.
 
     Args:
-        pin: whether tensors go to page-locked memory, from where copies to a GPU are fast.
+        pin: whether tensors go to page-locked memory, from which copies to a GPU are fast.
         timeout: seconds a loader process may take for an item; None: no limit.
         ahead: items that a loader process is given before the first of them is taken.
 
@@ -234,13 +234,13 @@ def iterate(
 
 
 def _pinning_thread(pin: bool) -> ThreadPoolExecutor:
-    """A thread that works on this one's GPU; it starts only where it is used."""
+    """A thread that works on this thread's GPU; it starts only when it is used."""
     device = [torch.accelerator.current_device_index()] if pin else []
     return ThreadPoolExecutor(1, initializer=torch.accelerator.set_device_index, initargs=device)
 
 
 def _pinned_ahead(items: Iterator, thread: ThreadPoolExecutor) -> Iterator:
-    """The items pinned, one ahead: training does not wait for the copy."""
+    """The items, pinned one ahead so that training does not wait for the copy."""
 
     def after() -> list:
         return [_pin(item) for item in islice(items, 1)]
@@ -256,11 +256,11 @@ def _pin(item: Any) -> Any:
 
 
 def count_workers(wanted: int, sharing: int = 1, *, gpu: bool = False) -> int:
-    """-1: all cores but two of this process's share, at most MOST: `sharing` ranks have a share
-    each, and so has every training beside this one. On two cores loading in this process is
-    fastest, since training itself keeps both busy; so it is where processes are spawned, as on
-    macOS, and each would import torch anew for each pass over images. Trainings side by side on a
-    `gpu` have one each, since they wait for one another there, and load for one another."""
+    """How many loader processes to start: `wanted`, or if that is -1, the cores of this process's
+    share but two, at most MOST. `sharing` ranks, and the trainings beside this one, share equally.
+    On two cores loading in this process (0) is fastest: training keeps both busy. So it is where
+    processes are spawned, as on macOS: each would import torch anew for each pass over the images.
+    Trainings side by side on a `gpu` spare one core each: they wait and load for one another."""
     if wanted >= 0:
         return wanted
     if _start_method() == "spawn":
@@ -271,20 +271,20 @@ def count_workers(wanted: int, sharing: int = 1, *, gpu: bool = False) -> int:
 
 
 def _start_method() -> str:
-    """How this system starts processes, without fixing it as asking for it plainly does."""
+    """How this system starts processes; get_start_method() alone would also fix the choice."""
     known = multiprocessing.get_start_method(allow_none=True)
     return known or multiprocessing.get_all_start_methods()[0]
 
 
 def count_cores() -> int:
-    """The cores this process may use; macOS and Windows tell only those of the machine."""
+    """The cores this process may use; macOS and Windows tell only how many the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def decoding_threads() -> Iterator[ThreadPoolExecutor]:
-    """A thread a core, to decode images in; after an error or Ctrl-C those that wait are not begun.
-    Decoding silences warnings, which threads would leave so."""
+    """A thread per core, to decode images in; after an error or Ctrl-C no waiting work is begun.
+    Decoding silences warnings, which threads could leave silenced for good."""
     with warnings.catch_warnings(), ThreadPoolExecutor(count_cores()) as pool:
         try:
             yield pool
@@ -294,7 +294,7 @@ def decoding_threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def cached(images: Images, *, gigabytes: float, workers: int, side: int | None = None) -> Cache:
-    """Keeps decoded images only in this process: loader processes would each keep their own."""
+    """A Cache that keeps images in this process alone: loader processes would each keep theirs."""
     if workers and not side:
-        agrees()  # compiled here, once, where no loader process is waited for
+        agrees()  # compiles once, here, while no loader process is waited for
     return Cache(images, gigabytes * 1e9 if workers == 0 else 0, side)

@@ -1,4 +1,4 @@
-"""ImageNet's meta.mat, read by scipy in a process of its own: on some damaged files it crashes.
+"""ImageNet's meta.mat, read by scipy in its own process: some damaged files crash scipy.
 
 `python -m delving.data.mat FILE` prints the synsets as JSON.
 """
@@ -11,11 +11,11 @@ from pathlib import Path
 
 from delving.launched import child
 
-SECONDS, BYTES = 60, 4 * 2**30  # of the process
+SECONDS, BYTES = 60, 4 * 2**30  # the process's limits
 
 
 def read_synsets(path: Path) -> dict[str, list[str]]:
-    """{ILSVRC2012_ID in digits: [WordNet id, its names]}; ValueError where it is not the devkit's
+    """{ILSVRC2012_ID in digits: [WordNet id, its names]}; ValueError if the file is not a devkit's
     meta.mat."""
     command = child("delving.data.mat", str(path))
     try:

@@ -1,7 +1,7 @@
-"""Folders in shared memory, in which trainings meet that see the same batches.
+"""Folders in shared memory, where trainings that see the same batches meet.
 
-A user has one folder there, and in it one for all trainings of a key, each of which has a file that
-it keeps locked: the lock ends with the training and its loader processes, however these end.
+A user has one folder there, and in it one folder per key. Each training of that key has a file in
+it that it keeps locked: the lock ends with the training and its loader processes, however they end.
 """
 
 import errno
@@ -19,20 +19,20 @@ from typing import BinaryIO
 from delving.beside import name_beside
 
 MEMORY = Path("/dev/shm")  # files there are memory that all processes see; only Linux has it
-ROOM = 0.5  # of the memory that is free, for what is kept for a training
+ROOM = 0.5  # share of the free memory that the batches kept for a training may take
 READER, CLAIMS, LOCK = "reader-", "claims", "lock"
-NUMBER = 8  # bytes
-PATIENCE, PAUSE = 1.0, 0.01  # seconds that another is waited for that joins or leaves, and between
+NUMBER = 8  # bytes of each number in a training's file
+PATIENCE, PAUSE = 1.0, 0.01  # seconds to wait for another to join or leave, and between tries
 
 
 @contextmanager
 def joined(key: str, *, step: int, reach: int, size: int) -> Iterator[Path | None]:
-    """The file of a training in the folder of its key, as long as it works there; None where no
+    """A training's file in the folder of its key, for as long as the context lasts; None if no
     memory can be shared.
 
     Args:
-        step: the first that it will ask for.
-        reach: how far from it batches are to be kept.
+        step: the first that the training will ask for.
+        reach: batches are kept for it from so many steps before its latest to as many after.
         size: bytes of a batch.
     """
     reader = None
@@ -46,13 +46,13 @@ def joined(key: str, *, step: int, reach: int, size: int) -> Iterator[Path | Non
     finally:
         file.close()
         with suppress(OSError):
-            reader.unlink(missing_ok=True)  # another may have seen that it is not locked
+            reader.unlink(missing_ok=True)  # another may have found it unlocked
             with _alone(reader.parents[1]):
                 _remove_unread(reader.parent)
 
 
 def living_in(folder: Path) -> list[Path]:
-    """The files of the trainings that meet in a folder; those of dead ones are removed."""
+    """The files of the living trainings in a folder; those of dead ones are removed."""
     found = []
     for path in folder.glob(f"{READER}*"):
         with suppress(FileNotFoundError), path.open("rb") as file:
@@ -64,21 +64,21 @@ def living_in(folder: Path) -> list[Path]:
 
 
 def tell(reader: Path, step: int, reach: int) -> None:
-    """Writes what `hear` reads, in a file that is there."""
+    """Writes what `hear` reads into a training's existing file."""
     with reader.open("r+b", buffering=0) as file:
         _write(file, step, reach)
 
 
 def hear(reader: Path) -> tuple[int, int]:
-    """The step that a training asked for last, and how far from it batches are kept for it."""
+    """The step that a training asked for last, and its reach, see `joined`."""
     data = reader.read_bytes()
     return int.from_bytes(data[:NUMBER]), int.from_bytes(data[NUMBER:])
 
 
 @contextmanager
 def claimed(folder: Path, step: int) -> Iterator[bool]:
-    """Keeps other processes from making a batch; False where one is at it. By the system's lock of
-    a file's byte, one for each step, which ends with its process."""
+    """Keeps other processes from making a step's batch; False if one is making it already. The
+    system locks a byte of a file, one for each step; the lock ends with its process."""
     with (folder / CLAIMS).open("r+b") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, step)
@@ -89,7 +89,7 @@ def claimed(folder: Path, step: int) -> Iterator[bool]:
 
 
 def _join(key: str, step: int, reach: int, size: int) -> tuple[Path, BinaryIO]:
-    """OSError where no memory can be shared."""
+    """The training's file, and the handle that locks it; OSError if no memory can be shared."""
     base = _own_folder()
     if 2 * reach * size > ROOM * shutil.disk_usage(base).free:
         raise OSError(errno.ENOSPC, "no room to share", str(base))
@@ -115,7 +115,7 @@ def _write(file: BinaryIO, step: int, reach: int) -> None:
 
 
 def _own_folder() -> Path:
-    """OSError where there is none that is this user's alone: others could put anything there."""
+    """The user's folder; OSError if it is not theirs alone: others could put anything there."""
     folder = MEMORY / f"delving-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
@@ -126,8 +126,8 @@ def _own_folder() -> Path:
 
 @contextmanager
 def _alone(base: Path) -> Iterator[None]:
-    """Nobody else joins or leaves meanwhile. TimeoutError where another one, which was stopped at
-    it perhaps, does not come to an end."""
+    """Keeps others from joining or leaving meanwhile. TimeoutError if another is doing so and does
+    not finish, perhaps because it was stopped midway."""
     with (base / LOCK).open("wb") as file:
         until = time.monotonic() + PATIENCE
         while not _try_lock(file):

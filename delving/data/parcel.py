@@ -1,7 +1,7 @@
-"""Tensors on their way from a loader process, in memory that both sides see, or as bytes.
+"""Sends tensors from a loader process, in memory that both sides see, or as bytes.
 
-torch's own way asks the sender for each tensor while it is unpacked, and waits for ever where that
-process has stopped; it also needs room in /dev/shm, of which containers have little.
+torch's own way asks the sender for each tensor when unpacking it, and waits for ever if the sender
+has stopped; it also needs room in /dev/shm, of which containers have little.
 """
 
 import io
@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-# Elsewhere, as on macOS, Python waits for a handle's receipt on this very pipe, where keys are.
+# Elsewhere, as on macOS, Python awaits a handle's receipt on this very pipe, which carries keys.
 SHARED = hasattr(os, "memfd_create")
-ALIGNED = 64  # bytes, at whose multiples tensors begin
+ALIGNED = 64  # bytes; tensors begin at multiples of it
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,21 @@ class Place:
 
 @dataclass(frozen=True)
 class Packed:
-    """An item as it travels: a Place for each of its tensors, and the open file that has them."""
+    """An item as it travels: a Place instead of each tensor, and the open file with their data."""
 
     places: Any
     file: BinaryIO
 
     def unpack(self) -> Any:
-        """The item; the file is closed. What is written to its tensors changes no other's."""
+        """The item; closes the file. Writing to its tensors changes no other process's."""
         with self.file as file:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             return _unpack(self.places, memory)
 
 
 def send(pipe: Connection, made: bool, item: Any) -> None:
-    """Sends an item: a tensor or a tuple of them, with small other things among them, or what is
-    Packed. `made`: whether it is the one that was asked for.
+    """Sends an item: a tensor, a tuple of tensors and other small things, or a Packed one. `made`:
+    whether it is the item that was asked for.
 
     Raises:
         OSError: no memory is left, or nobody listens.
@@ -64,8 +64,8 @@ def send(pipe: Connection, made: bool, item: Any) -> None:
 
 
 def limit(pipe: Connection, seconds: float | None) -> None:
-    """From now on `receive` waits for no part of an item longer than so many seconds: who sends it
-    may be stopped in the midst of it."""
+    """Makes `receive` wait at most this many seconds for each part of an item (None: for ever): its
+    sender may be stopped midway."""
     whole, part = divmod(round(1e6 * (seconds or 0)), 10**6)  # 0: for ever
     with socket.socket(fileno=os.dup(pipe.fileno())) as end:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", whole, part))
@@ -85,7 +85,7 @@ def receive(pipe: Connection) -> tuple[bool, Any]:
 
 
 def map_tensors(item: Any, change: Callable, of: type = Tensor) -> Any:
-    """The item with `change` made to its tensors, or to whatever is `of` another type."""
+    """The item with `change` applied to its tensors, or to whatever in it is of the type `of`."""
     if isinstance(item, of):
         return change(item)
     if isinstance(item, tuple):
@@ -95,7 +95,7 @@ def map_tensors(item: Any, change: Callable, of: type = Tensor) -> Any:
 
 
 def _open_memory() -> BinaryIO:
-    """A file without a name: it goes with the last process that holds it, however that ends."""
+    """A file without a name: it vanishes with the last process that holds it, however that ends."""
     return open(os.memfd_create("images"), "w+b") if SHARED else io.BytesIO()
 
 
@@ -103,7 +103,7 @@ def _pack(item: Any) -> Packed:
     memory = _open_memory()
     try:
         places = map_tensors(item, lambda tensor: _write(memory, tensor))
-        memory.write(bytes(1))  # nothing at all could not be mapped
+        memory.write(bytes(1))  # an empty file cannot be mapped
         memory.flush()
     except BaseException:
         memory.close()

@@ -1,5 +1,5 @@
-"""`delving data prepare`: downloads or generates a data set where that can be done, and lays it out
-as class folders."""
+"""`delving data prepare`: downloads a data set that can be downloaded, and lays it out as class
+folders."""
 
 import gzip
 import os
@@ -34,7 +34,7 @@ IMAGENETTE = (
 )
 FOLDER = "imagenette2"  # in that archive
 SIDE, SPLITS = 32, ("val", "train")
-BYTES = 200_000_000  # of a file in an archive; CIFAR-100's largest has 154 million
+BYTES = 200_000_000  # of a file in an archive, at most; CIFAR-100's largest has 154 million
 
 
 def prepare_cifar(name: str, root: Path) -> None:
@@ -47,10 +47,11 @@ def prepare_cifar(name: str, root: Path) -> None:
 
 
 def unpack_cifar(archive: Path, root: Path) -> None:
-    """Writes train/<class>/<n>.png and val/... from a binary-version archive, each of them whole.
+    """Writes train/<class>/<batch>_<n>.png and val/... from a binary-version archive; each of the
+    two folders appears whole.
 
     Raises:
-        ValueError: it is damaged, or not what it should be. Its names never lead out of the root.
+        ValueError: the archive is damaged, or not CIFAR's. Its names never lead out of the root.
     """
     try:
         with tarfile.open(archive) as tar, folder_beside(root / SPLITS[0]) as beside:
@@ -76,7 +77,7 @@ def _read_names(tar: tarfile.TarFile, files: dict[str, tarfile.TarInfo], file: s
     if file not in files:
         raise ValueError(f"no {file} in it")
     names = _read(tar, files[file]).decode().split()
-    # Folders will be named by them.
+    # Folders are named after them.
     odd = [name for name in names if not re.fullmatch(r"[A-Za-z0-9_]{1,64}", name)]
     if odd or len(set(names)) not in (10, 100) or len(set(names)) != len(names):
         raise ValueError(f"{file}: no 10 or 100 names of classes {shown(odd[:1] or len(names))}")
@@ -90,7 +91,8 @@ def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _write_records(records: np.ndarray, names: list[str], folder: Path, batch: str) -> None:
-    """Records end with 3 x 32 x 32 pixels; the byte before is the (fine) label."""
+    """Writes a file's images. Records end with 3 x 32 x 32 pixels; the byte before them is the
+    (fine) label."""
     header = 2 if len(names) == 100 else 1
     if len(records) % (header + 3 * SIDE * SIDE):
         raise ValueError(f"{batch}.bin: {len(records):,} bytes are no whole number of images")
@@ -105,7 +107,7 @@ def _write_records(records: np.ndarray, names: list[str], folder: Path, batch: s
 
 
 def prepare_imagenette(name: str, root: Path) -> None:
-    """Downloads Imagenette; its folder, imagenette2, has train/ and val/ of class folders."""
+    """Downloads Imagenette; its folder, imagenette2, has class folders in train/ and val/."""
     remove_dead(root, FOLDER)
     if (root / FOLDER).is_dir():
         return

@@ -14,11 +14,11 @@ from delving.data.input import Input, measure_input
 from delving.data.loader import Cache
 
 CLASSES, COLUMNS, WORDS = 12, 10, 18
-PIXELS = 160  # an image's longer side in the sheet; of photographs whole ones would take gigabytes
+PIXELS = 160  # an image's longer side in the sheet; whole photographs would take gigabytes
 
 
 def sheet_rows(images: Images) -> list[tuple[str, list[np.ndarray]]]:
-    """The first images of the first classes, whole, squeezed to squares for the sheet."""
+    """(title, images) of the first classes: their first images, whole, shrunk for the sheet."""
     rows = []
     for label, title in list(enumerate(images.titles))[:CLASSES]:
         sound = _sound(images, np.flatnonzero(images.labels == label))

@@ -1,7 +1,7 @@
-"""Loader processes: they make items ahead, are watched while one waits for them, and always end.
+"""Loader processes: they make items ahead, are watched while waited for, and always end.
 
-torch's DataLoader would do, but that it reports a dead process in the midst of anything (while a
-checkpoint is written, say), cannot tell what the process was at, and leaves behind one that hangs.
+torch's DataLoader would do, except that it reports a dead process in the middle of anything (such
+as writing a checkpoint), cannot tell what the process was doing, and leaves one that hangs behind.
 """
 
 import atexit
@@ -27,18 +27,18 @@ from delving.data.images import UndecodableImageError
 from delving.signals import HEEDED
 
 AHEAD = 2  # items that a process is given before the first of them is taken
-GRACE = 2.0  # seconds it has to end by itself
-TICK = 1.0  # seconds between two looks
-IDLE = -1  # the key of no item
+GRACE = 2.0  # seconds that a process has to end by itself
+TICK = 1.0  # seconds between two looks at the processes
+IDLE = -1  # in place of a key, while no item is being made
 HINTS = {signal.SIGKILL: " (was memory short?)"}
 
 
 class LoaderError(RuntimeError):
-    """A loader process died, hangs or failed; says what it was at."""
+    """A loader process died, hangs or failed; the message says what it was doing."""
 
 
 class Dataset(Protocol):
-    """What can be loaded: an item for every key, and words for it."""
+    """What can be loaded: an item for every key, and a description of it for messages."""
 
     def __getitem__(self, key: int) -> Any: ...
 
@@ -47,7 +47,7 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True)
 class Loader:
-    """A loader process: keys go in and items come out of `pipe`, `at` is the key it works on."""
+    """A loader process: keys go in and items come out by `pipe`; `at` is the key it works on."""
 
     process: multiprocessing.Process
     pipe: Connection
@@ -56,9 +56,9 @@ class Loader:
 
 @contextmanager
 def started(dataset: Dataset, count: int) -> Iterator[list[Loader]]:
-    """Loader processes; none is left when the context ends, or the program."""
+    """Starts loader processes; none is left when the context or the program ends."""
     loaders: list[Loader] = []
-    # A program that ends would wait for those it still has, and they for it.
+    # Otherwise a program that ends would wait for the processes it still has, and they for it.
     end = partial(_end, loaders, os.getpid())
     atexit.register(end)
     try:
@@ -78,11 +78,11 @@ def take(
     timeout: float | None,
     ahead: int = AHEAD,
 ) -> Iterator[Any]:
-    """The items of `keys` in their order, the processes taking turns, each given `ahead`.
+    """The items of `keys` in order; the processes take turns, each given `ahead` keys in advance.
 
     Raises:
-        LoaderError: one died, gave nothing for `timeout` seconds, or failed.
-        ValueError: what one raised itself, with its message.
+        LoaderError: a process died, gave nothing for `timeout` seconds, or failed.
+        ValueError: one that the dataset raised in a process, with its message.
     """
     for loader in loaders:
         parcel.limit(loader.pipe, timeout)
@@ -106,14 +106,14 @@ def _start(dataset: Dataset) -> Loader:
             process.start()
     except OSError as error:
         raise LoaderError(f"a loader process cannot be started: {error}") from error
-    theirs.close()  # else its death would not close the pipe
+    theirs.close()  # else the process's death would not close the pipe
     return Loader(process, ours, at)
 
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """No garbage is collected in a process that is forked meanwhile: what belongs to the parent's
-    GPU (a recorded step, memory that it copies from) cannot be freed there, and aborts it."""
+    """Keeps a process that is forked meanwhile from collecting garbage: freeing there what belongs
+    to the parent's GPU (a recorded step, memory that it copies from) would abort the process."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -124,21 +124,21 @@ def _uncollected() -> Iterator[None]:
 
 
 def _end(loaders: list[Loader], owner: int) -> None:
-    """Asks them to end and kills those that do not. They have nothing to lose: they only read."""
-    if os.getpid() != owner:  # a copy in a process that was forked meanwhile
+    """Asks the processes to end and kills those that do not: they only read, so nothing is lost."""
+    if os.getpid() != owner:  # called in a process that was forked meanwhile
         return
     for loader in loaders:
         with suppress(OSError):
             loader.pipe.send(None)
         if not parcel.SHARED:
-            loader.pipe.close()  # one that is at sending an item hears nothing else
+            loader.pipe.close()  # a process that is sending an item hears nothing else
     latest = time.monotonic() + GRACE
     for loader in loaders:
         loader.process.join(max(0.0, latest - time.monotonic()))
         loader.process.kill()
     while loaders:
         loader = loaders.pop()
-        loader.process.join(GRACE)  # one that the kernel keeps (a dead network disk) goes later
+        loader.process.join(GRACE)  # one stuck in the kernel (a dead network disk) ends later
         loader.pipe.close()
 
 
@@ -154,11 +154,11 @@ def _receive(
 ) -> Any:
     by_sentinel = {other.process.sentinel: other for other in loaders}
     for seconds in _ticks(timeout):
-        if not threading.main_thread().is_alive():  # the end of the program waits for this thread
+        if not threading.main_thread().is_alive():  # the program's end waits for this thread
             raise LoaderError("the program ends")
         ready = wait([loader.pipe, *by_sentinel], seconds)
         if loader.pipe in ready:
-            with suppress(BlockingIOError):  # what it began to send does not end
+            with suppress(BlockingIOError):  # the rest of the item does not come
                 return _open(loader, dataset)
             break
         if ready:
@@ -171,8 +171,8 @@ def _receive(
 
 
 def _ticks(timeout: float | None) -> Iterator[float]:
-    """Seconds to wait, until they are `timeout` together. The time that a program is stopped for
-    (by Ctrl-Z) is within one of them, so that it does not count."""
+    """Waits in seconds, `timeout` in total. If the program is stopped (by Ctrl-Z), that time falls
+    within a single wait, and so does not count."""
     left = math.inf if timeout is None else timeout
     while left > 0:
         yield min(left, TICK)
@@ -203,7 +203,7 @@ def _loss(loader: Loader, dataset: Dataset, error: Exception | None) -> LoaderEr
 
 
 def _ending(code: int | None, error: Exception | None) -> str:
-    if code is None:  # it lives: the fault is ours, too many open files for instance
+    if code is None:  # it lives: the fault is on this side, such as too many open files
         return f"cannot be heard: {error}"
     if code >= 0:
         return f"ended, exit code {code}"
@@ -218,7 +218,7 @@ def _work_of(loader: Loader, dataset: Dataset) -> str:
 
 # --- in the loader process ---
 def _work(dataset: Dataset, pipe: Connection, at: ctypes.c_longlong) -> None:
-    gc.freeze()  # all that was the parent's
+    gc.freeze()  # everything inherited from the parent
     gc.enable()
     # A signal to the whole process group must not end the loaders before the state is saved.
     for number in HEEDED:
@@ -235,12 +235,12 @@ def _work(dataset: Dataset, pipe: Connection, at: ctypes.c_longlong) -> None:
 def _answer(dataset: Dataset, key: int, pipe: Connection) -> None:
     try:
         parcel.send(pipe, True, dataset[key])
-    except Exception as error:  # also where no memory is left for the item
+    except Exception as error:  # also if no memory is left for the item
         parcel.send(pipe, False, (key, _portable(error)))
 
 
 def _portable(error: Exception) -> Exception:
-    """An error as it travels: not every kind can be made anew from its message."""
+    """An error that can be sent: not every kind can be rebuilt from its message."""
     if isinstance(error, UndecodableImageError):
         return UndecodableImageError(str(error))
     if isinstance(error, ValueError):
@@ -250,10 +250,10 @@ def _portable(error: Exception) -> Exception:
 
 
 def _leave_with_the_parent() -> None:
-    """Ends this process soon after its parent, whatever it is at."""
+    """Ends this process soon after its parent, whatever it is doing."""
     parent, above = multiprocessing.parent_process(), os.getppid()
     while (
         parent.is_alive() and os.getppid() == above
-    ):  # brothers may keep the first one's pipe open
+    ):  # sibling processes may keep open the pipe that is_alive() watches
         parent.join(TICK)
     os._exit(1)

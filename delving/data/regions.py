@@ -1,8 +1,8 @@
-"""Views cut from JPEG files of which no more is decoded than they need, by libjpeg-turbo itself.
+"""Views cut from JPEG files by libjpeg-turbo itself, decoding no more than the view needs.
 
-The pixels are augment.py's of the whole image, bit for bit. Where that cannot be promised (no
-compiler, no libjpeg-turbo 2.1 with its headers, an image that is rotated, progressive, cut short,
-damaged or of an unusual kind) there is no such view, and the whole image is to be decoded.
+The pixels are, bit for bit, those that augment.py cuts from the whole image. Where that cannot be
+promised (no compiler, no libjpeg-turbo 2.1 with its headers, an image that is rotated, progressive,
+cut short, damaged or of an unusual kind), no view is cut and the whole image has to be decoded.
 """
 
 import ctypes
@@ -18,14 +18,14 @@ from delving.data.images import decode, opened, orientation
 from delving.kernels.compiled import compile_and_load
 
 JPEG, END = b"\xff\xd8", b"\xff\xd9"
-# None of its loops gains by OpenMP's threads: images are many.
+# No -fopenmp: with many images at once, threads within one gain nothing.
 TUNED = (("-march=native",), ("-mcpu=native",), ())
 P, N, INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 SIDES, BOX = ctypes.c_long * 4, ctypes.c_float * 4
 
 
 def look_at(data: bytes, name: str) -> tuple[int, int] | None:
-    """A file's (width, height) by its header, if it is of the kind that views are cut from.
+    """A file's (width, height) by its header; None unless views can be cut from such a file.
 
     Raises:
         UndecodableImageError: the file has no header of an image, or is beyond decode's limits.
@@ -42,8 +42,8 @@ def cut_region(data: bytes, size: tuple[int, int], view: View, *, new: bool) -> 
     decoded.
 
     Args:
-        size: look_at's.
-        new: whether the file gave no view before; it is then read to its end.
+        size: as look_at gives it.
+        new: whether no view of the file was cut before; it is then read to its end.
     """
     if (decoder := load()) is None:
         return None
@@ -56,7 +56,7 @@ def cut_region(data: bytes, size: tuple[int, int], view: View, *, new: bool) -> 
 
 @cache
 def load() -> Callable | None:
-    """jpeg.cpp's function; None where it does not compile."""
+    """jpeg.cpp's function; None if it does not compile."""
     library = compile_and_load("jpeg.cpp", links=("-ljpeg",), tuned=TUNED)
     if library is None:
         return None
@@ -67,7 +67,7 @@ def load() -> Callable | None:
 
 @cache
 def agrees() -> bool:
-    """Whether its pixels are Pillow's, as both may be of any version; False where there is none."""
+    """Whether jpeg.cpp gives Pillow's pixels, as both may be of any version; False without it."""
     rng = np.random.Generator(np.random.Philox(0))
     pixels, view = rng.integers(0, 256, (75, 98, 3), np.uint8), View(60, 28, (0.7, 0.4), True)
     for subsampling in (0, 1, 2):

@@ -1,5 +1,5 @@
-"""Training batches made where the net is, of images that lie there: on a GPU, where all are of one
-size and fit. Two matrix products cut, resize and flip a batch."""
+"""Training batches made on the net's device from images kept there: on a GPU, if all images are of
+one size and fit. Two matrix products cut, resize and flip a batch."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ class Resident:
     Attributes:
         images: their names and labels.
         pixels: uint8 (images, height, width, 3); zeros where one cannot be decoded.
-        used: (images,), in each one's place the image itself, or the next that can be decoded.
+        used: (images,), the index of each image itself, or of the next that can be decoded.
     """
 
     images: Images
@@ -31,7 +31,7 @@ class Resident:
 
 
 def load_resident(images: Images, device: torch.device, gigabytes: float) -> Resident | None:
-    """The images on the device; None where they are not all of one size, or too many.
+    """The images on the device; None if they are not all of one size, or too many.
 
     Raises:
         ValueError: not one can be decoded.
@@ -59,7 +59,7 @@ def load_resident(images: Images, device: torch.device, gigabytes: float) -> Res
 
 
 def _common_size(images: Images, gigabytes: float) -> tuple[int, int] | None:
-    """(width, height) of the first ones, if they agree and all of that size would fit."""
+    """(width, height) of the first images, if they agree and all images would fit at that size."""
     sizes = set()
     for number in range(min(LOOKED_AT, len(images))):
         try:
@@ -80,7 +80,7 @@ def _decode(images: Images, number: int) -> np.ndarray | None:
 
 
 def _next_good(good: np.ndarray) -> np.ndarray:
-    """For each place the next that is good, from the end on from the start."""
+    """For each place itself if it is good, else the next good one; the first follows the last."""
     places = np.flatnonzero(good)
     after = np.searchsorted(places, np.arange(len(good)))
     return places[after % len(places)]
@@ -88,7 +88,7 @@ def _next_good(good: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ResidentBatches(TrainingBatches):
-    """The batch of each step, as TrainingBatches makes it, but for rounding of a grey level.
+    """The batch of each step, as TrainingBatches makes it but for rounding by one grey level.
 
     ours: on a GPU images of one size are resized there, in floating point; Pillow rounds between
     the two directions, so that a pixel may differ by a grey level.
@@ -109,7 +109,7 @@ class ResidentBatches(TrainingBatches):
 
 
 def send(array: np.ndarray, device: torch.device) -> Tensor:
-    """The array on the device, a GPU's without waiting for what it is at."""
+    """The array on the device; a GPU's current work is not waited for."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
@@ -117,10 +117,10 @@ def send(array: np.ndarray, device: torch.device) -> Tensor:
 def cut(
     pixels: Tensor, draws: np.ndarray, *, crop: int, sides: tuple[int, int], flip: bool
 ) -> Tensor:
-    """augment.py's `augment` of a batch: uint8 (N, height, width, 3) to (N, crop, crop, 3).
+    """augment.py's `augment` for a batch: uint8 (N, height, width, 3) to (N, crop, crop, 3).
 
     Args:
-        draws: (N, 7) as draw_augmentation's.
+        draws: (N, 7), as draw_augmentation gives them.
     """
     height, width = pixels.shape[1:3]
     chosen = [pick_side(u, sides) for u in draws[:, 0]]
@@ -135,7 +135,7 @@ def cut(
     if flip:
         across = torch.where(turned[:, None, None] > 0, across.flip(1), across)
     rows = torch.bmm(down, pixels.flatten(2).float()).unflatten(2, (width, 3))
-    columns = rows.transpose(1, 2).flatten(2)  # (N, width, crop x 3): one product an image
+    columns = rows.transpose(1, 2).flatten(2)  # (N, width, crop x 3): one product per image
     views = torch.bmm(across, columns).unflatten(2, (crop, 3)).transpose(1, 2)  # (N, crop, crop, 3)
     return (views + 0.5).clamp(0, 255).to(torch.uint8).contiguous()
 
@@ -143,7 +143,7 @@ def cut(
 def tent_weights(start: Tensor, scale: Tensor, *, size: int, crop: int) -> Tensor:
     """(N, crop, size): how much of each pixel along a side goes into each of the view's.
 
-    The antialiased bilinear filter: a tent around the view's pixel, wider where it shrinks.
+    The antialiased bilinear filter: a tent around the view's pixel, wider if the image shrinks.
     """
     numbers = torch.arange(max(size, crop), device=start.device) + 0.5
     centers = start[:, None] + numbers[:crop] * scale[:, None]  # (N, crop)

@@ -20,12 +20,12 @@ from delving.data.written import write_once
 VERSION = 2  # raise it whenever a drawn byte changes: folders of another version are refused
 MARKER = "shapes.json"
 SPLITS = ("train", "val")
-UNITS = 32  # the shorter side
+UNITS = 32  # length of an image's shorter side
 TAU = np.float32(2 * np.pi)
 TILT = 0.16  # radians (9 degrees): directions 45 degrees apart stay apart
 # These three set the difficulty: clear enough for narrow ReLU nets to learn within 600 steps.
-CONTRAST = (0.35, 0.95)  # distance of a texture's two colours, of 1 from black to white
-NOISE = (0.005, 0.04)  # std of the pixel noise, of the same 1
+CONTRAST = (0.35, 0.95)  # distance between a texture's two colours; black to white is 1
+NOISE = (0.005, 0.04)  # std of the pixel noise, on the same scale
 RADIUS = (12, 16)  # of the textured object
 
 
@@ -138,8 +138,8 @@ def draw_image(texture: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_grid(rng, *, sides=(40, 73), units=UNITS):
-    """Coordinates (2, H, W) of the pixels, x then y, the origin at the centre; the shorter side
-    has a number of pixels in [sides) and is so many units long."""
+    """Coordinates (2, H, W) of the pixels, x then y, with the origin at the centre. The shorter
+    side is `units` long, and has at least sides[0] and less than sides[1] pixels."""
     short, aspect = int(rng.integers(*sides)), rng.uniform(1, 4 / 3)
     sides = (short, int(short * aspect))
     height, width = sides if rng.random() < 0.5 else sides[::-1]
@@ -153,7 +153,7 @@ def _direction(angle):
 
 
 def draw_ramp(grid, rng, *, slope):
-    """A plane (H, W) through 0 that rises by up to slope along the shorter side."""
+    """A plane (H, W), 0 at the origin, that rises by up to `slope` per UNITS along either axis."""
     return np.tensordot(rng.uniform(-slope, slope, 2).astype(np.float32) / UNITS, grid, axes=1)
 
 
@@ -167,7 +167,7 @@ def draw_outline(grid, rng, *, radius):
     distance = np.sqrt(np.square(grid).sum(0)) + np.float32(1e-6)
     x, y = grid / distance
     around = x + np.complex64(1j) * y
-    twice = around * around  # the powers are the waves of the angle
+    twice = around * around  # powers of `around` are waves of the angle
     waves = (0.3, 0.15, 0.1) * rng.random(3) * np.exp(2j * np.pi * rng.random(3))
     a, b, c = waves.astype(np.complex64)
     edge = radius + radius * (twice * (a + around * (b + c * twice))).real
@@ -184,7 +184,7 @@ def draw_colours(rng):
 
 def draw_clutter(image, grid, rng, *, shapes, reach=20):
     """Paints plain shapes and lines of any colour into image (3, H, W), their centres at most
-    `reach` from the origin; returns what each covers, (H, W) in [0, 1]."""
+    `reach` from the origin along either axis; returns what each covers, (H, W) in [0, 1]."""
     masks = []
     for colour in rng.random((shapes, 3, 1, 1), np.float32):
         there = grid - rng.uniform(-reach, reach, (2, 1, 1)).astype(np.float32)
@@ -199,7 +199,7 @@ def draw_clutter(image, grid, rng, *, shapes, reach=20):
 
 
 def expose(image, grid, rng):
-    """(3, H, W) in [0, 1] to (H, W, 3) of 8 bits: light falls off to one side, noise comes in."""
+    """(3, H, W) in [0, 1] to (H, W, 3) of 8 bits: light falls off to one side, noise is added."""
     image = image * (rng.uniform(0.8, 1.1) + draw_ramp(grid, rng, slope=0.6))
     image += np.float32(rng.uniform(*NOISE)) * rng.standard_normal(image.shape, np.float32)
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
@@ -212,7 +212,7 @@ def write_shapes(
     """Writes root/<split>/<class>/<class>_<n>.jpg, the images spread evenly over the classes.
 
     An image depends on (seed, split, class, n) alone: a larger set contains the smaller. A root
-    written before is returned at once; one that holds anything else is refused (ValueError).
+    that holds this set is returned at once; one that holds anything else is refused (ValueError).
     """
     if not 2 <= classes <= len(TEXTURES):
         raise ValueError(f"classes={classes}: choose 2 to {len(TEXTURES)} ({', '.join(TEXTURES)})")

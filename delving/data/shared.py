@@ -1,8 +1,8 @@
 """Batches for trainings side by side that see the same images: decoded once for all of them.
 
 Arms of one seed see the same views of the same images. Their loader processes leave the batches in
-shared memory and divide the work: who is asked for a batch that another is making makes a later one
-meanwhile. A training that is alone, or where no memory can be shared, loads as if this were not.
+shared memory and divide the work: a process that is asked for a batch another is making makes a
+later one meanwhile. A training that is alone, or cannot share memory, loads as if without this.
 """
 
 import hashlib
@@ -28,11 +28,11 @@ from delving.data.parcel import SHARED, Packed, Place
 from delving.data.processes import Dataset
 
 LEAST = 500_000  # bytes: a smaller batch is made as fast as it is shared
-AHEAD = 4  # batches that a loader process is given: it delivers none while it makes another's
-SPARE = 16  # steps that a training may be ahead of others besides
+AHEAD = 4  # batches given to a loader process in advance: making another's, it delivers none
+SPARE = 16  # further steps that a training may be ahead of others
 PATIENCE = 30.0  # seconds that a training waits for one behind it, before it goes on without it
 PAUSE = 0.05  # seconds between two looks at it
-PULSE = 1.0  # seconds between two looks whether others live
+PULSE = 1.0  # seconds between two checks that the others are alive
 RETRY = 30.0  # seconds after which memory that was full is tried again
 TENSORS = Batch._fields[:3]
 DTYPES = {"U8": torch.uint8, "I64": torch.int64, "F32": torch.float32}
@@ -44,10 +44,10 @@ class Other:
 
     Attributes:
         at: the step that it asked for last.
-        reach: how far from it batches are kept for it.
-        patience: seconds that it is waited for when it is behind, half as long each time.
-        waited: seconds, since it was level.
-        left: whether that was in vain, and it is behind still.
+        reach: batches are kept for it from so many steps before `at` to as many after.
+        patience: seconds that it is waited for when it is behind; halved whenever that was in vain.
+        waited: seconds that it has been waited for since it was last level.
+        left: whether waiting was in vain, and it is still behind.
     """
 
     patience: float
@@ -62,14 +62,14 @@ class Other:
         return range(self.at - self.reach, self.at + self.reach)
 
     def see(self, at: int, reach: int, step: int) -> None:
-        """Takes over how far it is; `step`: how far this training is."""
+        """Records how far it is; `step`: how far this training is."""
         self.at, self.reach = at, reach
         if at >= step:
             self.waited = 0.0
         self.left = self.left and self.kept.stop <= step
 
     def wait(self) -> None:
-        """Counts a pause in which it is behind."""
+        """Counts a pause spent waiting for it."""
         self.waited += PAUSE
         if self.waited > self.patience:
             self.left, self.waited = True, 0.0
@@ -82,12 +82,12 @@ class SharedBatches:
 
     Attributes:
         batches: makes them; the other trainings' make the same.
-        reader: this training's file, see memory.py, in the folder of all that see these batches.
+        reader: this training's file (see memory.py), in the folder of all that see these batches.
         stop: the step after its last.
-        reach: how far from the step asked for last batches are kept for it.
-        patience: seconds that one behind, or a batch that another makes, is waited for.
+        reach: batches are kept for it from so many steps before its latest to as many after.
+        patience: seconds to wait for a training that is behind, or a batch that another makes.
         others: the other trainings, by their files.
-        looked: when it was last seen whether they live.
+        looked: when it was last checked that they are alive.
         retry: the time before which memory is not tried again.
     """
 
@@ -102,7 +102,7 @@ class SharedBatches:
 
     def __getitem__(self, step: int) -> Batch | Packed:
         batch = None
-        with suppress(OSError):  # no fault of the memory stops a training
+        with suppress(OSError):  # no error of shared memory stops a training
             tell(self.reader, step, self.reach)
             batch = self._share(step)
         return batch or self.batches[step]
@@ -116,7 +116,7 @@ class SharedBatches:
         return self.reader.parent
 
     def _share(self, step: int) -> Packed | None:
-        """The batch where it lies, whoever makes it; None where it is to be made for this one."""
+        """The batch in shared memory, whoever makes it; None if it is to be made for this one."""
         waited = 0.0
         while True:
             if found := self._find(step):
@@ -126,19 +126,19 @@ class SharedBatches:
             if not others or waited > self.patience or time.monotonic() < self.retry:
                 return None
             behind = [other for other in others if other.kept.stop <= step]
-            # No further than what is kept, for this one either: else it would go and be made anew.
+            # Only batches that are kept for all, this one too: others would go and be made anew.
             stops = [self.stop, step + self.reach, *(other.kept.stop for other in others)]
             if not behind and self._make_one(range(step, min(stops)), made):
                 continue
-            # One behind would make again what was made, and never catch up. Or another process has
-            # been at this batch for long, and there is nothing to be made meanwhile.
+            # Either some are behind: left alone, they would make every batch again and never catch
+            # up. Or another process is making this batch, and nothing else can be made meanwhile.
             for other in behind:
                 other.wait()
             waited += 0.0 if behind else PAUSE
             time.sleep(PAUSE)
 
     def _look(self, step: int) -> set[int]:
-        """Sees how far the others are; the batches that lie there, less those kept for nobody."""
+        """Looks how far the others are, removes batches kept for nobody, and returns the rest."""
         if time.monotonic() >= self.looked + PULSE:
             living_in(self.folder)
             remove_dead(self.folder)  # what a killed process had begun to write
@@ -161,12 +161,12 @@ class SharedBatches:
         return made - unwanted
 
     def _make_one(self, steps: range, made: set[int]) -> bool:
-        """Makes the first of these that is not there and that no other process is at, if any."""
+        """Makes the first of these that is not there and that no other process makes, if any."""
         for step in steps:
             if step not in made:
                 with claimed(self.folder, step) as free:
                     if free:
-                        if not self._place(step).exists():  # since it was looked for
+                        if not self._place(step).exists():  # it may have been made since
                             self._make(step)
                         return True
         return False
@@ -184,7 +184,7 @@ class SharedBatches:
             beside.unlink(missing_ok=True)
 
     def _find(self, step: int) -> Packed | None:
-        """The batch where it lies, if it was made. It is not copied."""
+        """The batch in shared memory, if it was made. It is not copied."""
         with suppress(FileNotFoundError):
             file = self._place(step).open("rb")
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
@@ -200,8 +200,8 @@ def iterate_shared(
     batches: TrainingBatches, steps: range, *, data: str, workers: int, pin: bool,
     timeout: float | None = None,
 ) -> Iterator[Batch]:  # fmt: skip
-    """loader.py's `iterate`, whose loader processes share the batches with those of every training
-    that sees the same meanwhile, where memory can be shared.
+    """loader.py's `iterate`; if memory can be shared, its loader processes share the batches with
+    those of every training that sees the same ones meanwhile.
 
     Args:
         data: tells the images apart from all others that may be trained on here.
@@ -219,7 +219,7 @@ def iterate_shared(
 def sharing(
     batches: TrainingBatches, steps: range, *, data: str, reach: int, timeout: float | None = None
 ) -> Iterator[Dataset]:
-    """The batches as loader processes share them; as they are, where no memory can be shared."""
+    """The batches as loader processes share them, or unchanged if no memory can be shared."""
     about = {"step": steps.start, "reach": reach, "size": _reckon_bytes(batches)}
     patience = PATIENCE if timeout is None else min(PATIENCE, timeout / 4)
     with joined(_key_of(batches, data), **about) as reader:
@@ -230,19 +230,19 @@ def sharing(
 
 
 def _place_in(start: int, dtype: str, shape: list[int], data_offsets: list[int]) -> Place:
-    """Of a tensor in a file of safetensors, by its entry in the header, after which data start."""
+    """The Place of a tensor in a safetensors file, by its header entry; data begin at `start`."""
     return Place(DTYPES[dtype], tuple(shape), start + data_offsets[0])
 
 
 def _key_of(batches: TrainingBatches, data: str) -> str:
-    """Of all that pixels depend on."""
+    """A hash of all that the batches depend on."""
     about = (data, batches.source.side, len(batches.source.images), batches.batch, batches.crop,
              batches.sides, batches.flip, batches.seed, batches.share, CODE)  # fmt: skip
     return hashlib.sha256(repr(about).encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 def _hash_code() -> str:
-    """Of what makes pixels: a training may have begun before it was changed."""
+    """A hash of the code that makes pixels: another training may have begun before a change."""
     digest = hashlib.sha256(PIL.__version__.encode())
     for source in sorted(Path(__file__).parent.glob("[a-z]*.py")):
         with suppress(OSError):
@@ -254,6 +254,6 @@ CODE = _hash_code()
 
 
 def _reckon_bytes(batches: TrainingBatches) -> int:
-    """Of a batch's pixels."""
+    """The bytes of a batch's pixels."""
     rows = rows_of(batches.batch, *batches.share)
     return (rows.stop - rows.start) * batches.crop**2 * 3

@@ -1,7 +1,7 @@
-"""The data sets of section 3 and its smaller stand-ins: from a root to a training and a val split.
+"""The data sets of section 3 and smaller stand-ins: from a root to a training and a val split.
 
-Adding one: a function and a line in SOURCES, and a file in conf/data; a line in SIZES, by which
-`show` and `estimate` know it without looking.
+To add one: a function and a line in SOURCES, a file in conf/data, and a line in SIZES, from which
+`show` and `estimate` know its size without looking.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ def find_folder(root: Path) -> tuple[Images, Images]:
 
 
 def find_imagenette(root: Path) -> tuple[Images, Images]:
-    """As torchvision unpacks it, imagenette2/, or that folder itself."""
+    """Imagenette as torchvision unpacks it, into imagenette2/, or that folder itself."""
     return find_folder(root / "imagenette2" if (root / "imagenette2").is_dir() else root)
 
 
@@ -63,7 +63,7 @@ def find_tiny_imagenet(root: Path) -> tuple[Images, Images]:
 
 
 def find_imagenet(root: Path) -> tuple[Images, Images]:
-    """train/ of class folders; val/ alike, or flat beside the devkit or LOC_val_solution.csv."""
+    """Class folders in train/; in val/ too, or flat beside the devkit or LOC_val_solution.csv."""
     root = imagenet_root(root)
     train = _class_folders(root, "train")
     if any(p.is_dir() and not p.name.startswith(".") for p in (root / "val").glob("*")):
@@ -74,7 +74,7 @@ def find_imagenet(root: Path) -> tuple[Images, Images]:
 
 
 def imagenet_root(root: Path) -> Path:
-    """What has train/ and val/: the folder, or the one that Kaggle's archive has it in."""
+    """The folder with train/ and val/: the root, or the one that Kaggle's archive has them in."""
     nested = root / "ILSVRC" / "Data" / "CLS-LOC"
     root = nested if nested.is_dir() else root
     for split in ("train", "val"):
@@ -83,8 +83,8 @@ def imagenet_root(root: Path) -> Path:
 
 
 def _flat_val(root: Path) -> Listing:
-    """ImageNet's validation images as they are published: all of them, or none of their errors
-    would compare."""
+    """ImageNet's validation images as published, in one folder. All must be there, or errors would
+    not compare with others'."""
     truth = _ground_truth(root)
     files = sorted(p for p in (root / "val").glob("*") if _is_image(p.name) and p.name[0] != ".")
     strange = [path.name for path in files if path.stem not in truth]
@@ -107,14 +107,14 @@ SOURCES: dict[str, Callable[[Path], tuple[Images, Images]]] = {
     "shapes": find_folder,
 }
 
-# Classes, training and validation images of each, where a run does not limit them.
+# Classes, training and validation images of each, if a run does not limit them.
 SIZES = {
     "imagenet": (1000, 1_281_167, 50_000),
     "tiny_imagenet": (200, 100_000, 10_000),
     "imagenette": (10, 9_469, 3_925),
     "cifar10": (10, 50_000, 10_000),
     "cifar100": (100, 50_000, 10_000),
-    "shapes": (len(TEXTURES), 4_000, 1_000),  # of so many images, whatever the classes
+    "shapes": (len(TEXTURES), 4_000, 1_000),  # as many images whatever the classes
 }
 
 
@@ -129,7 +129,7 @@ def _split_folder(root: Path, split: str) -> Path:
 
 def _class_folders(root: Path, split: str) -> Listing:
     folder, listing = _split_folder(root, split), []
-    # What begins with a dot is other programs' own: .ipynb_checkpoints, macOS's ._cat.jpg.
+    # Names that begin with a dot are other programs': .ipynb_checkpoints, macOS's ._cat.jpg.
     for sub in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
         if folder.resolve().is_relative_to(sub.resolve()):
             raise ValueError(f"{sub}: a link to a folder that it lies in")
@@ -145,12 +145,12 @@ def _is_image(name: str) -> bool:
 
 
 def _tree(folder: Path, root: Path) -> Iterator[str]:
-    """What lies below the folder, as names below the root. Links to folders are not followed, so
-    that none is gone round for ever; folders that cannot be read are no empty ones."""
+    """The files below the folder, named from the root. Links to folders are not followed, as they
+    may lead round for ever; a folder that cannot be read is an error, not taken as empty."""
     for place, folders, files in os.walk(folder, onerror=_raise):
         below = Path(place).relative_to(root).as_posix()
         folders[:] = [name for name in folders if not name.startswith(".")]
-        # A folder named as an image is told as one that cannot be read.
+        # A folder named like an image is listed, to be reported as one that cannot be read.
         found = [*filter(_is_image, folders), *files]
         yield from (f"{below}/{name}" for name in found if not name.startswith("."))
 
@@ -160,7 +160,7 @@ def _raise(error: OSError) -> None:
 
 
 def _tiny_files(root: Path) -> list[str]:
-    """Only what belongs there is looked through: the root may be any folder, even /proc."""
+    """Tiny ImageNet's files. Only its own folders are searched: the root may be any, even /proc."""
     told = [name for name in ("val/val_annotations.txt", "words.txt") if (root / name).is_file()]
     if told[:1] != ["val/val_annotations.txt"]:
         return []
@@ -176,7 +176,7 @@ def _told(root: Path, reader: Callable[[str], bytes], name: str) -> bytes:
 
 
 def _ground_truth(root: Path) -> dict[str, str]:
-    """ILSVRC2012_val_... to its class's WordNet id."""
+    """{ILSVRC2012_val_...: its class's WordNet id}."""
     if solution := _above(root, "LOC_val_solution.csv"):
         return read_solution(solution)
     if not (devkit := _devkit(root)):
@@ -188,8 +188,8 @@ def _ground_truth(root: Path) -> dict[str, str]:
 
 
 def _imagenet_words(root: Path) -> dict[str, str]:
-    """What its classes are called, where a file beside the images tells; one that is none of its
-    kind does not."""
+    """{WordNet id: name} of its classes, if a file beside the images tells; empty if that file is
+    not what its name says."""
     with contextlib.suppress(ValueError):
         for told in (_above(root, "LOC_synset_mapping.txt"), root / "words.txt"):
             if told and told.is_file():
@@ -204,7 +204,7 @@ def _devkit(root: Path) -> Path | None:
 
 
 def _above(root: Path, name: str) -> Path | None:
-    """The file of that name in the folder or the nearest above it."""
+    """The file of that name in the folder, or in the nearest above that has one."""
     root = root.resolve()
     return next((p / name for p in (root, *root.parents) if (p / name).is_file()), None)
 

@@ -1,4 +1,4 @@
-"""`delving data verify`: every image decoded once, counted by class, looked for in both splits."""
+"""`delving data verify`: decodes every image once, counts them by class, finds duplicates."""
 
 import hashlib
 from collections import Counter
@@ -17,7 +17,7 @@ class Report:
     """What a look at every file found, in the data's order."""
 
     counts: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> class -> images
-    decoded: dict[str, int] = field(default_factory=dict)  # split -> images that can be
+    decoded: dict[str, int] = field(default_factory=dict)  # split -> images that can be decoded
     bad: list[tuple[str, str]] = field(default_factory=list)  # (name, what is wrong)
     duplicates: list[tuple[str, str]] = field(default_factory=list)  # (train, val) names
 
@@ -31,7 +31,7 @@ def verify_data(
 ) -> Report:
     """Reads and decodes every image of both splits, on all cores, whatever is wrong with some.
 
-    Files of equal bytes in both are duplicates; a hash of each training file is kept for that.
+    Files with equal bytes in both are duplicates; a hash of each training file is kept for that.
 
     Args:
         tell: is called with the split, how many of its images have been looked at, and how many
@@ -60,7 +60,7 @@ def verify_data(
 
 
 def _look_at(images: Images, index: int) -> tuple[bytes | None, str]:
-    """A file's hash, None where it cannot be read, and what is wrong with it."""
+    """A file's hash, or None if it cannot be read; and what is wrong with it, if anything."""
     digest = None
     try:
         data = images.bytes_of(index)

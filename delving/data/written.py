@@ -11,7 +11,7 @@ from delving.words import first_line, shown
 
 
 def write_once(root: Path, marker: str, asked: dict, write: Callable[[Path], None]) -> Path:
-    """The folder `root` as `write` fills it, unless it was filled before by the same request.
+    """The folder `root`, filled by `write` unless the same request filled it before.
 
     Args:
         marker: the file that says what was asked for; written last, so that only a complete folder
@@ -40,7 +40,7 @@ def write_once(root: Path, marker: str, asked: dict, write: Callable[[Path], Non
 
 
 def _holds(root: Path, marker: str, asked: dict) -> bool:
-    """Whether root is what was asked for; ValueError if it is another thing."""
+    """Whether root holds what was asked for; ValueError if it holds anything else."""
     if not root.exists() or not any(root.iterdir()):
         return False
     there = (root / marker).exists()

@@ -1,7 +1,7 @@
-"""Reading from zips without unpacking them, and from none that is not what it says.
+"""Reads from zips without unpacking them, and refuses those that are not what they claim to be.
 
-The names inside are looked up, never made into paths; what they could do elsewhere is refused all
-the same, as a sign that the zip is not the data set's.
+The names inside are looked up, never made into paths; those that would be harmful as paths are
+refused all the same, as a sign that the zip is not the data set's.
 """
 
 import lzma
@@ -16,7 +16,7 @@ from pathlib import Path
 from delving.data.images import BYTES
 from delving.words import shown
 
-# What zipfile raises on zips that are none, or not whole ones.
+# What zipfile raises on files that are not zips, or not whole ones.
 FAULTS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -29,7 +29,7 @@ FAULTS = (
 )
 HEADER = 30  # bytes before each member, at least
 ENCRYPTED = 1  # among the flag bits
-METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of others zipfile unpacks without limit
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile unpacks others without limit
 
 
 class ZipReader:
@@ -40,7 +40,7 @@ class ZipReader:
         self.handles: dict[tuple[int, Path], zipfile.ZipFile] = {}
 
     def __call__(self, name: str) -> bytes:
-        """A member's bytes; OSError where the zip is damaged, or no longer what it was."""
+        """A member's bytes; OSError if the zip is damaged, or no longer what it was."""
         path, member = self.members[name]
         try:
             key = (os.getpid(), path)
@@ -57,14 +57,14 @@ class ZipReader:
 
 
 def list_members(zips: Iterable[Path], top: str) -> dict[str, tuple[Path, str]]:
-    """{name: (zip, member)} of all files in the zips, sorted; names are those below the folder
-    `top`, where they are in it. What macOS and other programs added is left out.
+    """{name: (zip, member)} of all files in the zips, sorted; names start below the folder `top` if
+    they have it. What macOS and other programs added is left out.
 
     Raises:
         ValueError: a zip that is broken or holds what it should not; two zips that disagree.
     """
     members: dict[str, tuple[Path, str]] = {}
-    sums: dict[str, tuple[int, int]] = {}  # of the same files in several zips
+    sums: dict[str, tuple[int, int]] = {}  # name -> (CRC, size)
     for path in zips:
         for info in open_checked(path):
             name = info.filename.partition(top)[2] or info.filename
@@ -78,7 +78,7 @@ def list_members(zips: Iterable[Path], top: str) -> dict[str, tuple[Path, str]]:
 
 
 def open_checked(path: Path) -> list[zipfile.ZipInfo]:
-    """What a zip holds; ValueError names the zip and what in it is not as it should be."""
+    """What a zip holds; ValueError names the zip and what is wrong in it."""
     if not path.is_file():
         raise ValueError(f"{path}: {'not a regular file' if path.exists() else 'not there'}")
     try:
@@ -110,7 +110,7 @@ def _fault_of(info: zipfile.ZipInfo) -> str | None:
 
 
 def _check_places(path: Path, infos: list[zipfile.ZipInfo]) -> None:
-    """A directory that tells of members beyond the file's end, or one within another, lies."""
+    """ValueError if the zip's directory places members beyond the file's end or inside another."""
     if not infos:
         raise ValueError(f"{path}: an empty zip")
     infos = sorted(infos, key=lambda info: info.header_offset)

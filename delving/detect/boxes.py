@@ -1,6 +1,6 @@
 """Boxes: (N, 4) tensors of x1, y1, x2, y2 in pixels, half-open as slices are.
 
-So an area is (x2 - x1) (y2 - y1), which is VOC's own for boxes whose last pixel belongs to them.
+So an area is (x2 - x1) (y2 - y1), equal to VOC's own, whose boxes include their last pixel.
 """
 
 import math
@@ -8,12 +8,12 @@ import math
 import torch
 from torch import Tensor
 
-LARGEST = math.log(1000 / 16)  # of a predicted logarithm of a side's factor: exp() stays finite
+LARGEST = math.log(1000 / 16)  # limit of the predicted log of a side's factor: exp() stays finite
 
 
 def encode(boxes: Tensor, truth: Tensor) -> Tensor:
-    """The shifts (N, 4) that take boxes to the true ones: those of the centre in sides of the box,
-    and the logarithms of the sides' factors (R-CNN, appendix C)."""
+    """The shifts (N, 4) that take boxes to the true ones: the centre's, in units of the sides, and
+    the logarithms of the sides' factors (R-CNN, appendix C)."""
     (x, y, w, h), (tx, ty, tw, th) = _centred(boxes), _centred(truth)
     return torch.stack([(tx - x) / w, (ty - y) / h, (tw / w).log(), (th / h).log()], -1)
 

@@ -1,4 +1,4 @@
-"""A detection in the making: a trained run as trunk, VOC's images, proposals, put together."""
+"""Puts a detection together: a trained run as trunk, VOC's images, and proposals."""
 
 import dataclasses
 import hashlib
@@ -33,19 +33,19 @@ Watch = Callable[[dict], None]
 
 @dataclass
 class Job:
-    """All that a detection works with."""
+    """Everything that a detection works with."""
 
     folder: Path
     config: Config  # the trunk's
     about: Detection
     splits: list[Split]  # training, test
-    proposals: list[list[np.ndarray]]  # of both
+    proposals: list[list[np.ndarray]]  # of both splits
     net: FastRCNN
     input: Input
     watch: Watch
     progress: Progress = field(default_factory=Progress)
     seconds: float = 0.0  # of training, over all sittings
-    heard: list[int] = field(default_factory=list)  # signals
+    heard: list[int] = field(default_factory=list)  # signals received
 
     def __post_init__(self):
         settings = self.about.detect
@@ -57,7 +57,7 @@ class Job:
 
     @property
     def data(self) -> str:
-        """The hash of images' names, annotations and proposals."""
+        """A hash of the images' names, annotations and proposals."""
         digest = hashlib.sha256(fingerprint(self.splits).encode())
         for boxes in (one for split in self.proposals for one in split):
             digest.update(boxes.tobytes() + b"|")
@@ -89,7 +89,7 @@ def sizing_of(config: Config, settings: Detect) -> Sizing:
 
 
 def _check_sizes(splits: list[Split], sizing: Sizing, features: nn.Sequential) -> None:
-    """ValueError names an image that would be too thin for the conv layers."""
+    """Raises a ValueError that names an image, if one would be too thin for the conv layers."""
     least = next(side for side in range(1, 10_000) if map_side(features, side))
     for split in splits:
         for number, size in zip(split.ids, split.sizes, strict=True):
@@ -102,7 +102,7 @@ def _check_sizes(splits: list[Split], sizing: Sizing, features: nn.Sequential) -
 
 
 def describe(run: Path, config: Config, settings: Detect, weights: str) -> Detection:
-    """The detection that is asked for, with what `auto` means here."""
+    """The detection that is asked for, with `auto` replaced by what it means here."""
     method = settings.proposals
     if method in METHODS:
         method = pick_method(method)
@@ -148,7 +148,7 @@ def load_splits(settings: Detect, output_root: str) -> list[Split]:
     """The training and the test images; generated ones are written once below output_root/data.
 
     Raises:
-        ValueError: there is no data of the kind, or a file of it is not as VOC has it.
+        ValueError: there is no such data, or one of its files is not in VOC's form.
     """
     if settings.data == "shapes_voc":
         where, counts = scenes_folder(settings, output_root)
@@ -168,7 +168,7 @@ def load_splits(settings: Detect, output_root: str) -> list[Split]:
 
 
 def scenes_folder(settings: Detect, output_root: str) -> tuple[Path, tuple[int, int, int]]:
-    """Where generated scenes lie, or will; how many classes, training and test images."""
+    """Where generated scenes lie or will lie, and how many classes, training and test images."""
     counts = (settings.classes or len(TEXTURES), settings.train_images or 1000,
               settings.test_images or 500)  # fmt: skip
     return Path(output_root) / "data" / "shapes_voc-v{}-{}x{}+{}".format(VERSION, *counts), counts
@@ -188,7 +188,7 @@ def open_job(folder: Path, config: Config, trunk: Trunk, about: Detection, watch
 def propose(
     splits: list[Split], settings: Detect, output_root: str, watch: Watch
 ) -> list[list[np.ndarray]]:
-    """The proposals of training and test images; what is generated of them is kept."""
+    """The proposals of training and test images; those made here are kept in a folder."""
     kept, proposals = Path(output_root) / "proposals", []
     for split, title in zip(splits, ("training", "test"), strict=True):
         say = partial(_tell, watch, title)

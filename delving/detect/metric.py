@@ -1,7 +1,7 @@
-"""PASCAL VOC's mean average precision: the 11-point metric of 2007, and that of all points.
+"""PASCAL VOC's mean average precision: the 11-point metric of 2007, and the one of all points.
 
-A detection is right where it overlaps the object that it overlaps most by half or more, and no
-better one has found that object before. Objects marked `difficult` count neither as found nor as
+A detection is right if it overlaps its object, the one that it overlaps most, by half or more, and
+no better detection has found that object. Objects marked `difficult` count neither as found nor as
 missed.
 """
 
@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-OVERLAP = 0.5  # intersection over union, from which an object counts as found
+OVERLAP = 0.5  # intersection over union from which an object counts as found
 
 
 @dataclass(frozen=True)
 class Objects:
-    """What is to be found in an image: boxes (N, 4) as in boxes.py, labels (N,) and flags (N,)."""
+    """What is to be found in an image: boxes (N, 4) as in boxes.py, labels and flags (N,)."""
 
     boxes: np.ndarray
     labels: np.ndarray
@@ -41,11 +41,11 @@ class Detections:
 def average_precisions(
     found: Detections, truth: Sequence[Objects], classes: int, *, points: int | None = 11
 ) -> list[float]:
-    """The average precision of each class, percent; nan where there is nothing of it to be found.
+    """The average precision of each class, percent; nan for a class without objects to be found.
 
     Args:
-        truth: of each image.
-        points: recalls at which precision is read, 11 as of 2007; None for all, as from 2010 on.
+        truth: the objects of each image.
+        points: how many recalls precision is read at: 11 as in 2007; None: all, as from 2010 on.
     """
     return [
         100 * average_precision(*precision_and_recall(found, truth, label), points=points)
@@ -54,7 +54,7 @@ def average_precisions(
 
 
 def mean_of(precisions: Sequence[float]) -> float:
-    """Their mean over the classes of which there is something to be found."""
+    """Their mean over the classes that have objects to be found; nan if none has."""
     known = [p for p in precisions if math.isfinite(p)]
     return float(np.mean(known)) if known else math.nan
 
@@ -62,7 +62,7 @@ def mean_of(precisions: Sequence[float]) -> float:
 def precision_and_recall(
     found: Detections, truth: Sequence[Objects], label: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both after each detection of a class, the best ones first; recalls are nan where there is
+    """Precision and recall after each detection of a class, best first; recalls are nan if there is
     nothing to be found."""
     right, wrong = match(found, truth, label)
     hits, misses = np.cumsum(right), np.cumsum(wrong)
@@ -72,8 +72,8 @@ def precision_and_recall(
 
 
 def match(found: Detections, truth: Sequence[Objects], label: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which detections of a class, the best first, are right and which wrong; those of difficult
-    objects are neither. Of equal scores the one that stands first counts as the better."""
+    """Which detections of a class, best first, are right and which wrong; those of difficult
+    objects are neither. Of detections with equal scores, the earlier one counts as the better."""
     chosen = np.flatnonzero(found.label == label)
     chosen = chosen[np.argsort(-found.score[chosen], kind="stable")]
     right, wrong = np.zeros((2, len(chosen)), bool)
@@ -93,7 +93,7 @@ def match(found: Detections, truth: Sequence[Objects], label: int) -> tuple[np.n
 def _best_objects(
     found: Detections, truth: Sequence[Objects], label: int
 ) -> dict[int, tuple[float, int, bool]]:
-    """Of each detection of a class the object that it overlaps most: overlap, number, difficult."""
+    """For each detection of a class, the object it overlaps most: (overlap, number, difficult)."""
     best: dict[int, tuple[float, int, bool]] = {}
     of_class = np.flatnonzero(found.label == label)
     for image in np.unique(found.image[of_class]):
@@ -110,7 +110,7 @@ def _best_objects(
 
 
 def overlaps_of(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(N, M) intersections over unions, in float64; 0 of two boxes without area."""
+    """(N, M) intersections over unions, in float64; 0 for two boxes without area."""
     both = (torch.from_numpy(np.asarray(b, np.float64).reshape(-1, 4)) for b in (boxes, others))
     return box_iou(*both).nan_to_num(0.0).numpy()
 
@@ -118,8 +118,8 @@ def overlaps_of(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 def average_precision(
     precision: np.ndarray, recall: np.ndarray, *, points: int | None = 11
 ) -> float:
-    """The mean of the best precision at recalls of 0, 0.1, ..., 1 or more; or, where `points` is
-    None, the area below the best precision at each recall or more."""
+    """The mean, over recalls of 0, 0.1, ..., 1, of the best precision at that recall or more; if
+    `points` is None, the area below the curve of these best precisions over all recalls."""
     if len(recall) and math.isnan(recall[0]):
         return math.nan
     if points:
@@ -131,8 +131,8 @@ def average_precision(
 
 
 def recall_of(proposals: Sequence[np.ndarray], truth: Sequence[Objects]) -> float:
-    """Percent of all objects, but for difficult ones, that some proposal of their image overlaps
-    by half or more; nan without objects. What no proposal is near cannot be found."""
+    """Percent of all objects, difficult ones aside, that some proposal of their image overlaps by
+    half or more; nan without objects. An object that no proposal is near cannot be found."""
     reached = total = 0
     for boxes, objects in zip(proposals, truth, strict=True):
         wanted = objects.boxes[~objects.difficult]

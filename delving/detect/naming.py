@@ -15,10 +15,10 @@ from delving.schema import Detect, differences
 
 @dataclass(frozen=True)
 class Detection:
-    """What a detection is: config.yaml of its folder."""
+    """What a detection is, as config.yaml in its folder says."""
 
     run: str
-    weights: str  # the hash of the trunk's
+    weights: str  # hash of the trunk's weights
     scale: str
     seed: int
     precision: str
@@ -26,9 +26,9 @@ class Detection:
 
 
 def detection_folder(run: Path, settings: Detect, usual: Detect, precision: str = "auto") -> Path:
-    """outputs/<scale>/detections/<run>-<data>, with what differs from the scale's own settings, and
-    with a precision other than the run's own."""
-    found = differences(_Only(settings), _Only(usual))  # but for neutral ones
+    """outputs/<scale>/detections/<run>-<data>, then the settings that differ from the scale's own,
+    then the precision if it is not the run's own; a long name ends in a hash instead."""
+    found = differences(_Only(settings), _Only(usual))  # neutral settings are left out
     changed = {key: ours for key, (ours, _) in found.items()}
     extra = [_short(key, value) for key, value in sorted(changed.items()) if key != "detect.data"]
     if precision not in ("auto", saved_value(run, "precision")):
@@ -45,13 +45,13 @@ def _short(key: str, value: object) -> str:
 
 
 def save_about(about: Detection, folder: Path) -> None:
-    """config.yaml, complete."""
+    """Writes config.yaml, complete."""
     text = yaml.safe_dump(dataclasses.asdict(about), sort_keys=False)
     record.write_text(folder / "config.yaml", text)
 
 
 def load_about(path: Path) -> Detection:
-    """What save_about wrote; ValueError names the file where it is none."""
+    """What save_about wrote; ValueError names the file if it is anything else."""
     text = read_text(path)
     try:
         check_yaml(text)
@@ -65,27 +65,27 @@ def load_about(path: Path) -> Detection:
 
 
 def find_other_detection(folder: Path, settings: Detect) -> str | None:
-    """What a folder holds, where it holds a detection by other settings; None where it does not."""
+    """Tells what a folder holds if that is a detection with other settings; else None."""
     if not (folder / "config.yaml").exists():
         return None
     try:
         there = load_about(folder / "config.yaml").detect
     except ValueError as error:
         return f"{error}. Move {folder} away"
-    if settings.proposals == "auto":  # whichever it was here
+    if settings.proposals == "auto":  # whichever method that was here
         settings = dataclasses.replace(settings, proposals=there.proposals)
     return _tell_apart(folder, differences(_Only(settings), _Only(there)))
 
 
 @dataclass(frozen=True)
 class _Only:
-    """For keys with their prefix."""
+    """Settings under their key `detect`, so that all keys have that prefix."""
 
     detect: Detect
 
 
 def check_same(about: Detection, folder: Path) -> None:
-    """ValueError where the folder holds another detection."""
+    """Raises ValueError if the folder holds another detection."""
     if (folder / "config.yaml").exists():
         found = _tell_apart(folder, differences(about, load_about(folder / "config.yaml")))
         if found:

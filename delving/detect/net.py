@@ -1,5 +1,5 @@
-"""Fast R-CNN (Girshick 2015) made of a trained net: its conv layers, RoI max pooling at its finest
-SPP level, its hidden fc layers, and two new heads."""
+"""Fast R-CNN (Girshick 2015) made from a trained net: its conv layers, RoI max pooling at its
+finest SPP level, its hidden fc layers, and two new heads."""
 
 from collections.abc import Sequence
 
@@ -18,12 +18,12 @@ SCORE_STD, SHIFT_STD = 0.01, 0.001  # Fast R-CNN's, of the heads' weights; biase
 
 
 class FastRCNN(nn.Module):
-    """Images and RoIs to class scores and box shifts.
+    """Maps images and RoIs to class scores and box shifts.
 
     Attributes:
-        classes: of objects; class 0 of the scores is the background.
+        classes: how many classes of objects; class 0 of the scores is the background.
         bins: an RoI is pooled to bins x bins.
-        stride, start: cell i of the feature map looks at pixel start + i * stride.
+        stride, start: cell i of the feature map is centred at pixel start + i * stride.
     """
 
     def __init__(self, features: nn.Sequential, hidden: nn.Sequential, *, bins: int, units: int,
@@ -39,8 +39,8 @@ class FastRCNN(nn.Module):
         """Scores (R, classes + 1) and shifts (R, classes, 4) of all RoIs, image by image.
 
         Args:
-            images: (1, 3, height, width) each, of any sizes: none is padded for another's sake.
-            rois: (N, 4) of each, in pixels of these.
+            images: (1, 3, height, width) each, of any sizes: none is padded to match another.
+            rois: (N, 4) for each image, in its pixels.
         """
         maps = [self.features(image) for image in images]
         pooled = [self.pool(one, boxes) for one, boxes in zip(maps, rois, strict=True)]
@@ -70,12 +70,12 @@ def build_detector(net: Net, *, classes: int, frozen: int, seed: int) -> FastRCN
     """A detector that has a trained net's weights, and heads drawn by `seed`.
 
     Args:
-        net: on its device, with its weights; its layers become the detector's own. Where max
-            pooling is the last before the fc layers, as VGG's, pooling of RoIs takes its place.
-        frozen: the first conv layers that keep their weights, and their rectifiers' slopes.
+        net: on its device, with its weights; its layers become the detector's own. If its conv part
+            ends with max pooling, as VGG's does, RoI pooling takes that layer's place.
+        frozen: how many of the first conv layers, with their rectifiers, keep their weights.
 
     Raises:
-        ValueError: the net has not so many conv layers, or no hidden fc layer.
+        ValueError: the net has fewer conv layers than `frozen`, or no hidden fc layer.
     """
     layers = [m for m in net.features if isinstance(m, nn.Conv2d)]
     if frozen > len(layers):
@@ -98,7 +98,7 @@ def build_detector(net: Net, *, classes: int, frozen: int, seed: int) -> FastRCN
 
 
 def _part_of_finest(fc: nn.Linear, levels: Sequence[int]) -> nn.Linear:
-    """fc1 for the finest level's bins alone."""
+    """fc1, cut down to the finest level's bins."""
     cells = [bins * bins for bins in levels]
     channels, first = fc.in_features // sum(cells), levels.index(max(levels))
     begin, count = channels * sum(cells[:first]), channels * cells[first]
@@ -111,8 +111,8 @@ def _part_of_finest(fc: nn.Linear, levels: Sequence[int]) -> nn.Linear:
 
 
 def _freeze(features: nn.Sequential, count: int) -> None:
-    """The first `count` conv layers, with their rectifiers, get no gradients (Fast R-CNN: one of
-    small nets, four of VGG-16)."""
+    """Turns off the gradients of the first `count` conv layers and their rectifiers (Fast R-CNN:
+    one layer of small nets, four of VGG-16)."""
     seen = 0
     for module in features:
         seen += isinstance(module, nn.Conv2d)
@@ -121,8 +121,8 @@ def _freeze(features: nn.Sequential, count: int) -> None:
 
 
 def map_geometry(features: nn.Sequential) -> tuple[int, float]:
-    """(stride, start): cell i of the last map has the centre of its receptive field at the pixel
-    start + i * stride, pixels counted from 0."""
+    """(stride, start): the receptive field of cell i of the last map is centred at the pixel
+    start + i * stride, counted from 0."""
     stride, start = 1, 0.0
     for m in features:
         if isinstance(m, nn.Conv2d | nn.MaxPool2d):

@@ -1,7 +1,7 @@
 """Where objects might be: selective search, or a grid of windows and segments of one colour.
 
-None of them sees an annotation. They are made once for each image and kept, a file for some of the
-images, named by a hash of the images' bytes and of the method.
+Neither sees an annotation. Proposals are made once for each image and kept, SHARD images to a file,
+which is named by a hash of the images and of the method.
 """
 
 import hashlib
@@ -21,18 +21,19 @@ from delving.words import first_line
 
 METHODS = ("auto", "selective_search", "grid")
 GRID = 1  # raise it whenever the grid's or the segments' boxes change
-SHARD = 64  # images a file
-# The grid: sides of a window's square root of area in shares of the image's shorter side, ratios of
-# height to width, and how far apart windows are in shares of theirs.
+SHARD = 64  # images per file
+# The grid: the square roots of windows' areas, as shares of the image's shorter side; ratios of
+# height to width; and the step between windows, as a share of their own side.
 SIZES, RATIOS, STEP = (0.2, 0.28, 0.4, 0.56, 0.8), (0.5, 1.0, 2.0), 0.45
-# Segments: neighbours that differ by so many grey levels or less belong together, as they do
-# where the image is of so many pixels along its shorter side.
+# Segments: neighbouring pixels that differ by so many grey levels or less belong together, in the
+# image resized to so many pixels along its shorter side.
 DIFFERENCES, SEGMENTED = (8, 20), 48
-LEAST = 0.08  # a segment's sides, in shares of the image's shorter side
+LEAST = 0.08  # least side of a segment, as a share of the image's shorter side
 
 
 def pick_method(wanted: str) -> str:
-    """What `auto` means here; ValueError where selective search is asked for and not there."""
+    """The method, with `auto` replaced by what it means here; ValueError if selective search is
+    asked for but not installed."""
     if wanted == "grid":
         return wanted
     there = _opencv() is not None
@@ -54,12 +55,12 @@ def _opencv():
 def load_proposals(
     split: Split, wanted: str, folder: Path, say: Callable[[int, int], None]
 ) -> list[np.ndarray]:
-    """The proposals of each image, (N, 4) float32 as in boxes.py, sorted; made where they lack.
+    """The proposals of each image, (N, 4) float32 as in boxes.py, sorted; made if they are missing.
 
     Args:
         wanted: a method, or an .npz file of `names` (images), `counts` (boxes of each) and `boxes`.
         folder: where they are kept.
-        say: told how many images are done, of how many.
+        say: is called with how many images are done, and of how many.
 
     Raises:
         ValueError: no such method or file, or one that lacks an image.
@@ -100,7 +101,7 @@ def _key(split: Split, numbers: range, method: str) -> str:
 
 
 def pack(names: Sequence[str], boxes: Sequence[np.ndarray]) -> bytes:
-    """A file of proposals: names, counts, boxes."""
+    """The bytes of a file of proposals: names, counts, boxes."""
     file = io.BytesIO()
     counts = np.array([len(b) for b in boxes], np.int64)
     stacked = np.concatenate([np.zeros((0, 4)), *boxes]).astype(np.float32)
@@ -109,7 +110,7 @@ def pack(names: Sequence[str], boxes: Sequence[np.ndarray]) -> bytes:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """{image: boxes}; ValueError names the file where it is none of proposals."""
+    """{image: boxes}; ValueError names the file if it is not one of proposals."""
     names, counts, boxes = read_arrays(path, ("names", "counts", "boxes"), "proposals")
     try:
         _check(names, counts, boxes)
@@ -124,7 +125,7 @@ def _check(names: np.ndarray, counts: np.ndarray, boxes: np.ndarray) -> None:
     fitting = len(names) == len(set(names.tolist())) == len(counts)
     if counts.ndim != 1 or counts.dtype.kind not in "iu":
         raise ValueError(f"its counts are {counts.dtype} of shape {counts.shape}, no whole numbers")
-    # Summed without bounds: numbers of 64 bits may come round to the right one.
+    # Summed as Python's integers: a sum of 64 bits may wrap round to the right number.
     if not (whole and fitting and (counts >= 0).all() and sum(counts.tolist()) == len(boxes)):
         raise ValueError("its names, counts and boxes do not fit together")
     if (boxes[:, 2:] <= boxes[:, :2]).any():
@@ -132,7 +133,7 @@ def _check(names: np.ndarray, counts: np.ndarray, boxes: np.ndarray) -> None:
 
 
 def hash_of(proposals: str) -> str | None:
-    """Of a file of proposals; None where they are no file's."""
+    """The hash of a file of proposals; None if a method makes them."""
     if proposals in METHODS:
         return None
     with open(Path(proposals).expanduser(), "rb") as file:
@@ -162,14 +163,14 @@ def _with_area(boxes: np.ndarray) -> np.ndarray:
 
 
 def _sorted(boxes: np.ndarray) -> np.ndarray:
-    """Without repetition, in an order that follows from the boxes alone."""
+    """The boxes without repetition, in an order that follows from them alone."""
     return np.unique(boxes.astype(np.float32).reshape(-1, 4), axis=0)
 
 
 def search_selectively(image: Image.Image) -> np.ndarray:
     """Selective search in its fast setting, as Fast R-CNN uses it (Uijlings et al. 2013).
 
-    Its own order is random, from one call to the next.
+    Its own order changes at random from one call to the next.
     """
     search = _opencv().ximgproc.segmentation.createSelectiveSearchSegmentation()
     search.setBaseImage(np.ascontiguousarray(np.asarray(image)[:, :, ::-1]))
@@ -186,7 +187,7 @@ def propose_windows(image: Image.Image) -> np.ndarray:
 
 
 def grid_windows(size: tuple[int, int]) -> np.ndarray:
-    """The grid of an image of (width, height); windows lie inside the image, the last at its
+    """The grid for an image of (width, height); windows lie inside the image, the last ones at its
     edge."""
     found = []
     for share in SIZES:
@@ -213,7 +214,7 @@ def color_segments(image: Image.Image, side: int) -> np.ndarray:
 
 
 def _segment(pixels: np.ndarray, most: float) -> np.ndarray:
-    """Boxes (N, 4) of what hangs together by differences of `most` or less."""
+    """Boxes (N, 4) around regions of neighbouring pixels that differ by `most` or less."""
     height, width = pixels.shape[:2]
     number = np.arange(height * width).reshape(height, width)
     right = np.abs(np.diff(pixels, axis=1)).max(-1) <= most

@@ -1,4 +1,4 @@
-"""A detection's folder, read: result.json, pictures.json."""
+"""Reads a detection's folder: result.json and pictures.json."""
 
 import base64
 import io
@@ -19,8 +19,8 @@ PROPOSALS = {"method": str, "per_image": NUMBER, "recall": MAYBE}
 
 
 def read_detection(folder: Path) -> dict:
-    """result.json of a finished detection; ValueError names the file and the key that is not as it
-    is written."""
+    """result.json of a finished detection; ValueError names the file, and a key that is not as
+    delving writes it."""
     path = folder / "result.json"
     result = expect(read_json(path), RESULT, str(path))
     expect(result["proposals"], PROPOSALS, f"{path}: proposals")
@@ -33,8 +33,8 @@ def read_detection(folder: Path) -> dict:
 
 
 def read_pictures(folder: Path) -> list[dict]:
-    """pictures.json: {image, jpeg, size, found: [[class, score, box]], objects: [[class, box,
-    difficult]]} each; ValueError names the file where it is none."""
+    """pictures.json, a list of {image, jpeg, size, found: [[class, score, box]], objects: [[class,
+    box, difficult]]}; ValueError names the file if it is anything else."""
     path = folder / "pictures.json"
     pictures = read_json(path)
     kinds = {"image": str, "jpeg": str, "size": list, "found": list, "objects": list}

@@ -30,16 +30,16 @@ from delving.signals import Interrupted, counted, heeding_signals, leaving_at_on
 from delving.state import environment_of
 
 PICTURES, SHOWN = 8, 0.5  # test images kept for figures, and the score from which a box is drawn
-BESIDE = 64 * 2**20  # bytes of log and detections
+BESIDE = 64 * 2**20  # bytes to allow for log and detections
 STATE = {"progress": dict, "seconds": record.NUMBER, "data": str, "log_bytes": int}
 PROGRESS = {"step": int, "pending": list, "status": str}
 
 
 def detect_run(run: Path, config: Config, settings: Detect, watch: Callable[[dict], None]) -> Path:
-    """Fine-tunes a run on VOC and scores it, or does what is left of that; returns its folder.
+    """Fine-tunes a run on VOC and scores it, or does what is left of that; returns the folder.
 
     Args:
-        config: the run's own, with other words on where to compute.
+        config: the run's own, but possibly for another place to compute.
 
     Raises:
         ValueError: no trained run, bad data, or a folder of that name with another detection.
@@ -68,8 +68,8 @@ def detect_run(run: Path, config: Config, settings: Detect, watch: Callable[[dic
 
 
 def _check_finished(run: Path, config: Config, settings: Detect, folder: Path) -> None:
-    """ValueError where the finished detection is another than asked for. It may be another
-    machine's: `auto` is what it has, and its run perhaps came without weights."""
+    """Raises ValueError if the finished detection is not the one asked for. It may be from another
+    machine: `auto` then means what it has, and its run may be here without weights."""
     there = load_about(folder / "config.yaml")
     weights = open_trunk(run, config)[1] if (run / "checkpoint").exists() else there.weights
     precision = there.precision if config.precision == "auto" else config.precision
@@ -77,7 +77,7 @@ def _check_finished(run: Path, config: Config, settings: Detect, folder: Path) -
         settings = replace(settings, proposals=there.detect.proposals)
     asked = Detection(run.name, weights, config.scale, config.seed, precision, settings)
     check_same(asked, folder)
-    # Of a file of proposals the name does not tell whether it is the same.
+    # A proposal file's name does not tell whether its content is the same.
     boxes, told = settings.proposals, read_detection(folder)["proposals"].get("hash")
     if told and Path(boxes).expanduser().is_file() and told != hash_of(boxes):
         raise ValueError(
@@ -86,7 +86,7 @@ def _check_finished(run: Path, config: Config, settings: Detect, folder: Path) -
 
 
 def opening_line(job: Job) -> str:
-    """What this training really is, in a line."""
+    """What this training really is, in one line."""
     train, test = map(len, job.splits)
     kind = "generated" if job.about.detect.data == "shapes_voc" else "VOC 2007"
     boxes = np.mean([len(boxes) for boxes in job.proposals[1]])
@@ -95,10 +95,10 @@ def opening_line(job: Job) -> str:
 
 
 def resume_or_start(job: Job) -> None:
-    """Takes up the checkpoint, or begins.
+    """Resumes from the checkpoint, or starts from the beginning.
 
     Raises:
-        ValueError: a checkpoint of other data or another net, or none that is whole.
+        ValueError: the checkpoint is of other data or another net, or none is whole.
     """
     folder = job.folder
     record.remove_leftovers(folder)
@@ -115,7 +115,7 @@ def resume_or_start(job: Job) -> None:
 
 
 def _write_about(job: Job) -> None:
-    """What tells which detection this is, as far as it lacks: by config.yaml it is found again."""
+    """Writes what tells which detection this is, if missing; by config.yaml it is found again."""
     if not (job.folder / "config.yaml").exists():
         save_about(job.about, job.folder)
     if not (job.folder / "env.json").exists():
@@ -193,16 +193,16 @@ def _report(job: Job, told: tuple[float, ...], meter: Meter) -> None:
 
 
 def finish(job: Job) -> None:
-    """Scores the detector and writes result.json, the mark of a finished detection. It has
-    `stalled` where its mAP is not above that of detections at random."""
+    """Scores the detector and writes result.json, the mark of a finished detection. Its status is
+    `stalled` if its mAP is not above that of detections at random."""
     status, scores, started = "diverged", {}, time.perf_counter()
     blind = chance(job.splits[1], job.proposals[1])
     if job.progress.status != "diverged":
         try:
             scores = score_detector(job)
-            found = scores["voc07"]["map"]  # None of both where there is nothing to be found
+            found = scores["voc07"]["map"]  # both are None if there is nothing to be found
             status = "stalled" if found is not None and found <= blind else "converged"
-        except FloatingPointError:  # the last step's weights are finite, but no score is
+        except FloatingPointError:  # the last step's loss was finite, but scores are not
             scores = {}
     result = summarise(job, status, scores) | {
         "chance": blind,
@@ -210,7 +210,7 @@ def finish(job: Job) -> None:
     }
     job.log(event="end", status=status, seconds=round(job.seconds, 2))
     drop_previous(job.folder)
-    record.write_json(job.folder / "result.json", result)  # the last, whatever ends us before
+    record.write_json(job.folder / "result.json", result)  # last: it marks the end
 
 
 def score_detector(job: Job) -> dict[str, dict]:
@@ -238,7 +238,8 @@ def score_detector(job: Job) -> dict[str, dict]:
 
 
 def save_detections(folder: Path, found: Detections) -> None:
-    """detections.npz: image (its place in the split), label, score, boxes to a tenth of a pixel."""
+    """Writes detections.npz: image (its place in the split), label, score, boxes in tenths of a
+    pixel."""
     file = io.BytesIO()
     np.savez_compressed(
         file, image=found.image.astype(np.int32), label=found.label.astype(np.int16),
@@ -248,7 +249,7 @@ def save_detections(folder: Path, found: Detections) -> None:
 
 
 def list_pictures(job: Job, parts: list[Detections]) -> list[dict]:
-    """The first test images with what there is and what was found, for figures."""
+    """The first test images, with their objects and what was found in them, for figures."""
     test, pictures = job.splits[1], []
     for number in range(min(PICTURES, len(test))):
         sure = parts[number].score >= SHOWN

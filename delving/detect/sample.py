@@ -1,4 +1,4 @@
-"""A training batch of Fast R-CNN: a few images, and of each some RoIs with what they should become.
+"""A training batch of Fast R-CNN: a few images, each with some RoIs and what they should become.
 
 Every draw is keyed by (seed, step, place in the batch), so that an interruption changes nothing.
 """
@@ -17,8 +17,8 @@ from delving.detect.boxes import encode, mirror
 from delving.detect.metric import overlaps_of
 from delving.detect.voc import Split
 
-FOREGROUND, BACKGROUND = 0.5, 0.1  # overlaps from which an RoI is of an object, or of background
-DRAWS = 12  # in the key of these draws
+FOREGROUND, BACKGROUND = 0.5, 0.1  # overlaps from which an RoI counts as object, or as background
+DRAWS = 12  # in the key of these draws, to tell them from others
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Sizing:
-    """Images at a shorter side, unless the longer one would be above its limit, pixels."""
+    """How images are resized: to a shorter side of `side`, or less if the longer one would be above
+    `longest`; pixels."""
 
     side: int
     longest: int
@@ -69,7 +70,7 @@ class Sizing:
 
 
 def list_candidates(split: Split, proposals: Sequence[np.ndarray]) -> list[Candidates]:
-    """Of each image, its proposals and its own objects as RoIs.
+    """Each image's proposals and its own objects, as RoIs.
 
     ours: difficult objects are not trained on, as they are not counted in testing; Fast R-CNN's
     published code trains on them too.
@@ -121,9 +122,10 @@ class Batches:
     """The batch of each step, made from the step's number alone.
 
     Attributes:
-        images: of a batch; `rois`, of a batch, an equal part of each image.
+        statistics: mean and standard deviation of shifts.
+        images: how many in a batch.
+        rois: how many in a batch, the same number from each image.
         share: of foreground RoIs among them, at most.
-        statistics: mean and deviation of shifts.
     """
 
     split: Split
@@ -145,7 +147,7 @@ class Batches:
         one, mean_std = self.candidates[number], self.statistics
         chosen = choose_rois(one, self.rois // self.images, self.share, rng)
         boxes, shifts = torch.from_numpy(one.boxes[chosen]), one.shifts[chosen]
-        # Half of the time, as Fast R-CNN has it (2.3); its code doubles the set by flipped ones.
+        # Flipped half of the time, as in Fast R-CNN (2.3); its code adds flipped copies to the set.
         flip, size = rng.random() < 0.5, self.split.sizes[number]
         if flip:
             boxes, shifts = mirror(boxes, size[0]), shifts * [-1, 1, 1, 1]
@@ -156,8 +158,8 @@ class Batches:
 
 
 def choose_rois(one: Candidates, count: int, share: float, rng: np.random.Generator) -> np.ndarray:
-    """At most `count` RoIs, of which about `share` at most foreground, the others background."""
-    # Without background one of the others at least: a batch must not be empty.
+    """At most `count` RoIs, at most about a `share` of them foreground, the others background."""
+    # Without background, at least one of foreground: a batch must not be empty.
     most = round(share * count) or min(count, int(not len(one.background)))
     foreground = rng.permutation(one.foreground)[:most]
     background = rng.permutation(one.background)[: count - len(foreground)]
@@ -173,6 +175,6 @@ def resize(image: Image.Image, sizing: Sizing, *, flip: bool = False) -> Tensor:
 
 
 def scale_boxes(boxes: Tensor, size: tuple[int, int], to: tuple[int, int]) -> Tensor:
-    """Boxes of an image of one (width, height) in the image resized to another, float32."""
+    """The boxes of an image of one (width, height) after resizing it to another, float32."""
     factors = boxes.new_tensor([to[0] / size[0], to[1] / size[1]] * 2)
     return (boxes * factors).float()

@@ -1,7 +1,7 @@
-"""The generated data set `shapes_voc`: several textured objects an image, in PASCAL VOC's layout.
+"""The generated data set `shapes_voc`: several textured objects per image, in PASCAL VOC's layout.
 
 Its classes are those of `shapes`, drawn alike. Lengths are in units of 1/75 of the image's shorter
-side: at the shorter side of 75 pixels, which a crop of 28 goes with, a texture has the period in
+side: at a shorter side of 75 pixels, which goes with a crop of 28, a texture has the period in
 pixels that nets trained on `shapes` know.
 """
 # ours: generated scenes stand in for PASCAL VOC at the smoke and cpu scales.
@@ -29,18 +29,18 @@ from delving.detect.voc import SPLITS, YEAR
 
 VERSION = 1  # raise it whenever a drawn byte changes
 MARKER = "shapes_voc.json"
-SHORT = 75  # the shorter side
+SHORT = 75  # length of an image's shorter side
 RADIUS = (9, 18)  # of an object
 OBJECTS = (1, 5)  # from 1 to 4 are tried in an image; one that finds no room is left out
 TRIES = 20  # places tried for an object
-APART = 0.8  # of the sum of two radii, that centres are apart
-VISIBLE = 0.8  # share of an object; the less visible is marked difficult
+APART = 0.8  # least distance between two centres, as a share of the sum of their radii
+VISIBLE = 0.8  # share of an object; if less of it is visible, it is marked difficult
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """An object: its class, its box (x1, y1, x2, y2) in pixels, half-open, and whether most of it
-    is hidden."""
+    """An object: its class, its box (x1, y1, x2, y2) in pixels, half-open, and whether more than a
+    fifth of it is hidden."""
 
     name: str
     box: tuple[int, int, int, int]
@@ -51,7 +51,7 @@ def draw_scene(names: list[str], rng: np.random.Generator) -> tuple[np.ndarray, 
     """Objects of these classes in clutter: (H, W, 3) uint8, shorter side 75 to 112 pixels."""
     grid = draw_grid(rng, sides=(75, 113), units=SHORT)
     first, second = rng.random((2, 3, 1, 1), np.float32)
-    slope = UNITS / SHORT  # across the image as in those of one object
+    slope = UNITS / SHORT  # the same rise across the image as in `shapes`
     image = first + (draw_ramp(grid, rng, slope=slope) + 0.5) * (second - first)  # (3, H, W)
     draw_clutter(image, grid, rng, shapes=rng.integers(6, 14), reach=SHORT * 0.6)
     covers: list[tuple[str, np.ndarray]] = []
@@ -66,7 +66,7 @@ def draw_scene(names: list[str], rng: np.random.Generator) -> tuple[np.ndarray, 
 
 
 def _place_objects(grid: np.ndarray, rng: np.random.Generator) -> list[tuple[float, float, float]]:
-    """(x, y, radius) of each, inside the image and hardly over one another."""
+    """(x, y, radius) of each object, inside the image and hardly overlapping."""
     placed: list[tuple[float, float, float]] = []
     for _ in range(rng.integers(*OBJECTS)):
         radius = rng.uniform(*RADIUS)
@@ -80,7 +80,7 @@ def _place_objects(grid: np.ndarray, rng: np.random.Generator) -> list[tuple[flo
 
 
 def _outline(covers: list[tuple[str, np.ndarray]], front: list[np.ndarray]) -> list[Drawn]:
-    """The boxes of what is seen of the objects, of which later ones hide earlier ones."""
+    """The objects with the boxes of their visible parts; later objects hide earlier ones."""
     found = []
     for number, (name, mask) in enumerate(covers):
         whole = mask > 0.5
@@ -100,7 +100,7 @@ def write_scenes(root: Path, *, classes: int, train_images: int, test_images: in
     An image depends on its split, its number and the classes alone.
 
     Raises:
-        ValueError: the folder holds another set, or there are not so many classes.
+        ValueError: the folder holds another set, or the number of classes is impossible.
     """
     if not 2 <= classes <= len(TEXTURES):
         raise ValueError(f"detect.classes={classes}: choose 2 to {len(TEXTURES)}")
@@ -126,7 +126,7 @@ def _write(asked: dict, scratch: Path) -> None:
 
 
 def annotation(number: str, size: tuple[int, int], objects: list[Drawn]) -> str:
-    """VOC's XML, which counts pixels from 1 and names the last."""
+    """VOC's XML, which counts pixels from 1 and includes a box's last one."""
     rows = [
         f"<object><name>{escape(one.name)}</name><difficult>{int(one.difficult)}</difficult>"
         f"<bndbox><xmin>{one.box[0] + 1}</xmin><ymin>{one.box[1] + 1}</ymin>"

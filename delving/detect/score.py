@@ -1,4 +1,4 @@
-"""Fast R-CNN's testing: every proposal scored and moved, the best of overlapping ones kept."""
+"""Fast R-CNN's testing: scores and moves every proposal, and keeps the best of overlapping ones."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -35,7 +35,7 @@ class Judge:
 
     Attributes:
         statistics: mean and deviation (4,) by which shifts were normalised.
-        overlap: above which the worse of two detections of a class goes.
+        overlap: if two detections of a class overlap by more, the worse one goes.
     """
 
     net: FastRCNN
@@ -47,7 +47,7 @@ class Judge:
 
     @torch.no_grad()
     def find(self, split: Split, number: int, proposals: np.ndarray) -> Detections:
-        """What is found in one image; none where there is no proposal.
+        """What is found in one image; nothing if it has no proposals.
 
         Raises:
             FloatingPointError: the scores are not finite.
@@ -103,7 +103,7 @@ def joined(parts: Sequence[Detections]) -> Detections:
 
 
 def score(found: Detections, split: Split) -> dict[str, dict]:
-    """{metric: {map, ap}}, percent; a class of which there is nothing to be found has None."""
+    """{metric: {map, ap}}, percent; a class without objects to be found has None."""
     summary = {}
     for name, points in METRICS.items():
         each = average_precisions(found, split.objects, len(split.classes), points=points)
@@ -114,8 +114,8 @@ def score(found: Detections, split: Split) -> dict[str, dict]:
 
 
 def chance(split: Split, proposals: Sequence[np.ndarray]) -> float | None:
-    """mAP by 11 points of as many proposals an image as count, with classes and scores drawn at
-    random: what a detector that has learned nothing has."""
+    """The 11-point mAP of a detector that has learned nothing: random classes and scores for random
+    proposals, as many per image as count."""
     rng = np.random.Generator(np.random.Philox(0))
     parts = []
     for number, boxes in enumerate(proposals):

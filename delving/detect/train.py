@@ -35,7 +35,7 @@ class Progress:
 def detection_loss(
     scores: Tensor, shifts: Tensor, labels: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(of the classes, of the boxes), each a mean over all RoIs (Fast R-CNN, Eq. 1 to 3).
+    """The loss of the classes and that of the boxes, means over all RoIs (Fast R-CNN, Eq. 1 to 3).
 
     Args:
         scores: (R, classes + 1); shifts: (R, classes, 4).
@@ -62,8 +62,8 @@ class Trainer:
     def steps(
         self, supply: Iterable[list[Sample]], progress: Progress
     ) -> Iterator[tuple[float, ...]]:
-        """Makes a step of each batch, until one diverges; yields each one's loss, of classes, of
-        boxes, and the error of RoIs, percent."""
+        """Makes a step of each batch, until one diverges; yields each one's loss, its parts for
+        classes and boxes, and the percentage of RoIs that were classified wrongly."""
         for batch in supply:
             yield self._step(batch, progress)
             if progress.status == "diverged":
@@ -85,7 +85,7 @@ class Trainer:
         sum(losses).backward()
         wrong = (scores.detach().argmax(1) != labels).float().mean()
         told = torch.stack([*(part.detach() for part in losses), wrong.to(losses[0].dtype)])
-        of_classes, of_boxes, error = told.tolist()  # on the CPU: not all devices have float64
+        of_classes, of_boxes, error = told.tolist()  # to the CPU: not all devices have float64
         error *= 100
         loss = of_classes + of_boxes
         if math.isfinite(loss):
@@ -97,7 +97,7 @@ class Trainer:
 
 
 def ahead(batches: Batches, first: int, total: int) -> Iterator[list[Sample]]:
-    """The batches of steps `first` to `total`, made by a thread while others are trained on."""
+    """The batches of steps `first` to `total` - 1, made by a thread while others are trained on."""
     left = iter(range(first, total))
     with ThreadPoolExecutor(1) as thread:
         made = deque(thread.submit(batches.__getitem__, step) for step in islice(left, AHEAD))
@@ -112,7 +112,7 @@ def ahead(batches: Batches, first: int, total: int) -> Iterator[list[Sample]]:
 
 
 def learning_rate(settings: Detect, step: int) -> float:
-    """Divided by ten at each switch passed (Fast R-CNN: after 30,000 of 40,000 steps).
+    """The rate, divided by ten at each switch passed (Fast R-CNN: after 30,000 of 40,000 steps).
 
     ours: in detection too biases do not decay and learn at the weights' rate; Fast R-CNN's decay,
     and learn twice as fast.
@@ -121,6 +121,6 @@ def learning_rate(settings: Detect, step: int) -> float:
 
 
 def advance(progress: Progress, row: list[float]) -> None:
-    """Counts a step."""
+    """Counts a step, and keeps its numbers for the log."""
     progress.step += 1
     progress.pending.append(row)

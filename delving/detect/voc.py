@@ -37,7 +37,7 @@ class Split:
         ids: of the images, as the split's file lists them.
         sizes: (width, height) of each, by its annotation.
         objects: of each; labels are indices into `classes`.
-        read: from a file's name to its bytes.
+        read: maps a file's name to its bytes.
     """
 
     ids: list[str]
@@ -53,10 +53,10 @@ class Split:
         """The decoded image.
 
         Raises:
-            ValueError: it cannot be read or decoded, or has not its annotation's size.
+            ValueError: it cannot be read or decoded, or its size is not its annotation's.
         """
         name = image_name(self.ids[index])
-        image = decode(_bytes(self.read, name), name, upright=False)  # boxes are of it as stored
+        image = decode(_bytes(self.read, name), name, upright=False)  # boxes refer to it as stored
         if image.size != self.sizes[index]:
             raise ValueError(f"{name} has {image.size[0]}x{image.size[1]} pixels, its annotation "
                              f"says {self.sizes[index][0]}x{self.sizes[index][1]}")  # fmt: skip
@@ -67,7 +67,7 @@ class Split:
         return _bytes(self.read, image_name(self.ids[index]))
 
     def first(self, count: int | None) -> "Split":
-        """The first so many images; ValueError where there are fewer."""
+        """The first `count` images, or all if it is None; ValueError if there are fewer."""
         if count is None:
             return self
         if count > len(self):
@@ -84,7 +84,7 @@ def load_split(read: Callable[[str], bytes], split: str, classes: Sequence[str])
     """A split of a data set in VOC's layout.
 
     Raises:
-        ValueError: names the file, and what in it is not as VOC has it.
+        ValueError: a file is not in VOC's form; the message names it, and what is wrong.
     """
     ids = _list_ids(read, split)
     found = [_annotated(read, number, classes) for number in ids]
@@ -92,7 +92,8 @@ def load_split(read: Callable[[str], bytes], split: str, classes: Sequence[str])
 
 
 def check_voc(root: Path) -> None:
-    """ValueError where a list of images, or what the first of them shows, is not there."""
+    """Raises ValueError if a split's list of images, or the annotation of its first one, is missing
+    or damaged."""
     read = find_voc(root)
     for split in SPLITS:
         _annotated(read, _list_ids(read, split)[0], CLASSES)
@@ -126,12 +127,12 @@ def _bytes(read: Callable[[str], bytes], name: str) -> bytes:
 
 
 def parse_annotation(data: bytes, classes: Sequence[str]) -> tuple[tuple[int, int], Objects]:
-    """((width, height), objects) of an annotation; VOC counts pixels from 1 and means the last.
+    """((width, height), objects) of an annotation; VOC's boxes count from 1 and include the last.
 
     An image may be without objects.
 
     Raises:
-        ValueError: it is no XML, an object is of an unknown class, or a box not inside the image.
+        ValueError: it is not XML, an object's class is unknown, or a box is not inside the image.
     """
     if len(data) > LONGEST:
         raise ValueError(f"more than {LONGEST:,} bytes: no annotation of VOC's")
@@ -147,8 +148,8 @@ def parse_annotation(data: bytes, classes: Sequence[str]) -> tuple[tuple[int, in
 
 
 def _parse(data: bytes) -> ElementTree.Element:
-    """An XML's root; declarations, with which a short text could stand for an endless one, are
-    refused in whatever encoding."""
+    """The root of an XML text. Declarations, by which a short text could expand to an endless one,
+    are refused in any encoding."""
     parser, tree = expat.ParserCreate(), ElementTree.TreeBuilder()
 
     def refuse(*_: object) -> None:
@@ -192,11 +193,11 @@ def _number(element: ElementTree.Element, path: str) -> float:
 
 
 def find_voc(root: Path) -> Callable[[str], bytes]:
-    """A reader of VOC 2007: of the folder VOC2007 or one that holds it, perhaps in VOCdevkit, or of
-    VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar in a folder, unpacked or not.
+    """A reader of VOC 2007. `root` is the folder VOC2007, or holds it (perhaps in VOCdevkit), or
+    holds VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar, which are read as they are.
 
     Raises:
-        ValueError: there is nothing of the kind.
+        ValueError: none of these is there.
     """
     for place in (root, root / YEAR, root / "VOCdevkit" / YEAR):
         if (place / "ImageSets" / "Main").is_dir():
@@ -225,7 +226,7 @@ class TarReader:
                 raise ValueError(f"{path}: not a tar, or a broken one ({error})") from error
 
     def __call__(self, name: str) -> bytes:
-        """A file's bytes; OSError where there is none, or the tar is cut off."""
+        """A file's bytes; OSError if there is no such file, or the tar is cut off."""
         if name not in self.members:
             raise FileNotFoundError(f"no such file in {', '.join(self.tars)}")
         path, offset, size = self.members[name]
@@ -239,7 +240,7 @@ class TarReader:
 
 
 def fingerprint(splits: Sequence[Split]) -> str:
-    """A hash of what is looked for where: the same data at another root has the same."""
+    """A hash of images' names, sizes and objects; the same data at another root has the same."""
     digest = hashlib.sha256()
     for split in splits:
         digest.update(repr((split.ids, split.sizes, split.classes)).encode())

@@ -1,4 +1,4 @@
-"""C++ sources of this folder, compiled once for each machine by its own compiler."""
+"""Compiles the C++ sources of this folder, once for each machine, by its own compiler."""
 
 import ctypes
 import hashlib
@@ -14,9 +14,9 @@ from delving.beside import folder_beside
 from delving.words import shown
 
 FOLDER = Path(__file__).parent
-# Products are not fused into sums, so that results are those of the plain forms.
+# No fused multiply-add, so that results are those of the plain forms.
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=off")
-# Tried in this order. OpenMP's calls find the library that torch has loaded, and its threads.
+# Tried in this order. OpenMP calls use the library that torch has loaded, and so its threads.
 TUNED = (
     ("-march=native", "-mprefer-vector-width=512", "-fopenmp"),
     ("-march=native", "-fopenmp"),
@@ -25,17 +25,17 @@ TUNED = (
     (),
 )
 SECONDS = 120
-FAULTS: dict[str, str] = {}  # by source: why the last attempt to have it failed
+FAULTS: dict[str, str] = {}  # by source: why the last failed attempt to compile or load it did
 
 
 def compile_and_load(
     source: str, *, links: Sequence[str] = (), tuned: Sequence[Sequence[str]] = TUNED
 ) -> ctypes.CDLL | None:
-    """A source's library; None where there is no compiler, or none that compiles it.
+    """A source's library; None if there is no compiler, or none that compiles it.
 
     Args:
         links: what it is linked with, `-l...`.
-        tuned: further flags, the first that do.
+        tuned: sets of further flags; the first one that works is used.
     """
     for tuning in tuned:
         try:
@@ -46,7 +46,7 @@ def compile_and_load(
 
 
 def _tell(error: Exception) -> str:
-    """Why a source is not compiled, in a line."""
+    """Why a source could not be compiled, in one line."""
     told = getattr(error, "stderr", None)
     lines = told.decode("utf-8", "replace").splitlines() if told else []
     faults = [line for line in lines if "error" in line.lower()] or lines
@@ -54,7 +54,8 @@ def _tell(error: Exception) -> str:
 
 
 def _load(library: Path) -> ctypes.CDLL:
-    """One that does not load, as what it was linked with is gone, is to be made anew."""
+    """Loads a library. One that fails to load, because what it was linked with is gone, is removed
+    so that it is made anew."""
     try:
         return ctypes.CDLL(str(library))
     except OSError:
@@ -64,7 +65,7 @@ def _load(library: Path) -> ctypes.CDLL:
 
 
 def _compiled(source: Path, flags: list[str], links: Sequence[str]) -> Path:
-    """The library's file, made where it is missing.
+    """The library's file, made if it is missing or damaged.
 
     Raises:
         OSError, SubprocessError: there is no compiler, it fails, or nothing can be written.
@@ -82,7 +83,7 @@ def _compiled(source: Path, flags: list[str], links: Sequence[str]) -> Path:
 
 
 def _compiler() -> list[str]:
-    """The command of CXX with its words, as `ccache g++`, or c++."""
+    """The command in CXX, split into words, such as `ccache g++`; by default c++."""
     first, *words = shlex.split(os.environ.get("CXX") or "") or ["c++"]
     found = shutil.which(first)
     if found is None:
@@ -102,7 +103,7 @@ def _compile(
 
 
 def _is_whole(library: Path) -> bool:
-    """To load one that lacks its end would end the program."""
+    """Whether a library is complete: loading a truncated one would crash the program."""
     try:
         told = library.with_suffix(".sha256").read_text(encoding="utf-8")
         return told == _hash(library.read_bytes())
@@ -123,7 +124,7 @@ def _folder() -> Path:
 
 
 def _processor() -> str:
-    """What `native` stands for: a disk may be shared by machines of several kinds."""
+    """What `native` means on this machine: several kinds of machines may share a disk."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

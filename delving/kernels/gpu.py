@@ -1,4 +1,4 @@
-"""programs.py and pooling.py on CUDA tensors: sizes of tiles, and the launch."""
+"""Launches programs.py and pooling.py on CUDA tensors, and chooses the sizes of their tiles."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -11,19 +11,20 @@ from torch import Tensor
 from delving.kernels.native import TYPES, channels_innermost
 from delving.words import cut
 
-TILE = 4096  # numbers a program holds at once: 32 a thread
-POOL_TILE = 1024  # of maxima, of several numbers each
-COLUMNS = 128  # at most; 256 bytes of bf16 in a row
-WAVES = 2  # programs a multiprocessor, of those that sum: as many as its registers hold at once
-WARPS = 16  # of those
-POOLED = 256  # channels of SPP that a program has at most: four a thread
-WINDOWED = 4096  # numbers of a window of SPP
-FOLDED = 256  # blocks
-PREPARED = 1024  # numbers of pixels
+TILE = 4096  # numbers that a program holds at once: 32 per thread
+POOL_TILE = 1024  # maxima that a program holds at once, each of several numbers
+COLUMNS = 128  # of a tile, at most: 256 bytes of bf16 in a row
+WAVES = 2  # programs that sum, per multiprocessor: as many as its registers hold at once
+WARPS = 16  # of a program that sums
+POOLED = 256  # channels of an SPP program, at most: four per thread
+WINDOWED = 4096  # numbers that a program for windows of SPP holds at once
+FOLDED = 256  # blocks that a program folds
+PREPARED = 1024  # numbers of pixels that a program prepares
 
 
 def programs() -> SimpleNamespace | None:
-    """Triton takes a second to load, and is not there, or cannot compile, on every machine."""
+    """The programs, or None: not every machine has Triton and can compile. It takes a second to
+    load."""
     return look_for_programs()[0]
 
 
@@ -40,8 +41,8 @@ def look_for_programs() -> tuple[SimpleNamespace | None, str]:
 
 
 def _launch(found: SimpleNamespace, device: str = "cuda") -> str:
-    """Why the programs are of no use here, if so: Triton's launcher wants a C compiler and Python's
-    headers, and what they compute is known."""
+    """Why the programs cannot be used here, or nothing. Triton's launcher needs a C compiler and
+    Python's headers; and the programs must give known results."""
     try:
         for number in TYPES:
             if fault := _wrong(number, found, device):
@@ -53,7 +54,7 @@ def _launch(found: SimpleNamespace, device: str = "cuda") -> str:
 
 
 def _wrong(number: torch.dtype, found: SimpleNamespace, device: str) -> str:
-    """The program whose result for a few numbers is not the known one, if there is one."""
+    """The name of the first program whose result for a few numbers is not the known one, if any."""
     slope, sums = torch.full((1,), 0.5, device=device), torch.empty(1, 2, 1, device=device)
     bits = found.tl.int32 if number == torch.float32 else found.tl.int16
     tile = {"SHARED": 1, "LEARNED": True, "BITS": bits, "ROWS": 16, "COLUMNS": 1}
@@ -108,13 +109,13 @@ def knows(x: Tensor) -> bool:
 
 
 def rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
-    """fused.py's."""
+    """As fused.py's rectify_plain."""
     out = torch.empty_like(x)
     rows, channels, tile = _tiles(x)
     grid = (_shares(rows, tile["ROWS"]), _shares(channels, tile["COLUMNS"]))
     given = (x, slope if bias is None else bias, slope, out, rows, channels)
     fixed = _fixed(x, slope, learned) | tile
-    with torch.cuda.device_of(x):  # Triton takes the current one
+    with torch.cuda.device_of(x):  # Triton launches on the current device
         programs().rectify[grid](*given, BIASED=bias is not None, **fixed)
     return out
 
@@ -122,7 +123,7 @@ def rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Ten
 def rectify_backward(
     grad: Tensor, out: Tensor, slope: Tensor, learned: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """fused.py's. Sums are made in an order that depends on sizes and device alone."""
+    """As fused.py's rectify_backward_plain. The order of sums depends on sizes and device alone."""
     grad_x = torch.empty_like(out)
     rows, channels, tile = _tiles(out)
     down, across, sums = _sums(out, slope, rows, channels, tile)
@@ -137,7 +138,7 @@ def rectify_backward(
 def rectify_pool(
     x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool, side: int
 ) -> tuple[Tensor, Tensor]:
-    """fused.py's; and which cell of its window each is."""
+    """As fused.py's rectify_pool; also which cell of its window each maximum comes from."""
     images, channels, height, width = x.shape
     out = _channels_last((images, channels, height // side, width // side), x)
     chosen = torch.empty_like(out, dtype=torch.uint8)
@@ -154,7 +155,7 @@ def rectify_pool_backward(
     grad: Tensor, out: Tensor, chosen: Tensor, slope: Tensor, learned: bool,
     shape: Sequence[int], side: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of what `rectify_pool` was given, of this shape, as rectify_backward's."""
+    """The gradients of rectify_pool's x (of this shape), bias and slope, as rectify_backward's."""
     grad_x = _channels_last(shape, out)
     (height, width), (rows, channels, tile) = shape[2:], _tiles(out)
     down, across, sums = _sums(out, slope, rows, channels, tile)
@@ -168,8 +169,8 @@ def rectify_pool_backward(
 
 
 def spp(x: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """spp.py's pool_levels; each bin's maximum, bins before channels, and how many of its columns
-    have it."""
+    """As spp.py's pool_levels; also each bin's maximum (N, bins, channels), and how many of the
+    bin's columns have it."""
     images, channels, height, width = x.shape
     bins = sum(side * side for side in levels)
     out = x.new_empty(images, channels * bins)
@@ -187,7 +188,7 @@ def spp(x: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
 def spp_backward(
     grad: Tensor, x: Tensor, most: Tensor, tied: Tensor, levels: Sequence[int]
 ) -> Tensor:
-    """The gradient of what `spp` was given; `grad` is that of its result."""
+    """The gradient of `spp`'s x; `grad` is that of its result."""
     grad_x, grad = torch.empty_like(x), grad.contiguous()
     images, channels, height, width = x.shape
     columns = _columns(channels, POOLED)
@@ -200,7 +201,7 @@ def spp_backward(
 
 
 def spp_windows(x: Tensor, levels: Sequence[int], size: int) -> Tensor:
-    """The same of every size x size window: (N, rows, columns, features)."""
+    """pool_levels of every size x size window: (N, rows, columns, features)."""
     images, channels, height, width = x.shape
     rows, columns = height - size + 1, width - size + 1
     features = channels * sum(side * side for side in levels)
@@ -219,7 +220,7 @@ def spp_windows(x: Tensor, levels: Sequence[int], size: int) -> Tensor:
 
 
 def fold(x: Tensor, number: torch.dtype) -> Tensor:
-    """stem.py's, of (N, 3, H, W) channels last."""
+    """stem.py's blocks (N, 16, rows, columns), typed `number`, of (N, 3, H, W) channels last."""
     images, _, height, width = x.shape
     rows, columns = (height + 1) // 2 + 3, (width + 1) // 2 + 3
     out = _channels_last((images, 16, rows, columns), x, number)
@@ -231,7 +232,8 @@ def fold(x: Tensor, number: torch.dtype) -> Tensor:
 
 
 def prepare(pixels: Tensor, mean: Tensor, shift: Tensor | None, std: Tensor) -> Tensor:
-    """data/input.py's, of uint8 (N, H, W, 3) without gaps and fp32 (3, H, W), (N, 3), ()."""
+    """As data/input.py's Input, of uint8 (N, H, W, 3) without gaps, and in fp32 the mean (3, H, W),
+    the shift (N, 3) and the std ()."""
     images, height, width, _ = pixels.shape
     out = _channels_last((images, 3, height, width), mean)
     count, about = images * height * width, {"SHIFTED": shift is not None, "NUMBERS": PREPARED}
@@ -256,7 +258,7 @@ def _list_on(levels: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def _tiles(x: Tensor, size: int = TILE) -> tuple[int, int, dict[str, int]]:
-    """(rows, channels) of the numbers, and the sides of a tile of `size` of them."""
+    """(rows, channels) of x's numbers, and the sides of a tile of `size` of them."""
     channels = x.shape[1]
     columns = _columns(channels, COLUMNS)
     return x.numel() // channels, channels, {"ROWS": size // columns, "COLUMNS": columns}
@@ -265,14 +267,14 @@ def _tiles(x: Tensor, size: int = TILE) -> tuple[int, int, dict[str, int]]:
 def _sums(
     out: Tensor, slope: Tensor, rows: int, channels: int, tile: dict[str, int]
 ) -> tuple[int, int, Tensor]:
-    """How many programs go over rows and over channels, and a place for what they sum."""
+    """How many programs share the rows and the channels, and a tensor for what they sum."""
     across = _shares(channels, tile["COLUMNS"])
     down = min(_shares(rows, tile["ROWS"]), max(1, WAVES * _multiprocessors(out) // across))
     return down, across, slope.new_empty(down, 2, channels)
 
 
 def _columns(channels: int, most: int) -> int:
-    """A power of two, of what a program has at once."""
+    """How many channels a program has at once: a power of two, `most` at most."""
     return min(most, 1 << (channels - 1).bit_length())
 
 
@@ -281,13 +283,13 @@ def _shares(count: int, size: int) -> int:
 
 
 def _fixed(x: Tensor, slope: Tensor, learned: bool) -> dict:
-    """What programs are compiled for."""
+    """The constants that a rectifier's program is compiled for."""
     language = programs().tl
     bits = language.int32 if x.dtype == torch.float32 else language.int16
     return {"SHARED": int(slope.numel() == 1), "LEARNED": learned, "BITS": bits}
 
 
 def _multiprocessors(x: Tensor) -> int:
-    if x.device.type != "cuda":  # the interpreter's
+    if x.device.type != "cuda":  # Triton's interpreter runs
         return 1
     return torch.cuda.get_device_properties(x.device).multi_processor_count

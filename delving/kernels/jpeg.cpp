@@ -1,11 +1,11 @@
-// A view of a JPEG file: libjpeg-turbo decodes no more of it than the view needs, then it is
-// resized. Every pixel is the one that Pillow gives of the whole image (augment.py), since the
-// whole numbers reckoned with are the same: weights of 22 bits, and grey levels between rows and
-// columns.
+// Cuts a view from a JPEG file: libjpeg-turbo decodes no more of it than the view needs, then that
+// is resized. Every pixel is the one that Pillow gives from the whole image (augment.py), since the
+// integers computed with are the same: weights of 22 bits, and grey levels between the passes over
+// columns and rows.
 //
-// What it cannot promise to be right it leaves alone: every warning of the decoder is a refusal.
-// A file is read to its end when it is new, also where the view ends before: whether a damaged one
-// gives a view must not depend on where the view lies.
+// A file whose pixels cannot be promised is refused: every warning of the decoder is a refusal. A
+// new file is read to its end, even if the view ends before: whether a damaged one gives a view
+// must not depend on where the view lies.
 
 #include <algorithm>
 #include <cmath>
@@ -25,21 +25,21 @@
 namespace {
 
 constexpr int BITS = 22;     // of a weight
-// Columns beside a region: chroma is smoothed with its neighbours, a block of 16 at most, and a
-// decoder that begins at a block knows none to its left.
+// Columns decoded beside a region: chroma is smoothed with its neighbours, a block of 16 at most,
+// and a decoder that begins at a block knows none to its left.
 constexpr long MARGIN = 32;
-constexpr int PIXEL = 4;     // bytes: red, green, blue and one for nothing, which fills a vector
+constexpr int PIXEL = 4;     // bytes: red, green, blue and an unused one, which fills a vector
 
 typedef int32_t Sum __attribute__((vector_size(16)));
 
 // The filter along a side: each of the view's pixels is a weighted sum of some of the image's.
 struct Side {
     std::vector<int> first, count;
-    std::vector<int32_t> weights;  // `taps` of each pixel
+    std::vector<int32_t> weights;  // `taps` for each pixel
     int taps;
 };
 
-// The antialiased bilinear filter: a tent, wider where the image shrinks. from and to are floats,
+// The antialiased bilinear filter: a tent, wider if the image shrinks. `from` and `to` are floats,
 // as Pillow's are.
 Side tent(int size, float from, float to, int pixels) {
     const double scale = double(to - from) / pixels, wide = std::max(scale, 1.0);
@@ -79,7 +79,7 @@ void resample_row(const uint8_t *row, const Side &across, uint8_t *to) {
     }
 }
 
-// The view, of rows that are `pixels` wide.
+// Makes the view from rows that are `pixels` wide.
 void resample_rows(const uint8_t *rows, const Side &down, int pixels, bool flip, uint8_t *out) {
     const int width = pixels * PIXEL;
     std::vector<int32_t> sums(width);
@@ -96,8 +96,8 @@ void resample_rows(const uint8_t *rows, const Side &down, int pixels, bool flip,
     }
 }
 
-// Whether all versions of the decoder give the same pixels. They differ in how they mend what a
-// progressive file may lack, and in chroma that is halved in other ways than across, or both.
+// Whether all versions of the decoder give the same pixels. They differ in how they fill in what a
+// progressive file may lack, and in chroma that is halved otherwise than across or both ways.
 bool agreed(const jpeg_decompress_struct &codec) {
     const jpeg_component_info *parts = codec.comp_info;
     if (codec.progressive_mode) return false;
@@ -110,7 +110,7 @@ bool agreed(const jpeg_decompress_struct &codec) {
 }
 
 struct Errors {
-    jpeg_error_mgr base;  // the first, since libjpeg hands on its address
+    jpeg_error_mgr base;  // first, since libjpeg passes on its address
     jmp_buf out;
 };
 
@@ -121,8 +121,8 @@ struct Region {
     long left, top, right, bottom;
 };
 
-// Nothing in here may have a destructor, which longjmp would pass over. `row` has room for the
-// image's width; `done` is told each row of the region.
+// Nothing in here may have a destructor: longjmp would skip it. `row` has room for the image's
+// width; `done` is called with each row of the region.
 template <class Done>
 bool decode(const uint8_t *data, size_t size, long width, long height, const Region &region,
             bool to_end, uint8_t *row, Done &done) {
@@ -144,13 +144,13 @@ bool decode(const uint8_t *data, size_t size, long width, long height, const Reg
         jpeg_start_decompress(&codec);
         JDIMENSION from = JDIMENSION(std::max(0L, region.left - MARGIN));
         JDIMENSION columns = JDIMENSION(std::min(width, region.right + MARGIN)) - from;
-        jpeg_crop_scanline(&codec, &from, &columns);  // which moves `from` to where a block begins
+        jpeg_crop_scanline(&codec, &from, &columns);  // moves `from` to where a block begins
         if (region.top > 0) jpeg_skip_scanlines(&codec, JDIMENSION(region.top));
         for (long y = region.top; y < region.bottom; y++) {
             jpeg_read_scanlines(&codec, &row, 1);
             done(row + (region.left - from) * PIXEL, y - region.top);
         }
-        if (to_end && region.bottom < height) {  // the last row is read: to skip it is to stop
+        if (to_end && region.bottom < height) {  // to skip the last row too would stop at once
             jpeg_skip_scanlines(&codec, JDIMENSION(height - 1 - region.bottom));
             jpeg_read_scanlines(&codec, &row, 1);
         }
@@ -163,9 +163,9 @@ bool decode(const uint8_t *data, size_t size, long width, long height, const Reg
 
 }  // namespace
 
-// A view to out (pixels, pixels, 3). `sides` are left, top, right and bottom of the region that it
-// needs, `box` those of the view itself, in pixels of the region. `to_end` where the file is new.
-// Returns 0, or 1 where it is left to others.
+// Writes a view to out (pixels, pixels, 3). `sides` are left, top, right and bottom of the region
+// that it needs, `box` those of the view itself, in pixels of the region. `to_end`: whether the
+// file is new. Returns 0, or 1 if the file is refused or memory is short.
 extern "C" int jpeg_view(const uint8_t *data, size_t size, long width, long height,
                          const long *sides, const float *box, int pixels, int flip, int to_end,
                          uint8_t *out) {

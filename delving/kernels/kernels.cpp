@@ -16,7 +16,7 @@ namespace {
 
 constexpr int CHUNKS = 32;     // pieces of work at most, each with sums of its own
 constexpr long BLOCK = 32;     // rows summed in fp32 before they are added up in fp64
-constexpr long SMALL = 16384;  // numbers below which threads cost more than they bring
+constexpr long SMALL = 16384;  // numbers up to which threads cost more than they gain
 constexpr float REACH = 0x1p-60f;  // fused.py's
 
 inline uint32_t bits_of(float x) { uint32_t b; std::memcpy(&b, &x, 4); return b; }
@@ -37,8 +37,8 @@ struct BFloat16 {
     using Stored = uint16_t;
     static float load(uint16_t x) { return from_bits(uint32_t(x) << 16); }
     static uint32_t raw(uint16_t x) { return x; }
-    // To the nearest, ties to even; where a slope falls, to the nearest whose last bit tells the
-    // side, ties to a last bit but one of 1. What is no number stays none.
+    // Rounds to the nearest, ties to even; where a slope falls, to the nearest whose last bit tells
+    // the side, ties to a last bit but one of 1. NaN stays NaN.
     static uint32_t marked(float x, uint32_t falls, uint32_t above) {
         uint32_t b = bits_of(x), from = b + (falls & ~above & 0x10000), last = 16 + (falls & 1);
         uint32_t nearest = (from + (~falls & 0x8000) - 1 + ((from >> last) & 1)) >> 16;
@@ -51,7 +51,7 @@ struct BFloat16 {
 
 long first(long rows, int chunk, int chunks = CHUNKS) { return rows * chunk / chunks; }
 
-// Values repeated until `period` numbers, so that vectors are full where channels are few.
+// Values repeated up to `period` numbers, so that vectors are full if channels are few.
 std::vector<float> repeat(const float *values, long count, long period) {
     std::vector<float> all(period, 0.0f);
     for (long i = 0; values && i < period; i += count)
@@ -59,7 +59,7 @@ std::vector<float> repeat(const float *values, long count, long period) {
     return all;
 }
 
-// Slopes as they are computed with: a learned one is kept away from 0 (fused.py says why).
+// The slopes that are computed with: a learned one is kept away from 0 (fused.py says why).
 std::vector<float> reach(const float *slope, long slopes, long period, bool learned) {
     std::vector<float> all = repeat(slope, slopes, period);
     for (float &a : all)
@@ -73,7 +73,7 @@ inline void rectify_row(const S *__restrict x, const float *__restrict a,
 #pragma omp simd
     for (long i = 0; i < count; i++) {
         const float z = T::load(x[i]) + b[i];
-        // All ones or 0: by masks, of which compilers make vectors.
+        // Masks of all ones or 0, which compilers vectorise.
         const uint32_t above = -uint32_t(z > 0), falls = FALLING ? -uint32_t(a[i] < 0) : 0;
         const float f = from_bits((bits_of(z) & above) | (bits_of(a[i] * z) & ~above));
         out[i] = T::store(T::marked(f, falls, above));
@@ -97,7 +97,7 @@ void rectify(const S *x, const float *bias, const float *slope, S *out, long slo
         }
 }
 
-// One row's part of the gradients; those of the slopes are still times the slope.
+// One row's part of the gradients; the slopes' part is still multiplied by the slope.
 template <class T, class S>
 inline void backward_row(const S *__restrict grad, const S *__restrict out,
                          const float *__restrict a, S *__restrict grad_x, long count,
@@ -105,7 +105,7 @@ inline void backward_row(const S *__restrict grad, const S *__restrict out,
 #pragma omp simd
     for (long i = 0; i < count; i++) {
         const float g = T::load(grad[i]), y = T::load(out[i]);
-        // All ones where y > 0: by masks, of which compilers make vectors of the full width.
+        // Masks of all ones or 0, which compilers vectorise to the full width.
         const int32_t odd = -int32_t(T::raw(out[i]) & 1), above = -int32_t(y > 0);
         const int32_t marked = -int32_t(a[i] < 0);
         const uint32_t positive = (odd & marked) | (above & ~marked);
@@ -123,7 +123,7 @@ void rectify_backward(const S *grad, const S *out, const float *slope, S *grad_x
     const std::vector<float> factors = reach(slope, slopes, period, learned);
     const float *a = factors.data();
     const long rows = (numbers + period - 1) / period;
-    // Of few rows, as an fc layer's, few pieces: to add theirs up would take longer than they do.
+    // Few rows, as an fc layer's, make few pieces: to add up more would take longer than the rows.
     const int chunks = int(std::clamp(rows / BLOCK, 1L, long(CHUNKS)));
     std::vector<float> sums(chunks * 2 * period);
     std::vector<double> totals(chunks * 2 * channels, 0.0);
@@ -163,7 +163,7 @@ struct Map {
     long height, width, channels;
 };
 
-// The maxima of vectors, `count` of them a `step` apart; what is no number wins.
+// The elementwise maximum of `count` vectors that lie `step` apart; NaN wins.
 template <class T, class S>
 inline void maxima(const S *__restrict from, long count, long step, long numbers,
                    float *__restrict to) {
@@ -175,7 +175,7 @@ inline void maxima(const S *__restrict from, long count, long step, long numbers
         }
 }
 
-// The maxima of columns left to right within rows top to bottom, and over those columns.
+// The maximum of each column, left to right, over the rows top to bottom; then over the columns.
 template <class T, class S>
 void bin_maxima(const S *x, const Map &m, long top, long bottom, long left, long right,
                 float *columns, float *bin) {
@@ -188,7 +188,7 @@ void bin_maxima(const S *x, const Map &m, long top, long bottom, long left, long
 template <class T, class S = typename T::Stored>
 void spp(const S *x, S *out, long images, const Map &m, const long *levels, long count,
          long features) {
-    // Of every image its own, and before there are threads, from which no error would come back.
+    // Each image has its own, made before the threads start: an error in one would not come back.
     const long own = (m.width + 1) * m.channels;
     std::vector<float> scratch(images * own);
 #pragma omp parallel for schedule(static) if (images * m.height * m.width * m.channels > SMALL)
@@ -212,8 +212,8 @@ void spp(const S *x, S *out, long images, const Map &m, const long *levels, long
 }
 
 // SPP of every size x size window, for dense testing: out is (images, rows, columns, features), a
-// window's features in the order of spp's. The maxima over a bin's rows serve all windows that lie
-// beside one another.
+// window's features in spp's order. The maxima over a bin's rows serve all windows that lie beside
+// one another.
 template <class T, class S = typename T::Stored>
 void spp_windows(const S *x, S *out, long images, const Map &m, const long *levels, long count,
                  long features, long size) {
@@ -256,14 +256,14 @@ void spp_windows(const S *x, S *out, long images, const Map &m, const long *leve
     }
 }
 
-// Cells that tie share a bin's gradient: its columns first, then each column's cells. Without choices
-// within choices, of which compilers make no vectors: a cell that is its bin's maximum is its column's
-// too.
+// Cells that tie share a bin's gradient: first its columns, then each column's cells. Conditions
+// are not nested, which compilers would not vectorise: a cell that is its bin's maximum is its
+// column's too.
 template <class T, class S>
 void bin_backward(const S *__restrict x, const float *__restrict grad, const Map &m, long top,
                   long bottom, long left, long right, float *__restrict columns,
                   float *__restrict bin, float *__restrict shares, float *__restrict grad_x) {
-    if (bottom - top == 1 && right - left == 1) {  // a cell, as most are where bins crowd
+    if (bottom - top == 1 && right - left == 1) {  // one cell, as most bins are where they crowd
         const long at = (top * m.width + left) * m.channels;
 #pragma omp simd
         for (long c = 0; c < m.channels; c++) {

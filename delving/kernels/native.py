@@ -1,4 +1,4 @@
-"""kernels.cpp, called with tensors."""
+"""Calls kernels.cpp with tensors."""
 
 import ctypes
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 from delving.kernels.compiled import compile_and_load
 
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-VECTOR = 64  # numbers in a row of which the kernels make good use
+VECTOR = 64  # numbers in a row that the kernels make good use of
 P, N = ctypes.c_void_p, ctypes.c_long
 SIGNATURES = {
     "rectify": [P] * 4 + [N] * 4 + [ctypes.c_int],
@@ -27,7 +27,7 @@ def knows(x: Tensor) -> bool:
 
 
 def rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
-    """fused.py's."""
+    """As fused.py's rectify_plain."""
     out = torch.empty_like(x)
     _call("rectify", x, *_pointers(x, bias, slope, out), *_sizes(slope, x), learned)
     return out
@@ -36,7 +36,7 @@ def rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Ten
 def rectify_backward(
     grad: Tensor, out: Tensor, slope: Tensor, learned: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """fused.py's."""
+    """As fused.py's rectify_backward_plain."""
     grad_x = torch.empty_like(out)
     grad_bias, grad_slope = (slope.new_empty(out.shape[1]) for _ in range(2))
     pointers = _pointers(grad, out, slope, grad_x, grad_bias, grad_slope)
@@ -45,14 +45,14 @@ def rectify_backward(
 
 
 def spp(x: Tensor, levels: Sequence[int]) -> tuple[Tensor]:
-    """spp.py's pool_levels; nothing besides is to be kept for the gradient."""
+    """As spp.py's pool_levels; nothing else has to be kept for the gradient."""
     out = x.new_empty(len(x), _features(x, levels))
     _call("spp", x, *_pointers(x, out), *_shape(x), *_list(levels), out.shape[1])
     return (out,)
 
 
 def spp_windows(x: Tensor, levels: Sequence[int], size: int) -> Tensor:
-    """The same of every size x size window: (N, rows, columns, features)."""
+    """pool_levels of every size x size window: (N, rows, columns, features)."""
     rows, columns = (side - size + 1 for side in x.shape[2:])
     out = x.new_empty(len(x), rows, columns, _features(x, levels))
     _call("spp_windows", x, *_pointers(x, out), *_shape(x), *_list(levels), out.shape[3], size)
@@ -60,7 +60,7 @@ def spp_windows(x: Tensor, levels: Sequence[int], size: int) -> Tensor:
 
 
 def spp_backward(grad: Tensor, x: Tensor, levels: Sequence[int]) -> Tensor:
-    """The gradient of what `spp` was given; `grad` is that of its result."""
+    """The gradient of `spp`'s x; `grad` is that of its result."""
     grad_x, grad = torch.empty_like(x), grad.contiguous()
     pointers = _pointers(grad, x, grad_x)
     _call("spp_backward", x, *pointers, *_shape(x), *_list(levels), grad.shape[1])
@@ -74,7 +74,7 @@ def channels_innermost(x: Tensor) -> bool:
 
 
 def _pointers(*tensors: Tensor | None) -> list[int | None]:
-    """Where tensors lie, who must be held by a name until the call is over."""
+    """The tensors' addresses; the caller must keep the tensors alive until the call is over."""
     return [t if t is None else t.data_ptr() for t in tensors]
 
 
@@ -110,5 +110,5 @@ def _function(name: str, dtype: torch.dtype) -> ctypes._CFuncPtr:
 
 @cache
 def load() -> ctypes.CDLL | None:
-    """The compiled kernels; None where there is no compiler, or none that compiles them."""
+    """The compiled kernels; None if there is no compiler, or none that compiles them."""
     return compile_and_load("kernels.cpp")

@@ -1,7 +1,7 @@
 """SPP (spp.py), the folding of images (stem.py) and the input (data/input.py) as Triton programs.
 
-Over (images, height, width, channels): a program of SPP has COLUMNS channels of a bin, or,
-backward, of a cell, so that no two write to one place; or of a level's bins in a window.
+Tensors are (images, height, width, channels). A program of SPP has COLUMNS channels of one bin, or,
+backward, of one cell, so that no two write to one place; for windows, of one level's bins in one.
 """
 
 import triton
@@ -10,7 +10,7 @@ import triton.language as tl
 
 @triton.jit
 def _edges(i, size, side):
-    """A bin's, of `side` of them: spp.py's bin_edges."""
+    """Start and end of bin i of `side` bins along `size` cells: spp.py's bin_edges."""
     return i * size // side, ((i + 1) * size + side - 1) // side
 
 
@@ -18,12 +18,12 @@ def _edges(i, size, side):
 def pool(
     x, levels, out, most, tied, channels, height, width, features, bins, COLUMNS: tl.constexpr
 ):  # fmt: skip
-    """A bin's maximum, to `out` in SPP's order and to `most` (images, bins, channels); `tied`: so
-    many of the bin's columns have it."""
+    """Writes a bin's maximum to `out`, in SPP's order, and to `most` (images, bins, channels); to
+    `tied`, how many of the bin's columns have it."""
     image = (tl.program_id(0) // bins).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     valid = column < channels
-    number = tl.program_id(0) % bins  # of all levels' bins; then of its own level's
+    number = tl.program_id(0) % bins  # among all levels' bins; then its own level's
     side, level, before = tl.load(levels), 0, 0
     while number >= side * side:
         number -= side * side
@@ -59,8 +59,8 @@ def pool_backward(
     grad, x, most, tied, levels, grad_x, channels, height, width, features, bins, count,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """What a cell gets of the bins that it lies in: the columns that tie for a bin's maximum share
-    its gradient, and a column's cells that do share the column's part."""
+    """A cell's gradient from the bins that it lies in: columns that tie for a bin's maximum share
+    the bin's gradient, and cells of a column that tie share the column's part."""
     cells = height * width
     image = (tl.program_id(0) // cells).to(tl.int64)
     h, w = tl.program_id(0) % cells // width, tl.program_id(0) % width
@@ -73,7 +73,7 @@ def pool_backward(
     while level < count:
         side = tl.load(levels + level)
         i = h * side // height
-        while i * height < (h + 1) * side:  # the first row of bin i is not below h
+        while i * height < (h + 1) * side:  # bin i begins at row h or before
             top, bottom = _edges(i, height, side)
             j = w * side // width
             while j * width < (w + 1) * side:
@@ -104,9 +104,9 @@ def pool_windows(
     x, out, channels, height, width, rows, columns, features, before, size,
     SIDE: tl.constexpr, EXTENT: tl.constexpr, BINS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The maxima of one level's SIDE x SIDE bins, of at most EXTENT cells a side, in a window of
-    size x size; windows lie at every cell, (rows, columns) of an image. To `out`, in SPP's order,
-    after `before` bins of other levels."""
+    """The maxima of one level's SIDE x SIDE bins, each of at most EXTENT cells a side, in a window
+    of size x size; an image has (rows, columns) windows, one cell apart. They go to `out`, in SPP's
+    order, after the `before` bins of other levels."""
     window = tl.program_id(0)
     image = (window // columns // rows).to(tl.int64)
     corner = (image * height + window // columns % rows) * width + window % columns
@@ -129,8 +129,8 @@ def pool_windows(
 
 @triton.jit(do_not_specialize=["count", "height", "width", "rows", "columns"])
 def fold(x, out, count, height, width, rows, columns, ROWS: tl.constexpr):
-    """stem.py's blocks of 2 x 2 cells of three channels, (rows, columns) of an image, of which the
-    first two each way lie before it."""
+    """stem.py's blocks of 2 x 2 cells of three channels. An image has (rows, columns) of them; the
+    first two each way lie outside it."""
     block = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, 16)
     cell = channel // 3
@@ -149,7 +149,7 @@ def fold(x, out, count, height, width, rows, columns, ROWS: tl.constexpr):
 def prepare(
     pixels, shift, mean, std, out, count, cells, SHIFTED: tl.constexpr, NUMBERS: tl.constexpr
 ):  # fmt: skip
-    """Of `count` pixels' three numbers each, as they lie, `cells` an image: data/input.py's."""
+    """data/input.py's Input, of `count` pixels of three numbers as they lie, `cells` per image."""
     at = tl.program_id(0) * NUMBERS + tl.arange(0, NUMBERS)
     inside = at < count * 3
     channel, cell = at % 3, at // 3

@@ -1,6 +1,6 @@
 """The fused rectifier (fused.py) as Triton programs, alone and with max pooling after it.
 
-Over (rows, channels) numbers in memory: a program has a tile of ROWS x COLUMNS numbers at a time,
+Numbers lie in memory as (rows, channels); a program has a tile of ROWS x COLUMNS of them at a time,
 COLUMNS of the channels.
 """
 
@@ -21,18 +21,18 @@ def _slopes(slope, column, valid, SHARED: tl.constexpr, LEARNED: tl.constexpr):
 
 @triton.jit
 def _nearest(f, z, bits):
-    """f's bits, rounded to the nearest whose last one tells the side of z, but for that one; fp32
-    as it is."""
+    """f's bits, rounded to the nearest number whose last bit tells z's side, that bit still unset;
+    in fp32 unrounded."""
     if bits.dtype == tl.int32:
         return bits
     start = f.to(tl.int32, bitcast=True) + tl.where(z > 0, 0, 0x10000)
-    nearest = (start - 1 + ((start >> 17) & 1)) >> 16  # ties to a last bit but one of 1
+    nearest = (start - 1 + ((start >> 17) & 1)) >> 16  # ties go to a last bit but one of 1
     return tl.where(f == f, nearest.to(bits.dtype), bits)
 
 
 @triton.jit
 def _rectified(z, a, number: tl.constexpr, BITS: tl.constexpr, MARKED: tl.constexpr):
-    """f(z) as `number`, its last bit telling z's side where a slope is negative, if any is."""
+    """f(z) as `number`; if MARKED, its last bit tells z's side wherever the slope is negative."""
     f = tl.where(z > 0, z, a * z)
     if not MARKED:
         return f.to(number)
@@ -43,7 +43,7 @@ def _rectified(z, a, number: tl.constexpr, BITS: tl.constexpr, MARKED: tl.conste
 
 @triton.jit
 def _is_positive(y, a, BITS: tl.constexpr):
-    """The side of what was rectified to y."""
+    """Whether what was rectified to y was above 0."""
     mark = (y.to(BITS, bitcast=True) & 1) != 0
     return tl.where(a < 0, mark, y.to(tl.float32) > 0)
 
@@ -63,7 +63,7 @@ def rectify(
     z = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     if BIASED:
         z += tl.load(bias + column, mask=valid, other=0.0)[None, :]
-    # To mark takes twice as long as all the rest, and is for few tiles.
+    # Marking takes twice as long as all the rest, and few tiles need it.
     if tl.min(a) < 0:
         tl.store(out + at, _rectified(z, a, out.dtype.element_ty, BITS, True), mask=inside)
     else:
@@ -76,7 +76,8 @@ def rectify_backward(
     SHARED: tl.constexpr, LEARNED: tl.constexpr, BITS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """`sums` (programs, 2, channels): what each program adds to the gradients of bias and slope."""
+    """Writes `grad_x`; to `sums` (programs, 2, channels), what each program adds to the gradients
+    of bias and slope."""
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     valid = column < channels
     slopes = _slopes(slope, column, valid, SHARED, LEARNED)
@@ -84,7 +85,7 @@ def rectify_backward(
     of_bias = tl.zeros([ROWS, COLUMNS], tl.float32)
     of_slope = tl.zeros([ROWS, COLUMNS], tl.float32)
     start = tl.program_id(0) * ROWS
-    while start < rows:  # no range: Triton 3.6's interpreter has none of tensors with numpy 2.4
+    while start < rows:  # no range(): Triton 3.6's interpreter makes none of tensors with numpy 2.4
         row = (start + tl.arange(0, ROWS)).to(tl.int64)
         at = row[:, None] * channels + column[None, :]
         inside = (row < rows)[:, None] & valid[None, :]
@@ -104,14 +105,14 @@ def rectify_backward(
 def _store_sums(sums, of_bias, of_slope, slopes, column, valid, channels):
     place = sums + tl.program_id(0) * 2 * channels + column
     tl.store(place, tl.sum(of_bias, 0), mask=valid)
-    # A slope of 0 is fixed, and nobody asks for its gradient.
+    # A slope of 0 is fixed, and its gradient is never used.
     tl.store(place + channels, tl.sum(of_slope, 0) / tl.where(slopes == 0, 1.0, slopes), mask=valid)
 
 
 @triton.jit
 def _corner(row, height, width, SIDE: tl.constexpr):
-    """Of window `row` of all images': whether it is the last of its side, down and across, and the
-    number of its first cell, of all images' cells."""
+    """For window number `row` of all images: whether it is the last one down and across, and the
+    number of its first cell among all images' cells."""
     down, across = height // SIDE, width // SIDE
     i, j = row // across % down, row % across
     cell = (row // across // down * height + i * SIDE).to(tl.int64) * width + j * SIDE
@@ -124,8 +125,8 @@ def rectify_pool(
     BIASED: tl.constexpr, SHARED: tl.constexpr, LEARNED: tl.constexpr, BITS: tl.constexpr,
     SIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The maximum of what is rectified in each SIDE x SIDE window, a row of `out`; `chosen`: which
-    cell has it, the first of those that do."""
+    """Writes the maximum after rectifying of each SIDE x SIDE window, a row of `out`; to `chosen`,
+    which cell has it, the first if several do."""
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     valid = column < channels
     a = _slopes(slope, column, valid, SHARED, LEARNED)[None, :]
@@ -157,7 +158,7 @@ def _best(
     x, b, a, inside, channels, width, number: tl.constexpr, BITS: tl.constexpr,
     MARKED: tl.constexpr, SIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Of windows whose first cells x points to: (the maxima, which cells have them)."""
+    """(maxima, which cells have them) of the windows whose first cells x points to."""
     best = tl.full([ROWS, COLUMNS], float("-inf"), tl.float32)
     which = tl.zeros([ROWS, COLUMNS], tl.int32)
     for i in tl.static_range(SIDE):
@@ -177,8 +178,8 @@ def rectify_pool_backward(
     SHARED: tl.constexpr, LEARNED: tl.constexpr, BITS: tl.constexpr, SIDE: tl.constexpr,
     BELOW: tl.constexpr, BESIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Of the cells of all windows, and of the BELOW and BESIDE that follow the last ones of a
-    side; `sums` as rectify_backward's."""
+    """Writes `grad_x` of the cells of all windows, and 0 for the BELOW rows and BESIDE columns that
+    follow the last windows; `sums` as in rectify_backward."""
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     valid = column < channels
     slopes = _slopes(slope, column, valid, SHARED, LEARNED)
