@@ -19,7 +19,7 @@ def download(url: str, root: Path, *, md5: str, again: str) -> Path:
     """The path of a URL's file below root, downloaded unless it is already there.
 
     Args:
-        again: the command that goes on once the file was downloaded by hand, for the message.
+        again: the command to run once the file has been downloaded by hand, for the message.
 
     Raises:
         RuntimeError: the file cannot be downloaded, or has another hash; the message says what to

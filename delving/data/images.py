@@ -235,5 +235,5 @@ def _spread(labels: np.ndarray, indices: np.ndarray, count: int) -> np.ndarray:
 
 
 def evenly(images: int, count: int) -> np.ndarray:
-    """`count` of the images' indices, evenly spaced, or all of them if there are fewer."""
+    """`count` of the indices below `images`, evenly spaced, or all of them if there are fewer."""
     return np.linspace(0, images - 1, min(count, images)).round().astype(int)

@@ -256,8 +256,8 @@ def _pin(item: Any) -> Any:
 
 
 def count_workers(wanted: int, sharing: int = 1, *, gpu: bool = False) -> int:
-    """How many loader processes to start: `wanted`, or if that is -1, the cores of this process's
-    share but two, at most MOST. `sharing` ranks, and the trainings beside this one, share equally.
+    """How many loader processes to start: `wanted`, or if that is -1, all but two of the cores that
+    are this process's after `sharing` ranks and the trainings beside it have theirs; at most MOST.
     On two cores loading in this process (0) is fastest: training keeps both busy. So it is where
     processes are spawned, as on macOS: each would import torch anew for each pass over the images.
     Trainings side by side on a `gpu` spare one core each: they wait and load for one another."""

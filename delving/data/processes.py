@@ -1,7 +1,7 @@
 """Loader processes: they make items ahead, are watched while waited for, and always end.
 
 torch's DataLoader would do, except that it reports a dead process in the middle of anything (such
-as writing a checkpoint), cannot tell what the process was doing, and leaves one that hangs behind.
+as writing a checkpoint), cannot tell what the process was doing, and leaves a hanging one behind.
 """
 
 import atexit
@@ -47,7 +47,7 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True)
 class Loader:
-    """A loader process: keys go in and items come out by `pipe`; `at` is the key it works on."""
+    """A loader process: keys go in and items come out through `pipe`; `at` is the key in work."""
 
     process: multiprocessing.Process
     pipe: Connection
@@ -124,7 +124,7 @@ def _uncollected() -> Iterator[None]:
 
 
 def _end(loaders: list[Loader], owner: int) -> None:
-    """Asks the processes to end and kills those that do not: they only read, so nothing is lost."""
+    """Asks the processes to end and kills those that do not: they hold nothing to be saved."""
     if os.getpid() != owner:  # called in a process that was forked meanwhile
         return
     for loader in loaders:

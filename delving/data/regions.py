@@ -67,7 +67,7 @@ def load() -> Callable | None:
 
 @cache
 def agrees() -> bool:
-    """Whether jpeg.cpp gives Pillow's pixels, as both may be of any version; False without it."""
+    """Whether jpeg.cpp gives Pillow's pixels in the versions of both here; False without it."""
     rng = np.random.Generator(np.random.Philox(0))
     pixels, view = rng.integers(0, 256, (75, 98, 3), np.uint8), View(60, 28, (0.7, 0.4), True)
     for subsampling in (0, 1, 2):

@@ -2,7 +2,7 @@
 
 Arms of one seed see the same views of the same images. Their loader processes leave the batches in
 shared memory and divide the work: a process that is asked for a batch another is making makes a
-later one meanwhile. A training that is alone, or cannot share memory, loads as if without this.
+later one meanwhile. A training that is alone, or cannot share memory, loads as it otherwise would.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from delving.data.parcel import SHARED, Packed, Place
 from delving.data.processes import Dataset
 
 LEAST = 500_000  # bytes: a smaller batch is made as fast as it is shared
-AHEAD = 4  # batches given to a loader process in advance: making another's, it delivers none
+AHEAD = 4  # batches given to a loader process in advance: it delivers none while making another's
 SPARE = 16  # further steps that a training may be ahead of others
 PATIENCE = 30.0  # seconds that a training waits for one behind it, before it goes on without it
 PAUSE = 0.05  # seconds between two looks at it
@@ -116,7 +116,7 @@ class SharedBatches:
         return self.reader.parent
 
     def _share(self, step: int) -> Packed | None:
-        """The batch in shared memory, whoever makes it; None if it is to be made for this one."""
+        """The batch in shared memory, whoever makes it; None if it has to be made unshared."""
         waited = 0.0
         while True:
             if found := self._find(step):
@@ -126,7 +126,7 @@ class SharedBatches:
             if not others or waited > self.patience or time.monotonic() < self.retry:
                 return None
             behind = [other for other in others if other.kept.stop <= step]
-            # Only batches that are kept for all, this one too: others would go and be made anew.
+            # Only batches kept for every training, this one too: others would go and be made anew.
             stops = [self.stop, step + self.reach, *(other.kept.stop for other in others)]
             if not behind and self._make_one(range(step, min(stops)), made):
                 continue

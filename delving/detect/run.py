@@ -39,7 +39,7 @@ def detect_run(run: Path, config: Config, settings: Detect, watch: Callable[[dic
     """Fine-tunes a run on VOC and scores it, or does what is left of that; returns the folder.
 
     Args:
-        config: the run's own, but possibly for another place to compute.
+        config: the run's own, perhaps with other settings of where to compute.
 
     Raises:
         ValueError: no trained run, bad data, or a folder of that name with another detection.

@@ -1,7 +1,8 @@
 """SPP (spp.py), the folding of images (stem.py) and the input (data/input.py) as Triton programs.
 
-Tensors are (images, height, width, channels). A program of SPP has COLUMNS channels of one bin, or,
-backward, of one cell, so that no two write to one place; for windows, of one level's bins in one.
+Tensors are (images, height, width, channels). A program of SPP has COLUMNS channels: of one bin;
+backward, of one cell, so that no two write to one place; for windows, of one level's bins in one
+window.
 """
 
 import triton
