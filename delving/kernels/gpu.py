@@ -11,7 +11,7 @@ from torch import Tensor
 from delving.kernels.native import TYPES, channels_innermost
 from delving.words import cut
 
-TILE = 4096  # numbers that a program holds at once: 32 per thread
+TILE = 4096  # numbers that a program holds at once: 32 per thread, or 8 of one that sums
 POOL_TILE = 1024  # maxima that a program holds at once, each of several numbers
 COLUMNS = 128  # of a tile, at most: 256 bytes of bf16 in a row
 WAVES = 2  # programs that sum, per multiprocessor: as many as its registers hold at once

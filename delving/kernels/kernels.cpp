@@ -1,9 +1,9 @@
 // Vectorised kernels for CPUs: the fused rectifier (Eq. 1 to 3), SPP of the training map and of all
 // windows of a larger one.
 //
-// native.py compiles them for the machine they run on. Sums are made in an order that depends on
-// the sizes alone, never on the number of threads. The functions below return 1 where no memory is
-// left, else 0.
+// native.py has them compiled for the machine they run on. Sums are made in an order that depends
+// on the sizes alone, never on the number of threads. The exported functions return 1 if no memory
+// is left, else 0.
 
 #include <algorithm>
 #include <cmath>
