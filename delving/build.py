@@ -1,6 +1,7 @@
 """Builds a configuration's net with initial or saved weights; lists how it deviates."""
 
 import contextlib
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -209,23 +210,35 @@ def materialise(
     the net is kept in; for `drawn` see initialize.
 
     Raises:
-        ValueError: a module leaves a parameter or a floating-point buffer of its own without a
-            value, shares a parameter with another, or has a buffer that no checkpoint would keep.
+        ValueError: a module leaves a parameter or buffer of its own without a value (one of bools
+            or unsigned integers starts at 0), shares a parameter with another, or has a buffer that
+            no checkpoint would keep.
     """
     _give_storage(net, device, torch.float32)
     stds = plan_stds(config)
     values = [*net.named_parameters(), *net.named_buffers()]
     for _, value in values:
-        if value.is_floating_point():
-            value.data.fill_(torch.nan)
+        value.data.fill_(_nothing(value.dtype))
     initialize(net, stds, seed=config.seed, drawn=drawn)
     lost = [name for name, _ in net.named_buffers() if name not in net.state_dict()]
     if lost:
         raise ValueError(f"{lost[0]} is a buffer that is not persistent: no checkpoint keeps it")
-    unset = [name for name, value in values if value.isnan().any()]
+    unset = [name for name, value in values if _is_unset(value)]
     if unset:
         raise ValueError(f"{unset[0]} got no initial value: its module needs reset_parameters()")
     return net.to(number_type(config.precision)).to(memory_format=torch.channels_last)
+
+
+def _nothing(kind: torch.dtype) -> float:
+    """A value that no module starts from; 0 if the type has none to spare."""
+    if kind.is_floating_point or kind.is_complex:
+        return math.nan
+    return torch.iinfo(kind).min if kind.is_signed else 0
+
+
+def _is_unset(value: Tensor) -> bool:
+    nothing = _nothing(value.dtype)
+    return bool(nothing and (value.isnan() if math.isnan(nothing) else value == nothing).any())
 
 
 def list_deviations(config: Config, net: Net, precision: str) -> list[str]:

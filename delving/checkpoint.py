@@ -106,23 +106,27 @@ def settle(folder: Path) -> list[str]:
     did.
 
     A whole `checkpoint.new` becomes the newest. A damaged checkpoint is set aside if there is a
-    whole one, which the next save would otherwise push out.
+    whole one, which it would otherwise push out.
     """
     faults = {name: find_fault(folder / name) for name in NAMES if (folder / name).is_dir()}
-    if NEW in faults:
-        if faults.pop(NEW) is None:
-            _promote(folder)
-            return settle(folder)
+    if faults.get(NEW):
         shutil.rmtree(folder / NEW)  # cut off while it was written
-    damaged = {name: fault for name, fault in faults.items() if fault}
-    if len(damaged) == len(faults):  # none is whole, as load_checkpoint will say
+        del faults[NEW]
+    whole = [name for name, fault in faults.items() if not fault]
+    if not whole:  # as load_checkpoint will say
         return []
-    for name in damaged:
-        shutil.rmtree(folder / DAMAGED, ignore_errors=True)
-        os.replace(folder / name, folder / DAMAGED)
-    if not (folder / CURRENT).exists():
+    told = []
+    for name, fault in faults.items():
+        if fault:
+            shutil.rmtree(folder / DAMAGED, ignore_errors=True)
+            os.replace(folder / name, folder / DAMAGED)
+            used = "the one before it is used" if whole == [PREVIOUS] else "the newest is whole"
+            told.append(f"{fault}; {used}")
+    if NEW in whole:
+        _promote(folder)
+    elif CURRENT not in whole:
         os.replace(folder / PREVIOUS, folder / CURRENT)
-    return [f"{fault}; the one before it is used" for fault in damaged.values()]
+    return told
 
 
 def weights_hash(folder: Path) -> str | None:

@@ -28,7 +28,9 @@ from delving.schema import Config, Detect
 
 STEPS, SECONDS = 20, 30.0  # of a probe: the number of steps, or as many as fit into the time
 COPIES = 2  # of the parameters in a checkpoint: weights and momentum
-LARGER = 0.4  # an operation's time on whole images and their RoIs, relative to that on crops
+# An operation's time on whole images and their RoIs, relative to that on the small crops of the
+# scales below paper.
+LARGER = 0.4
 VOC_TEST, PROPOSALS = 4952, 2000  # images; proposals of each, as many as selective search finds
 
 
@@ -124,7 +126,7 @@ def estimate_detection(plan: Plan, run: str) -> float:
     config = plan.runs[run]
     rate = config.train.epochs * count_images(config)[0] / plan.estimate(run)
     settings = configs.compose_detect(plan.scale, plan.detect)
-    return 3600 * LARGER * cost_of_detection(config, settings, Rate(rate, 0.0, "")).hours
+    return 3600 * cost_of_detection(config, settings, Rate(rate, 0.0, "")).hours
 
 
 def _rates_of(
@@ -140,11 +142,12 @@ def _rates_of(
     for run, config in plan.runs.items():
         key = repr((config.model, config.data.crop, config.data.classes, config.train.s))
         if key not in rates:
-            if config.model.name not in stated and not tflops:
+            here = config.model.name not in stated and not tflops
+            if here:
                 say(f"{config.model.name}: timing its steps here, which --rate and --tflops spare")
             rate = find_rate(config, stated, tflops)
             say(f"{config.model.name}: {rate.images:,.1f} images/s, {rate.source}")
-            rates[key] = _fed(config, rate, loader, here=not (stated or tflops), say=say)
+            rates[key] = _fed(config, rate, loader, here=here, say=say)
         found[run] = rates[key]
     return found
 
@@ -251,7 +254,8 @@ def cost_of_detection(config: Config, settings: Detect, rate: Rate) -> Cost:
 
     training = settings.steps * settings.images * crops(settings.rois / settings.images)
     testing = (settings.test_images or VOC_TEST) * crops(PROPOSALS) / FORWARDS
-    hours = [work / rate.images / 3600 for work in (training + testing, testing)]
+    rated = rate.images if config.data.crop >= CROP else rate.images / LARGER
+    hours = [work / rated / 3600 for work in (training + testing, testing)]
     checkpoint = COPIES * FP32 * sum(p.numel() for p in net.parameters()) / 1e9
     return Cost(*hours, rate.memory, checkpoint, checkpoint)
 

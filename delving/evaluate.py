@@ -140,6 +140,8 @@ class Tester:
             room -= 0 if isinstance(item, UndecodableImageError) else item[1].nbytes
             if room >= 0:
                 seen.append(item)
+            else:
+                seen.clear()  # they are not kept, so nothing shall hold them
             yield item
         if self.kept is not None and room >= 0:
             self.kept.extend(seen)

@@ -162,7 +162,7 @@ def describe_fisher(gradients: Tensor, chosen: Sequence[Chosen]) -> dict:
         eigenvalues, for a true condition of 1 to ((1 + r) / (1 - r))^2 with r^2 = P / (N / 2).
 
     Raises:
-        ValueError: no parameter is in use, or not fewer than half as many as there are samples.
+        ValueError: no parameter is in use, or not fewer than there are samples in a half.
     """
     alive = torch.stack([(half != 0).any(0) for half in (gradients[::2], gradients[1::2])])
     used = alive.all(0)
@@ -170,7 +170,7 @@ def describe_fisher(gradients: Tensor, chosen: Sequence[Chosen]) -> dict:
     if not 0 < g.shape[1] < len(g) // 2:
         raise ValueError(
             f"{g.shape[1]} parameters with a gradient in {len(g)} samples: it takes at least one, "
-            "and more than twice as many samples"
+            "and more samples than parameters in each half"
         )
     grams = torch.stack([_grams(g[::2]), _grams(g[1::2])])  # (2, groups, P, P)
     masks = {name: mask[used][:, used].triu(1) for name, mask in _pairs(chosen).items()}

@@ -40,11 +40,11 @@ class Momentum:
             moved = [p for p in group["params"] if p.grad is not None]
             if not moved:
                 continue
-            # If `unless` is 1, torch's operator does not fill the velocities that it allocates.
-            if unless is not None and self.momentum:
-                for p in moved:
-                    if p not in self.velocity:
-                        self.velocity[p] = torch.zeros_like(p)
+            # torch's operator allocates velocities only for all parameters at once, and does not
+            # fill them if `unless` is 1.
+            fresh = [p for p in moved if p not in self.velocity] if self.momentum else []
+            if unless is not None or len(fresh) < len(moved):
+                self.velocity.update((p, torch.zeros_like(p)) for p in fresh)
             velocities = [self.velocity.get(p) for p in moved]
             sgd(
                 moved,

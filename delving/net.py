@@ -174,9 +174,8 @@ def _map_of(features: nn.Sequential, crop: int) -> tuple[int, int]:
     side = map_side(features, crop)
     if not side:
         larger = (c for c in range(crop - crop % 7 + 7, 512, 7) if map_side(features, c))
-        raise ValueError(
-            f"data.crop={crop} is too small for these layers: at least {next(larger, 'more')}"
-        )
+        least = f": at least {found}" if (found := next(larger, None)) else ""
+        raise ValueError(f"data.crop={crop} is too small for these layers{least}")
     return next(m for m in reversed(features) if isinstance(m, nn.Conv2d)).out_channels, side
 
 

@@ -43,6 +43,7 @@ def train_run(config: Config, watch: Watch, shelf: dict | None = None) -> Path:
             another process is training.
         DiskFullError: there is no room for what it would write.
         LoaderError: a loader process died or hangs; the state is saved.
+        LostRankError, OtherRankError: another rank died, or failed.
         Interrupted: TERM, INT, HUP, USR1 or USR2 came; the state is saved.
     """
     folder = record.run_folder(config.output_root, config.scale, name_run(config))

@@ -25,7 +25,8 @@ def eval_run(folder: Path, config: Config, watch: Watch) -> dict[str, dict]:
     that tell these: ten_view@40, dense@40+56, center-fp32.
 
     Raises:
-        ValueError: no checkpoint, a damaged one, or one of another model or other data.
+        ValueError: no checkpoint, a damaged one, or one of another model or other data; a link in
+            the folder; the run was trained on meanwhile.
         Interrupted: TERM, INT, HUP, USR1 or USR2 came; the protocols done by then are saved.
     """
     if link := find_link(folder):

@@ -38,7 +38,8 @@ class TrainingJob:
         """Trains the run to its end and returns its folder.
 
         Raises:
-            SystemExit: told to leave; the state is saved.
+            SystemExit: told to leave; the state is saved. A rank still joined to others ends its
+                process instead.
         """
         from submitit import JobEnvironment
 

@@ -28,7 +28,7 @@ def say(text: object = "") -> None:
     """Prints a plain line to the standard output at once.
 
     Raises:
-        OSError: it cannot be written to; names the stream.
+        OSError: it cannot be written to; names the stream, unless a pipe's reader has gone.
     """
     write(plain(text))
 

@@ -13,6 +13,14 @@ import pytest
 from delving import cli
 
 
+class Crash(BaseException):
+    """Stands for the process's end: not an Exception, so that nothing swallows it."""
+
+
+def silent(*_):
+    """Watches, and says nothing."""
+
+
 def exit_code(*words):
     """The exit code of a command."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():

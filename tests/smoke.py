@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+from calling import silent
 
 from delving import record
 from delving.checkpoint import load_checkpoint
@@ -15,10 +16,6 @@ WORDS = [
     "train.checkpoint_minutes=1e-9",  # after every step
 ]  # fmt: skip
 VOLATILE = ("seconds", "images_per_second", "wait")
-
-
-def silent(event):
-    pass
 
 
 def train(root, watch=silent, *words):

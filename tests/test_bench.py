@@ -4,6 +4,7 @@ test asks how fast anything is."""
 import json
 import os
 import signal
+import sys
 import time
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from delving.artefact import published
-from delving.bench import loading, racing, rounds, table, testing, training
+from delving.bench import loading, racing, rounds, starting, table, testing, training
 from delving.bench.plain import make_plain
 from delving.evaluate import score_windows
 
@@ -45,6 +46,27 @@ def test_the_plain_net_computes_what_ours_does(model, act):
     wanted.backward(grad)
     for mine, theirs in zip(ours.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad.view_as(mine), rtol=1e-9, atol=1e-12)
+
+
+def test_a_training_that_ends_early_is_no_rate():
+    bench = training.build(WORDS)
+    bench.ours(2)
+    bench.batch.color.fill_(torch.inf)
+    with pytest.raises(RuntimeError, match="its loss is not finite"):
+        bench.ours(2)
+
+
+def test_the_start_is_that_of_scale_smoke_whatever_scale_is_asked_for(monkeypatch, tmp_path):
+    asked = []
+
+    def child(*words):
+        asked.extend(words)
+        return {"args": [sys.executable, "-c", "pass", *words]}
+
+    monkeypatch.setattr(starting, "child", child)
+    with pytest.raises(RuntimeError, match=r"scale=smoke .* ended without a step"):
+        starting._first_step(tmp_path, ["scale=cpu"])
+    assert [word for word in asked if word.startswith("scale=")] == ["scale=cpu", "scale=smoke"]
 
 
 def test_dense_testing_scores_as_the_loop_over_windows_does():

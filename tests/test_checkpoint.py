@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from calling import Crash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,10 +29,6 @@ from delving.checkpoint import (
 )
 
 FILES = ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
-
-
-class Crash(BaseException):
-    """Stands for the process's end: not an Exception, so that nothing swallows it."""
 
 
 class Bomb:
@@ -116,6 +113,29 @@ def test_a_damaged_checkpoint_is_set_aside_and_never_pushes_out_the_good_one(tmp
     assert value_of(load_checkpoint(tmp_path)) == 1
     drop_previous(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_one_is_set_aside_though_a_newer_is_whole(tmp_path):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    flip(tmp_path / "checkpoint.previous" / "model.safetensors", 999)
+    [fault] = settle(tmp_path)
+    assert "checkpoint.previous" in fault
+    assert fault.endswith("the newest is whole")
+    assert value_of(load_checkpoint(tmp_path)) == 2
+
+
+def test_a_new_one_takes_the_place_of_a_damaged_one_and_not_of_the_good_one_before(tmp_path):
+    """The process was killed once the third was written, and the disk spoiled the second."""
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    save(tmp_path / "elsewhere", 3)
+    os.replace(tmp_path / "elsewhere" / "checkpoint", tmp_path / "checkpoint.new")
+    flip(tmp_path / "checkpoint" / "model.safetensors", 999)
+    assert len(settle(tmp_path)) == 1
+    assert value_of(load_checkpoint(tmp_path)) == 3
+    shutil.rmtree(tmp_path / "checkpoint")
+    assert value_of(load_checkpoint(tmp_path)) == 1
 
 
 def test_of_what_was_set_aside_the_last_is_kept(tmp_path):

@@ -169,6 +169,9 @@ def test_without_a_protocol_the_last_one_that_all_share_is_taken(runs):
         make_run(folder, errors=dict.fromkeys(protocols, 1.0))
     assert pick_protocol(runs[:2]) == "z"
     assert pick_protocol(runs) == "y"
+    for folder in runs:
+        make_run(folder, errors={"dense": 1.0, "center": 1.0})
+    assert pick_protocol(runs) == "dense"  # the paper's, wherever it stands
     make_run(runs[2], errors={})
     with pytest.raises(ValueError, match="share no protocol"):
         pick_protocol(runs)

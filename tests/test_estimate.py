@@ -183,8 +183,7 @@ def test_a_detection_here_is_reckoned_by_the_rate_of_its_runs_training():
     rate = Rate(1000.0, 0.0, "")  # any rate, the same for both
     trained = cost_of(config, rate)
     detected = cost_of_detection(config, compose_detect("smoke", []), rate)
-    ratio = detected.hours / (trained.hours - trained.scoring)
-    expected = plan.estimate(run) * estimates.LARGER * ratio
+    expected = plan.estimate(run) * detected.hours / (trained.hours - trained.scoring)
     assert estimates.estimate_detection(plan, run) == pytest.approx(expected)
 
 
@@ -216,6 +215,22 @@ def test_a_rate_may_be_stated_of_one_of_several_models(monkeypatch):
     estimate([], [], stated={"small16": 5.0}, tflops=100, say=said.append)
     assert said[-2].endswith(" images/s, at 100 TFLOP/s")
     assert said[-1] == "small16: 5.0 images/s, as stated"
+
+
+def test_loaders_are_reckoned_here_for_the_models_that_are_timed_here(monkeypatch):
+    runs = {model: compose(["scale=smoke", f"model={model}"]) for model in ("small14", "small16")}
+    plan = SimpleNamespace(runs=runs, requests={}, left_out={}, detectors=list)
+    monkeypatch.setattr(estimates, "make_plan", lambda *_, **__: plan)
+    monkeypatch.setattr(estimates, "probe", lambda bench: Rate(1.0, 0.0, "timed"))
+    asked = {}
+
+    def reckon(config, here):
+        asked[config.model.name] = here
+        return math.inf, 0
+
+    monkeypatch.setattr(estimates, "reckon_delivery", reckon)
+    estimate([], [], stated={"small16": 5.0}, say=lambda line: None)
+    assert asked == {"small14": True, "small16": False}
 
 
 def test_a_probe_trains_the_net_here():

@@ -294,6 +294,8 @@ def test_a_parameter_with_few_gradients_survives_the_jackknife():
 def test_too_few_samples_or_no_gradient_at_all_are_refused():
     with pytest.raises(ValueError, match="12 parameters with a gradient in 24 samples"):
         describe_fisher(normal(24, 12), [a_layer(4, 2)])
+    with pytest.raises(ValueError, match="more samples than parameters in each half"):
+        describe_fisher(normal(25, 12), [a_layer(4, 2)])  # in halves of 13 and 12
     with pytest.raises(ValueError, match="0 parameters"):
         describe_fisher(torch.zeros(24, 3), [a_layer(1, 2)])
 

@@ -300,9 +300,9 @@ WIDTHS = {"fc": [256, 512] * 6, "conv": [96, 192] * 4}
 SAMPLING = 2
 
 
-def signal(kind, rule, name):
-    slope = 0.0 if name == "relu" else 0.25
-    tower = build_tower(kind, WIDTHS[kind], lambda channels: RECTIFIERS[name](channels, slope))
+def signal(kind, rule, name, widths=None):
+    slope, widths = 0.0 if name == "relu" else 0.25, widths or WIDTHS[kind]
+    tower = build_tower(kind, widths, lambda channels: RECTIFIERS[name](channels, slope))
     initialize(tower, partial(layer_stds, rule=rule, slope=slope, range="normalised"), seed=1)
     return measure(tower, kind)
 
@@ -334,10 +334,12 @@ def test_xavier_halves_the_responses_second_moment_with_every_relu(kind):
 
 
 def test_with_equation_14_the_responses_change_by_the_ratio_of_widths_alone():
-    """Either condition suffices: the forward product becomes c_2 / d_L, here 512 / 512."""
-    responses, _ = signal("fc", he_backward, "relu")
-    c_2, d_last = WIDTHS["fc"][1], WIDTHS["fc"][-1]
-    assert responses[-1] / responses[0] == pytest.approx(c_2 / d_last, rel=0.4)
+    """Either condition suffices: with Eq. 14 the forward product becomes c_2 / d_L, here 4, however
+    many layers there are; with Eq. 10 it is 1."""
+    widths = [*WIDTHS["fc"][:-1], 128]
+    for rule, ratio in ((he_backward, widths[1] / widths[-1]), (he, 1)):
+        responses, _ = signal("fc", rule, "relu", widths)
+        assert responses[-1] / responses[0] == pytest.approx(ratio, rel=0.4)
 
 
 def test_a_module_without_initial_values_is_refused_by_name(monkeypatch):
@@ -358,27 +360,28 @@ def test_a_module_without_initial_values_is_refused_by_name(monkeypatch):
         materialise(net, config, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("value", [0.1, 3])
 @pytest.mark.parametrize("resets", [False, True])
-def test_so_is_one_whose_buffer_nothing_fills(monkeypatch, resets):
+def test_so_is_one_whose_buffer_nothing_fills(monkeypatch, resets, value):
     """What the buffer held at construction is lost when the net gets its storage."""
 
     class Fixed(nn.Module):
         def __init__(self):
             super().__init__()
-            self.register_buffer("slopes", torch.full((1,), 0.1))
+            self.register_buffer("slopes", torch.tensor([value]))
 
         def forward(self, y):
             return torch.where(y > 0, y, self.slopes * y)
 
     if resets:
-        Fixed.reset_parameters = lambda self: self.slopes.fill_(0.1)
+        Fixed.reset_parameters = lambda self: self.slopes.fill_(value)
     monkeypatch.setitem(RECTIFIERS, "relu", lambda channels, slope: Fixed())
     config = compose(["scale=smoke", "act=relu"])
     net, _ = build_model(config, 4)
     refused = pytest.raises(ValueError, match=r"conv1_act\.slopes got no initial value")
     with nullcontext() if resets else refused:
         materialise(net, config, torch.device("cpu"))
-        assert net.features.conv1_act.slopes.item() == pytest.approx(0.1)
+        assert net.features.conv1_act.slopes.item() == pytest.approx(value)
 
 
 def test_a_buffer_of_integers_keeps_its_kind(monkeypatch):

@@ -401,11 +401,6 @@ def test_stem_stride_changes_the_first_layer_alone():
     assert usual[1:] == ours[1:]
 
 
-def test_a_crop_too_small_for_the_layers_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"data\.crop=28"):
-        build("model=vgg19", "data.crop=28")
-
-
 @pytest.mark.parametrize("classes", [2, 200])
 def test_the_number_of_classes_is_a_knob(classes):
     net = build_net(
@@ -419,6 +414,13 @@ def test_a_crop_too_small_for_the_layers_is_refused_with_the_smallest_that_fits(
         build_model(compose(["scale=cpu", "model=vgg19"]), 12)
     net, _ = build_model(compose(["scale=cpu", "model=vgg19", "data.crop=35"]), 12)
     assert net.map_size == 1
+
+
+def test_layers_that_no_crop_is_large_enough_for_are_refused():
+    layers = read_layers([{"conv1": "3x3, 4"}, *({f"pool{i}": "3x3, /3"} for i in range(7)),
+                          {"fc1": "classes"}])  # fmt: skip
+    with pytest.raises(ValueError, match=r"data\.crop=224 is too small for these layers$"):
+        build_net(layers, partial(RECTIFIERS["relu"], slope=0), classes=10, crop=224)
 
 
 # What fits

@@ -12,10 +12,6 @@ from delving import beside, record
 from delving.beside import name_beside
 
 
-class Crash(BaseException):
-    """Stands for the process's end: not an Exception, so that nothing swallows it."""
-
-
 # --- files ---
 def test_a_log_that_is_no_file_is_refused_and_a_line_too_deep_left_out(tmp_path):
     log = tmp_path / "log.jsonl"

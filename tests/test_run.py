@@ -9,6 +9,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from calling import silent
 from fabricate import snapshot
 from PIL import Image
 
@@ -35,10 +36,6 @@ RESULT = [
     "deviations",
 ]  # fmt: skip
 VOLATILE = ("seconds", "images_per_second", "wait")
-
-
-def silent(event):
-    pass
 
 
 def smoke(root, *words):

@@ -23,6 +23,7 @@ from delving.data.input import Input
 from delving.data.loader import Batch
 from delving.groups import choices
 from delving.initializer import he, initialize, layer_stds
+from delving.momentum import Momentum
 from delving.net import Dropout, build_net
 from delving.notation import read_layers
 from delving.rectifier import RECTIFIERS
@@ -225,7 +226,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(act, micro_batch, dr
     torch.testing.assert_close(part_loss, loss)
     assert part_wrong == wrong
     for a, b in zip(whole, parts, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
 def test_the_gradient_is_that_of_the_mean_loss_over_the_batch():
@@ -272,6 +273,21 @@ def test_steps_are_those_of_momentum_sgd_with_decay_on_the_weights():
     assert progress.step == 3
     for name, p in net.named_parameters():
         np.testing.assert_allclose(p.detach(), expected[name], rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+def test_a_parameter_whose_first_gradient_comes_late_moves_as_in_torchs_sgd():
+    ours, theirs = ([nn.Parameter(torch.ones(3)) for _ in range(2)] for _ in range(2))
+    groups = [{"params": ours, "weight_decay": 5e-4}]
+    momentum = Momentum(groups, momentum=0.9)
+    sgd = torch.optim.SGD(theirs, lr=0.1, momentum=0.9, weight_decay=5e-4)
+    for step in range(4):
+        for number, pair in enumerate(zip(ours, theirs, strict=True)):
+            for p in pair:
+                p.grad = torch.full((3,), 1.0 + step) if number <= step else None
+        momentum.step(0.1)
+        sgd.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q)
 
 
 def test_a_step_tells_the_loss_error_and_gradient_norm_before_it():

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from delving.bench.rounds import ROUNDS, Row, compare, in_turns
-from delving.bench.training import build
+from delving.bench.training import build, take
 from delving.config import compose
 from delving.data.images import SUFFIXES, FolderReader, Images
 from delving.data.loader import TrainingBatches, cached, count_cores, count_workers, iterate
@@ -95,7 +95,7 @@ def _waited(steps: Iterator, meter: Meter) -> float:
     meter.rates()
     start = time.perf_counter()
     while time.perf_counter() - start < SECONDS:
-        next(steps)
+        take(steps, 1)
     return 100 * meter.rates()["wait"]
 
 

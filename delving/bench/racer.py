@@ -4,11 +4,12 @@ import json
 import os
 import sys
 import time
-from itertools import islice, repeat
+from functools import partial
+from itertools import repeat
 
 import torch
 
-from delving.bench.training import build
+from delving.bench.training import build, take
 from delving.device import settle
 from delving.ranks import joined
 from delving.train import Progress, train
@@ -27,13 +28,9 @@ def main() -> None:
                          recipe=bench.recipe, progress=Progress(), autocast=bench.autocast,
                          ranks=ranks)  # fmt: skip
 
-        def ours(count: int) -> None:
-            for _ in islice(training, count):
-                pass
-
         for line in sys.stdin:
             count, start = int(line), time.perf_counter()
-            (steps or ours)(count)
+            (steps or partial(take, training))(count)
             settle(bench.device)
             images = count * len(bench.batch.labels) / ranks.size
             print(images / (time.perf_counter() - start), flush=True)

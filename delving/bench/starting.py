@@ -49,7 +49,7 @@ def _first_step(scratch: Path, words: Sequence[str]) -> float:
     folder = Path(tempfile.mkdtemp(dir=scratch))
     (scratch / "data").mkdir(exist_ok=True)
     (folder / "data").symlink_to(scratch / "data")  # the images are generated once
-    command = child("delving", "train", "scale=smoke", "train.log_every=1", *words,
+    command = child("delving", "train", *words, "scale=smoke", "train.log_every=1",
                     f"output_root={folder}")  # fmt: skip
     start = time.perf_counter()
     process = subprocess.Popen(**command, stdout=subprocess.DEVNULL)
@@ -61,7 +61,7 @@ def _first_step(scratch: Path, words: Sequence[str]) -> float:
         process.kill()
         process.wait()
     if not _has_stepped(folder):
-        raise RuntimeError(f"{' '.join(command)} ended without a step")
+        raise RuntimeError(f"{' '.join(command['args'])} ended without a step")
     return took
 
 

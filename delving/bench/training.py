@@ -81,9 +81,8 @@ class Bench:
         return Batch(*(x[rows] for x in self.batch[:3]), [])
 
     def ours(self, count: int) -> None:
-        """Takes `count` more steps. RuntimeError: one was not finite, which ended the training."""
-        if sum(1 for _ in islice(self.steps, count)) < count:
-            raise RuntimeError(f"{self.name}: the loss of noise is not finite")
+        """Takes `count` more steps. Raises as `take`."""
+        take(self.steps, count)
 
     def plain(self) -> Callable[[int], None]:
         """A function that takes as many steps in plain PyTorch, with a net of its own."""
@@ -94,6 +93,16 @@ class Bench:
         """Images a second if all work ran at the matmul rate measured in this run."""
         rate = matmul_rate(self.device, self.precision)
         return rate / (2 * forwards * self.multiply_adds)
+
+
+def take(training: Iterator, count: int) -> None:
+    """Takes `count` more steps of a training on noise.
+
+    Raises:
+        RuntimeError: its loss was not finite, which ended it.
+    """
+    if sum(1 for _ in islice(training, count)) < count:
+        raise RuntimeError("the training on noise ended early: its loss is not finite")
 
 
 def build(words: Sequence[str], ranks: Ranks = ALONE) -> Bench:

@@ -48,7 +48,8 @@ class ZipReader:
                 self.handles[key] = zipfile.ZipFile(path)
             info = self.handles[key].getinfo(member)
             with self.handles[key].open(info) as file:
-                return file.read(min(info.file_size, BYTES) + 1)  # no more than it says
+                # To the end, where the CRC is compared, but no more than the zip says.
+                return file.read(min(info.file_size, BYTES) + 1)
         except FAULTS as error:
             raise OSError(f"{path.name}: {error}") from error
 

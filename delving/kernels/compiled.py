@@ -39,7 +39,7 @@ def compile_and_load(
     """
     for tuning in tuned:
         try:
-            return _load(_compiled(FOLDER / source, [*FLAGS, *tuning], links))
+            return _load(FOLDER / source, [*FLAGS, *tuning], links)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             FAULTS[source] = _tell(error)
     return None
@@ -53,19 +53,22 @@ def _tell(error: Exception) -> str:
     return shown(faults[0] if faults else error, most=160)
 
 
-def _load(library: Path) -> ctypes.CDLL:
-    """Loads a library. One that fails to load, because what it was linked with is gone, is removed
-    so that it is made anew."""
+def _load(source: Path, flags: list[str], links: Sequence[str]) -> ctypes.CDLL:
+    """Loads a library. A kept one that fails to load, because what it was linked with is gone, is
+    made anew."""
+    library, is_new = _compiled(source, flags, links)
     try:
         return ctypes.CDLL(str(library))
     except OSError:
         library.unlink(missing_ok=True)
         library.with_suffix(".sha256").unlink(missing_ok=True)
-        raise
+        if is_new:
+            raise
+    return _load(source, flags, links)
 
 
-def _compiled(source: Path, flags: list[str], links: Sequence[str]) -> Path:
-    """The library's file, made if it is missing or damaged.
+def _compiled(source: Path, flags: list[str], links: Sequence[str]) -> tuple[Path, bool]:
+    """The library's file, and whether it was made now because it was missing or damaged.
 
     Raises:
         OSError, SubprocessError: there is no compiler, it fails, or nothing can be written.
@@ -73,13 +76,14 @@ def _compiled(source: Path, flags: list[str], links: Sequence[str]) -> Path:
     compiler = _compiler()
     known = [source.read_text(encoding="utf-8"), *flags, *links, *compiler, _processor()]
     library = _folder() / f"{_hash(chr(10).join(known).encode())[:16]}.so"
-    if not _is_whole(library):
+    is_new = not _is_whole(library)
+    if is_new:
         with folder_beside(library) as scratch:
             _compile(compiler, flags, source, links, scratch)
             for suffix in (".so", ".sha256"):
                 made = (scratch / "made").with_suffix(suffix)
                 os.replace(made, library.with_suffix(suffix))
-    return library
+    return library, is_new
 
 
 def _compiler() -> list[str]:

@@ -6,6 +6,7 @@ matrix get closer to zero, which improves its conditioning.
 
 import math
 import sys
+from statistics import fmean
 
 import numpy as np
 import pandas as pd
@@ -125,9 +126,8 @@ def _cells(nets: list[dict]) -> dict[str, str]:
         "log10 of the condition number": mean_and_spread(map(condition, nets), 2),
         "the same by half the samples": mean_and_spread(
             (
-                math.log10(_bounded(half, one))
+                fmean(math.log10(_bounded(half, one)) for half in one["fisher"]["condition_halves"])
                 for one in nets
-                for half in one["fisher"]["condition_halves"]
             ),
             2,
         ),

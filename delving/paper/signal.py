@@ -157,7 +157,8 @@ def draw_signal(nets: dict[str, dict[str, dict]]) -> Figure:
 
 def _limits(by_init: dict, key: str) -> tuple[float, float]:
     """A panel's y limits; `gaussian` falls so far that it may leave the panel."""
-    rows = [row for init, net in by_init.items() if init != "gaussian" for row in net["layers"]]
+    inits = [init for init in by_init if init != "gaussian"] or by_init
+    rows = [row for init in inits for row in by_init[init]["layers"]]
     low = min(row[f"{key}_measured"] - row[f"{key}_spread"] for row in rows)
     high = max(row[f"{key}_measured"] + row[f"{key}_spread"] for row in rows)
     return low - 0.15 * (high - low), high + 0.15 * (high - low)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from calling import silent
 
 from delving import config as configs
 from delving import record
@@ -41,10 +42,6 @@ def test_pictures_that_cannot_be_drawn_are_refused_by_the_files_name(tmp_path, d
     record.write_json(tmp_path / "pictures.json", [PICTURE, PICTURE | damage])
     with pytest.raises(ValueError, match=r"pictures\.json is damaged"):
         read_pictures(tmp_path)
-
-
-def silent(event):
-    pass
 
 
 def detect(run, watch=silent, words=()):

@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+from calling import silent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenery import split_of
@@ -15,10 +16,6 @@ from delving.detect.proposals import hash_of, load_proposals, pack
 many = settings(deadline=None, derandomize=True, max_examples=100)
 SPLIT = split_of(((40, 30), [(0, (5, 5, 30, 30))]), ((30, 40), []))  # images 0 and 1
 BOXES = [np.array([[1, 2, 30, 30], [0, 0, 40, 30], [1, 2, 30, 30]]), np.zeros((0, 4))]
-
-
-def silent(done, total):
-    pass
 
 
 def array(values):

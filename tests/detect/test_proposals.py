@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import slow
+from calling import silent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,10 +26,6 @@ from delving.detect.voc import load_split
 many = settings(deadline=None, derandomize=True, max_examples=30)
 HAS_OPENCV = module._opencv() is not None
 PICTURES = {"a": ((60, 40), [(0, (5, 5, 30, 30))]), "b": ((44, 50), []), "c": ((40, 40), [])}
-
-
-def silent(done, total):
-    pass
 
 
 def split_with(**changed):

@@ -15,6 +15,7 @@ from delving.detect import metric
 from delving.paper import detection
 from delving.paper.figure3 import colors_of, draw_inits
 from delving.paper.figure4 import _count
+from delving.paper.signal import draw_signal
 from delving.plot import GREEN, GREY, RED
 
 
@@ -89,6 +90,15 @@ def test_an_initialiser_has_one_colour_in_every_figure():
     assert len(set(every.values())) == 6
     for some in (["he", "xavier"], ["xavier", "gaussian"], ["he_backward", "own"]):
         assert colors_of(some) == {init: every[init] for init in some}
+
+
+def test_the_signal_of_a_gaussian_alone_is_drawn_too():
+    layer = {f"{key}_{part}": 0.0 for key in ("y2", "dx2") for part in ("spread", "here")}
+    layers = [layer | {"y2_measured": -14.0 * i, "dx2_measured": 14.0 * i} for i in range(4)]
+    figure = draw_signal({"small14": {"gaussian": {"layers": layers}}})
+    low, high = figure.axes[0].get_ylim()
+    assert low < -42
+    assert high > 0
 
 
 def test_it_is_told_how_many_images_have_no_picture():
