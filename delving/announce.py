@@ -68,8 +68,8 @@ def tell_outcome(
         say.say(f"FAILED {name}: {error}")
     if late:
         names = f"{', '.join(late[:4])}{' ...' if late[4:] else ''}"
-        say.say(f"Left for another time, which the same command takes up: {len(late)} of "
-                f"the tasks, {names}")  # fmt: skip
+        say.say(f"{count(len(late), 'task')} not begun for lack of time, {names}: the same "
+                "command takes up there")  # fmt: skip
 
 
 def _devices(plan: Plan) -> set[str]:

@@ -58,7 +58,7 @@ def _tell_version(wanted: bool) -> None:
 def delving(
     version: Annotated[
         bool,
-        typer.Option("--version", is_eager=True, callback=_tell_version, help="Tell it and leave."),
+        typer.Option("--version", is_eager=True, callback=_tell_version, help="Print it and exit."),
     ] = False,
 ) -> None:
     """Reproduces 'Delving Deep into Rectifiers' (He, Zhang, Ren, Sun 2015)."""
@@ -105,9 +105,9 @@ def _find_run(run: str, words: list[str]) -> tuple[str, str]:
     return str(folder), to_yaml(config)
 
 
-@app.command(short_help="Layers, parameters, cost, deviations of a net.")
+@app.command(short_help="Show a net's layers, parameters, cost and deviations.")
 def show(overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """The layers of a net, its parameters and cost, and what deviates from the paper's recipe."""
+    """Show a net's layers, parameters and cost, and how it deviates from the paper's recipe."""
     from delving.config import compose
     from delving.schema import check_families
 
@@ -119,19 +119,19 @@ def show(overrides: Overrides = None, as_json: AsJson = False) -> None:
     terminal.write(json.dumps(card, indent=2)) if as_json else _print_card(card)
 
 
-@app.command("list")
+@app.command("list", short_help="List models, data sets, scales, artefacts, runs ...")
 def list_(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            help="models, acts, inits, data, scales, artefacts, runs, detections; all but the last "
-            "two if not given.",
+            help="models, acts, inits, data, scales, artefacts, runs, detections; by default all "
+            "but the last two.",
             show_default=False,
         ),
     ] = None,
     output_root: Root = "outputs",
 ) -> None:
-    """What there is."""
+    """List models, rectifiers, initialisers, data sets, scales, artefacts, runs or detections."""
     from delving import groups
     from delving.words import likeliest
 
@@ -165,7 +165,7 @@ def plot_curves(
     to: Annotated[
         Path | None,
         typer.Option(
-            help="The picture, its .csv beside it; if not given, <output-root>/curves/curves.png.",
+            help="The picture, with a .csv beside it; by default <output-root>/curves/curves.png.",
             show_default=False,
         ),
     ] = None,
@@ -203,7 +203,7 @@ def doctor(
     ] = None,
     output_root: Root = "outputs",
 ) -> None:
-    """Versions, devices, data, disk: what this machine can do."""
+    """Tell this machine's versions, devices, data and disk."""
     from delving.doctor import examine
 
     root = asked_root(words or [], output_root)

@@ -18,18 +18,16 @@ def bench(
         str, typer.Argument(help="rectifier, train, eval, dense, loader, scaling, start, or all.")
     ],
     overrides: Overrides = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns that the ways take.")] = 7,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each runs all alternatives.")] = 7,
     to: Annotated[
         Path | None,
-        typer.Option(
-            help="A file for the rows as JSON, written anew after each.", show_default=False
-        ),
+        typer.Option(help="A JSON file for the rows, rewritten after each.", show_default=False),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Speed here, beside plain PyTorch's in the same rounds and this machine's own limits.
+    """Measure speed, beside plain PyTorch in the same rounds and this machine's own limits.
 
-    ratio: how many times better ours is, in the middle round, the lowest and the highest.
+    ratio: how many times better ours is, the median, lowest and highest of the rounds.
     """
     refuse_ranks("bench")
     from delving import record
@@ -70,27 +68,30 @@ def estimate(
     ] = None,
     rate: Annotated[
         list[str] | None,
-        typer.Option(help="A model's images a second in training, if known: a=4400."),
+        typer.Option(help="A model's training rate in images a second, if known: a=4400."),
     ] = None,
     tflops: Annotated[
         float | None,
         typer.Option(
-            min=1e-6, help="Operations a second in training, 10^12, if no probe is to be made here."
+            min=1e-6,
+            help="10^12 operations a second in training, to use instead of a probe here.",
         ),
     ] = None,
     loader: Annotated[
         float | None,
-        typer.Option(min=1e-6, help="Images a second from all loader processes: `bench loader`."),
+        typer.Option(
+            min=1e-6, help="Images a second from all loader processes; see `bench loader`."
+        ),
     ] = None,
     jobs: Annotated[
-        int, typer.Option(min=1, help="Runs side by side: arms of a seed share their images.")
+        int, typer.Option(min=1, help="Runs side by side; those of one seed share their images.")
     ] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Hours, GB of memory and GB of disk of artefacts, before anything is started.
+    """Estimate the hours, memory and disk (GB) that artefacts take, before starting any.
 
-    From steps of each net here, or from rates that are stated. An artefact's row is what it takes
-    alone; the last row is all of them, which share runs. Hours are those of one device.
+    Rates are measured by a few steps of each net here, or stated. A row is what its artefact takes
+    alone; the last row is for all of them, which share runs. Hours are those of one device.
     """
     refuse_ranks("estimate")
     artefacts = [word for word in words or [] if "=" not in word]
@@ -129,5 +130,5 @@ def _read_rate(text: str) -> tuple[str, float]:
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to the application."""
-    app.command(short_help="Speed here, beside plain PyTorch's.")(bench)
-    app.command(short_help="Hours, memory and disk before starting.")(estimate)
+    app.command(short_help="Measure speed, beside plain PyTorch.")(bench)
+    app.command(short_help="Estimate hours, memory and disk before starting.")(estimate)

@@ -31,7 +31,7 @@ def prepare(overrides: Overrides = None) -> None:
 @data_app.command()
 def verify(
     overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs, all classes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all classes.")] = False,
 ) -> None:
     """Decode every image: counts by class, undecodable ones, duplicates between train and val."""
     from delving.config import compose

@@ -31,15 +31,15 @@ def reproduce(
         typer.Option("--from", help="Redraw from records, such as outputs/reference/cpu."),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs side by side; as many as cores.")
+        int | None, typer.Option(min=1, help="Runs side by side; by default one per core.")
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.01, help="Begin no run that would not end within so many minutes."),
+        typer.Option(min=0.01, help="Begin only runs that will end within this time."),
     ] = None,
-    dry: Annotated[bool, typer.Option("--plan", help="Say what would be done.")] = False,
+    dry: Annotated[bool, typer.Option("--plan", help="Only say what would be done.")] = False,
 ) -> None:
-    """Tables and figures of the paper: train and score what is missing, judge, draw, report."""
+    """Reproduce tables and figures: train and score what is missing, judge, draw, report."""
     refuse_ranks("reproduce")
     artefacts = [word for word in words or [] if "=" not in word]
     overrides = [word for word in words or [] if "=" in word]
@@ -68,7 +68,7 @@ def reproduce(
 
 
 def compare_init(words: Overrides = None) -> None:
-    """The scale's initialiser against Xavier, or inits=a,b, at any depth=14|22|30|N or model=m."""
+    """Compare the scale's initialiser with Xavier, or inits=a,b, at depth=14|22|30|N or model=m."""
     refuse_ranks("compare-init")
     disk.check_writable(Path(asked_root(words or [])))
     from delving.compare import compare_inits
@@ -110,7 +110,7 @@ def ensemble(
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to the application."""
-    app.command(short_help="Train what is missing; draw tables and figures.")(reproduce)
-    app.command("compare-init", short_help="He against Xavier at any depth.")(compare_init)
+    app.command(short_help="Train what is missing, draw tables and figures.")(reproduce)
+    app.command("compare-init", short_help="Compare He with Xavier at any depth.")(compare_init)
     app.command("plot-slopes", short_help="Draw learned slopes beside Table 1.")(plot_slopes)
     app.command(short_help="Average the saved scores of runs.")(ensemble)

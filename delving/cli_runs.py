@@ -8,21 +8,21 @@ import typer
 from delving import disk, terminal
 from delving.cli_words import Root, split_places
 
-runs_app = typer.Typer(no_args_is_help=True, help="Take finished runs from one machine to another.")
+runs_app = typer.Typer(no_args_is_help=True, help="Move finished runs from one machine to another.")
 
 
-@runs_app.command("export")
+@runs_app.command("export", short_help="Export finished runs as one archive.")
 def export(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Names of runs, or none for all of a scale; scale=quarter.", show_default=False
+            help="Names of runs (all if none is given), and scale=quarter.", show_default=False
         ),
     ] = None,
-    to: Annotated[Path | None, typer.Option(help="The archive; else runs-<scale>.zip.")] = None,
+    to: Annotated[Path | None, typer.Option(help="The archive, or runs-<scale>.zip.")] = None,
     output_root: Root = "outputs",
 ) -> None:
-    """Finished runs, with what was measured of them, as one archive without weights."""
+    """Export finished runs, and what was measured of them, as one archive without weights."""
     from delving import record
     from delving.transfer import export_runs
     from delving.words import count
@@ -45,7 +45,7 @@ def export(
         raise typer.Exit(1)
 
 
-@runs_app.command("import")
+@runs_app.command("import", short_help="Import exported runs, verified.")
 def import_(
     words: Annotated[
         list[str],
@@ -53,7 +53,7 @@ def import_(
     ],
     output_root: Root = "outputs",
 ) -> None:
-    """Put exported runs where they belong, verified, each whole or not at all."""
+    """Import exported runs, verified, each whole or not at all."""
     from delving.transfer import import_runs
 
     root, _, archives = split_places(words, output_root)

@@ -16,30 +16,31 @@ from delving.cli_words import (
     speaks,
 )
 
-Count = Annotated[int | None, typer.Option(min=1, help="With -m: runs side by side, here.")]
+Count = Annotated[int | None, typer.Option(min=1, help="With -m: runs side by side here.")]
 Cap = Annotated[
-    int | None, typer.Option(min=1, help="With -m: refuse more runs than that, instead of 100.")
+    int | None, typer.Option(min=1, help="With -m: the most runs to accept; by default 100.")
 ]
 
 
 def train(
     words: Overrides = None,
     multirun: Annotated[
-        bool, typer.Option("-m", "--multirun", help="Every combination: act=relu,prelu seed=0..4.")
+        bool,
+        typer.Option("-m", "--multirun", help="Every combination: act=relu,prelu seed=0..4."),
     ] = False,
-    dry: Annotated[bool, typer.Option("--plan", help="Say what would be done.")] = False,
+    dry: Annotated[bool, typer.Option("--plan", help="Only say what would be done.")] = False,
     jobs: Count = None,
     cap: Cap = None,
     wait: Annotated[
-        bool, typer.Option("--wait", help="With launcher=slurm: until the jobs have ended.")
+        bool, typer.Option("--wait", help="With launcher=slurm: wait until the jobs have ended.")
     ] = False,
     print_sbatch: Annotated[
-        bool, typer.Option("--print-sbatch", help="With launcher=slurm: the script alone.")
+        bool, typer.Option("--print-sbatch", help="With launcher=slurm: only print the script.")
     ] = False,
 ) -> None:
     """Train a run and score it, or many with -m; the same command goes on with what is unfinished.
 
-    launcher=slurm makes jobs of a cluster of them, with slurm.partition=, slurm.gpus= and so on.
+    With launcher=slurm each run is a job of a cluster; see slurm.partition=, slurm.gpus= and so on.
     """
     from delving.launcher import split_words
 

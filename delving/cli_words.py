@@ -15,8 +15,8 @@ Overrides = Annotated[
         help="key=value words: model=c act=prelu scale=cpu train.lr=0.02 seed=3", show_default=False
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
-Root = Annotated[str, typer.Option(help="Where outputs lie.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Root = Annotated[str, typer.Option(help="The folder for outputs.")]
 
 
 def refuse_ranks(what: str) -> None:

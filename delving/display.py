@@ -123,7 +123,7 @@ class Display:
         self.say(event["fault"])
 
     def _on_resume(self, event: dict) -> None:
-        self.say(f"Goes on after step {event['step']}.")
+        self.say(f"Continues after step {event['step']}.")
         self._open_bar(event, event["step"])
 
     def _open_bar(self, event: dict, step: int) -> None:

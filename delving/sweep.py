@@ -54,7 +54,7 @@ def read_steps(start: float, stop: float, step: float) -> Several:
         first, end, width = (Fraction(str(number)) for number in (start, stop, step))
         count = max(0, math.ceil((end - first) / width))
     except (ValueError, ZeroDivisionError):
-        raise ValueError("a range of finite numbers, please, its step not 0") from None
+        raise ValueError("a range takes finite numbers, and a step other than 0") from None
     whole = all(isinstance(number, int) for number in (start, stop, step))
     steps = _count_on(first, width)
     values = (str(int(x)) if whole else repr(float(x)) for x in steps)

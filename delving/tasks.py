@@ -118,7 +118,7 @@ def watching(say: Overview, note: Callable[[Outcome], None]) -> Callable[[str, d
         if event["event"] == "outcome":
             note(event["outcome"])
         elif event["event"] == "again":
-            say.say(f"{name}: {event['error']}; it goes on once more")
+            say.say(f"{name}: {event['error']}; it is tried once more")
         elif event["event"] == "held":
             say.say(f"{name}: {event['error']}; its result is waited for")
         say(name, event)

@@ -330,7 +330,7 @@ def test_an_interrupted_command_says_how_to_go_on(delving, monkeypatch, root, tm
     monkeypatch.setattr(Display, "_on_tick", lambda self, event: None)
     code, out, _ = delving(*words)
     assert code == 0
-    assert "Goes on after step 1." in out
+    assert "Continues after step 1." in out
 
 
 def test_a_second_interruption_leaves_a_save_where_it_is(delving, monkeypatch, root, tmp_path):

@@ -282,7 +282,7 @@ def test_a_killed_worker_is_named_and_its_run_goes_on(train, home):
     assert code == 0
     [line] = [line for line in lines if "killed" in line]
     assert line == ("small14-relu-he-s9: the worker was killed (exit -9), as where memory runs out;"
-                    " it goes on once more")  # fmt: skip
+                    " it is tried once more")  # fmt: skip
     assert (runs(home) / "small14-relu-he-s9" / "result.json").exists()
 
 
@@ -381,5 +381,5 @@ def test_a_run_whose_worker_the_system_kills_ends_as_if_nothing_had_been(
     wrong = differences(folder, whole)
     tally("a worker of a sweep is killed by the system", 1, len(wrong))
     assert code == 0, lines
-    assert any("it goes on once more" in line for line in lines)
+    assert any("it is tried once more" in line for line in lines)
     assert wrong == []

@@ -426,7 +426,7 @@ def test_in_no_time_nothing_is_begun_and_what_is_left_is_told(reproduce, no_work
     code, out, err = reproduce(tmp_path, "figure1", "scale=smoke", "--minutes", "0.01")
     assert (code, err) == (0, "")
     assert "images/s, " in out  # each net was probed, since no finished run tells its time
-    assert "Left for another time, which the same command takes up: 2 of the tasks" in out
+    assert "2 tasks not begun for lack of time, " in out
     assert not (tmp_path / "outputs" / "smoke" / "runs").exists()
 
 
@@ -439,7 +439,7 @@ def test_what_is_left_for_another_time_is_no_failure_of_what_would_show_it(
     words = ["table7", "figure4", "scale=smoke", "--minutes", "0.01"]
     code, out, err = reproduce(tmp_path, *words)
     assert (code, err) == (0, "")
-    assert "Left for another time" in out
+    assert "not begun for lack of time" in out
     assert "FAILED" not in out
 
 

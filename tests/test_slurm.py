@@ -589,7 +589,7 @@ def test_a_preempted_job_goes_on_and_ends_as_if_nothing_had_been(home, whole):
     assert job.exception() is None
     log = job.stdout()
     assert log.count("Requeued job") == 2
-    assert log.count("Goes on after step") == 2
+    assert log.count("Continues after step") == 2
     assert differences(folder, whole) == []
 
 

@@ -56,7 +56,8 @@ def find_tiny_imagenet(root: Path) -> tuple[Images, Images]:
     absent = [name for _, name in val if name not in members]
     if absent:
         raise ValueError(
-            f"data.root={root}: {len(absent)} annotated images lack, {shown(absent[0])} first"
+            f"data.root={root}: {len(absent)} annotated images are missing, "
+            f"{shown(absent[0])} first"
         )
     words = "words.txt" in members and parse_words(_told(root, reader, "words.txt"))
     return _splits(train, val, reader, words or {}, root=root)
@@ -89,7 +90,7 @@ def _flat_val(root: Path) -> Listing:
     files = sorted(p for p in (root / "val").glob("*") if _is_image(p.name) and p.name[0] != ".")
     strange = [path.name for path in files if path.stem not in truth]
     absent = sorted(truth.keys() - {path.stem for path in files})
-    for names, what in ((strange, "images of no known class"), (absent, "images lack")):
+    for names, what in ((strange, "images of no known class"), (absent, "images are missing")):
         if names:
             raise ValueError(f"{root / 'val'}: {len(names):,} {what}, {shown(names[0])} first")
     if len(files) > len(truth):

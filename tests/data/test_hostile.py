@@ -286,7 +286,7 @@ ANNOTATIONS = {
     b"val_0.JPEG\tn01\n\n\tn01\n": r"line 3: no file and class",
     b"val_0.JPEG\tn01\nval_0.JPEG\tn02\n": r"line 2: a second class for val_0\.JPEG",
     b"../../../etc/passwd\tn01\n": r"val/images/\.\./\.\./\.\./etc/passwd first",
-    b"/etc/passwd\tn01\n": "1 annotated images lack",
+    b"/etc/passwd\tn01\n": "1 annotated images are missing",
     b"val_0.JPEG\tn\x1b[2J\n": r"val has classes that train lacks: n\\x1b\[2J",
     b"": "no images in val/",
     bytes(1000): r"line 1: no file and class: (\\x00)+",

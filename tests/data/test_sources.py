@@ -277,7 +277,7 @@ def test_flat_validation_images_take_their_classes_from_the_devkit(tmp_path):
 def test_validation_images_that_lack_are_told_since_errors_are_of_all_of_them(tmp_path):
     write_solution(tmp_path / "LOC_val_solution.csv", flat_imagenet(tmp_path))
     (tmp_path / "val" / "ILSVRC2012_val_00000003.JPEG").unlink()
-    with pytest.raises(ValueError, match="1 images lack, ILSVRC2012_val_00000003 first"):
+    with pytest.raises(ValueError, match="1 images are missing, ILSVRC2012_val_00000003 first"):
         find_imagenet(tmp_path)
 
 
