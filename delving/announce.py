@@ -39,7 +39,8 @@ def tell_plan(
     for task in tasks:
         say.say(f"  {task.name:44} {task.message['kind']:8} about {duration(weights[task.name])}")
     if tasks:
-        seconds, gpu = sum(weights.values()) / jobs, any(map(is_for_a_gpu, _devices(plan)))
+        jobs, gpu = min(jobs, len(tasks)), any(map(is_for_a_gpu, _devices(plan)))
+        seconds = max(max(weights.values()), sum(weights.values()) / jobs)
         hint = ON_A_CPU if seconds > LONG and not gpu else ""
         say.say(f"About {duration(seconds)}, {jobs} side by side{hint}.")
 

@@ -28,6 +28,8 @@ def read_arrays(path: Path, keys: Sequence[str], what: str) -> list[np.ndarray]:
         FileNotFoundError: there is no such file.
         ValueError: names the file that is damaged, lacks an array, or holds pickled objects or NaN.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ValueError(f"{path} is not readable: it is no regular file")
     try:
         with np.load(path, allow_pickle=False) as saved:
             found = [saved[key] for key in keys]

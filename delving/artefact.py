@@ -128,6 +128,13 @@ class Run:
         stays = np.logical_and.accumulate(below[::-1])[::-1]
         return float(self.steps.step[stays.argmax()]) if stays.any() else math.inf
 
+    @property
+    def fell_back(self) -> bool:
+        """Whether the training loss had left ln(classes), for a tenth of the training at least, but
+        ended there."""
+        below = self.steps.loss < (1 - STALLED) * self.blind_loss
+        return math.isinf(self.departure) and bool(below.mean() >= TAIL)
+
 
 def model_title(name: str) -> str:
     return MODELS.get(name, name)

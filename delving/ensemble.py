@@ -29,6 +29,8 @@ def average(folders: Sequence[Path], protocol: str) -> tuple[np.ndarray, np.ndar
 
 def check_members(folders: Sequence[Path]) -> None:
     """Raises ValueError unless these are finished runs, each named once, on the same images."""
+    if len(folders) < 2:
+        raise ValueError(f"an ensemble needs two runs or more, not {len(folders)}")
     known: dict[Path, str] = {}
     for folder in folders:
         place = folder.resolve()

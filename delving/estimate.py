@@ -231,8 +231,11 @@ def cost_of(config: Config, rate: Rate) -> Cost:
     net, multiply_adds = _measure_net(config)
     train_images, val_images = count_images(config)
     training = config.train.epochs * train_images / min(rate.images, rate.delivered * rate.together)
-    looks = config.train.epochs / config.eval.every * min(config.eval.images, val_images)
-    views = looks + val_images * sum(_forwards(net, config, multiply_adds).values())
+    steps = config.train.epochs * train_images / config.train.batch
+    looks = min(config.train.epochs / config.eval.every, steps)
+    views = looks * min(config.eval.images, val_images) + val_images * sum(
+        _forwards(net, config, multiply_adds).values()
+    )
     decoded = len(config.eval.protocols) * val_images
     scoring = max(views / (FORWARDS * rate.images), decoded / rate.delivered)
     classes = net.classifier[-1].out_features

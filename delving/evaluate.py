@@ -34,7 +34,7 @@ def name_protocols(protocols: list[str], dense_sides: list[int]) -> list[str]:
     for protocol in protocols:
         names += [f"dense@{s}" for s in dense_sides] if protocol == "dense" else []
         names.append(protocol)
-    return names
+    return list(dict.fromkeys(names))
 
 
 @dataclass(frozen=True)

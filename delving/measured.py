@@ -44,7 +44,8 @@ def fingerprint(plan: Plan, artefact: str, runs: Sequence[str]) -> dict:
 
 
 def _digest_untrained(plan: Plan, settings: dict) -> str:
-    """A hash of all that determines the untrained nets that are measured, and their images."""
+    """A hash of all that determines the untrained nets that are measured, and their images but for
+    where those lie."""
     composed = [
         configs.compose([f"scale={plan.scale}", f"model={model}", f"act={act}", *plan.overrides])
         for model in settings["models"]
@@ -60,7 +61,7 @@ def _digest_untrained(plan: Plan, settings: dict) -> str:
 
 def read_parts(path: Path, where: str | None = None) -> list[dict]:
     """The parts of a measured.json; none if there is no file. ValueError for a damaged one names
-    `where`, or else its path."""
+    `where`, or else its path; one that is not JSON, its path."""
     where = where or str(path)
     if not path.exists():
         return []

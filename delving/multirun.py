@@ -68,9 +68,10 @@ def plan_sweep(words: Sequence[str], *, cap: int = CAP, several: bool = True) ->
     for one in _expand(words, cap) if several else [list(words)]:
         try:
             config = configs.compose(one)
-            if (config.model, config.data) not in built:
+            net = (config.model, config.data, config.act, config.init)
+            if net not in built:
                 measure_work(config)  # raises for a net that cannot be
-                built.append((config.model, config.data))
+                built.append(net)
             _add(sweep, asked, config, " ".join(one))
         except ValueError as error:
             raise ValueError(f"{' '.join(one)}: {error}" if several else str(error)) from error

@@ -57,6 +57,7 @@ def _short(key: str, value: object) -> str:
 def _name_of(folder: str) -> str:
     """What a folder adds to a run's name; a hash if none of its characters may stand there."""
     name = os.path.basename(os.path.abspath(os.path.expanduser(folder)))
+    name = re.sub(r"\.{2,}", ".", name)  # an archive takes no name with two dots in a row
     return ODD.sub("", name) or hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
 
 

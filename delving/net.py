@@ -71,7 +71,7 @@ def _is_the_papers(rectifier: nn.Module | None) -> bool:
 
 
 def is_looked_at(module: nn.Module) -> bool:
-    """Whether something depends on the module being called: a hook, or a `forward` set on it."""
+    """Whether something depends on the module being called: a hook on it, or a `forward` set."""
     hooks = (module._forward_hooks, module._forward_pre_hooks,
              module._backward_hooks, module._backward_pre_hooks)  # fmt: skip
     return any(hooks) or "forward" in vars(module)
@@ -170,7 +170,8 @@ def _padding(kernel: int, even: int) -> tuple[int, int]:
 
 
 def _map_of(features: nn.Sequential, crop: int) -> tuple[int, int]:
-    """(channels, side) of the last feature map; ValueError names the smallest crop that has one."""
+    """(channels, side) of the last feature map; ValueError names the smallest crop that has one, if
+    one below 512 has."""
     side = map_side(features, crop)
     if not side:
         larger = (c for c in range(crop - crop % 7 + 7, 512, 7) if map_side(features, c))

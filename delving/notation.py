@@ -39,7 +39,7 @@ class Layer:
         if self.kind == "fc":
             return str(self.filters or "classes")
         filters = f", {self.filters}" if self.filters else ""
-        stride = f", /{self.stride}" if self.stride > 1 else ""
+        stride = f", /{self.stride}" if self.stride > 1 or self.kind == "pool" else ""
         return f"{self.kernel}x{self.kernel}{filters}{stride}"
 
 
@@ -102,10 +102,10 @@ def _lengthen(layers: list[Layer], depth: int) -> list[Layer]:
     last = max(i for i, x in enumerate(layers) if x.kind == "conv")
     stage, _, number = layers[last].name.partition("_")
     missing = depth - count_depth(layers)
-    if missing < 0 or not number:
-        raise ValueError(
-            f"model.depth={depth}: at least {count_depth(layers)}, in a repeated stage"
-        )
+    if not number:
+        raise ValueError(f"model.depth={depth}: the last conv layer is in no repeated stage, as xN")
+    if missing < 0:
+        raise ValueError(f"model.depth={depth}: at least {count_depth(layers)}")
     more = [replace(layers[last], name=f"{stage}_{int(number) + i + 1}") for i in range(missing)]
     return layers[: last + 1] + more + layers[last + 1 :]
 

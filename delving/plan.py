@@ -122,9 +122,12 @@ class Plan:
         ratios: dict[str, list[float]] = {"any": []}
         for run in filter(self.finished, self.runs):
             try:
-                ratio = record.read_result(self.folder(run))["seconds"] / self.estimates[run]
+                result = record.read_result(self.folder(run))
             except ValueError:  # a damaged one is reported when it is needed
                 continue
+            if result["status"] == "diverged":  # it may have taken a few steps of all
+                continue
+            ratio = result["seconds"] / self.estimates[run]
             ratios["any"].append(ratio)
             ratios.setdefault(self.runs[run].model.name, []).append(ratio)
         return {model: median(found or [1.0]) for model, found in ratios.items()}
@@ -170,7 +173,8 @@ def make_plan(
     _look_at_seeds(plan, named)
     # Table 2's runs are looked at if they are there, but not asked for.
     aside = dataclasses.replace(plan, runs={}, refused={})
-    plan.small = [_plan_arm(aside, one) for one in load_request(SMALL).runs.values()]
+    small = [_plan_arm(aside, one) for one in load_request(SMALL).runs.values()]
+    plan.small = [[run for run in arm if run not in aside.refused] for arm in small]
     return plan
 
 
@@ -184,12 +188,14 @@ def part_words(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
 def _look_at_looks(plan: Plan) -> None:
     """Notes finished runs that were looked at less often: the same runs, drawn in less detail."""
     for name in filter(plan.finished, plan.runs):
-        config = plan.runs[name]
+        config, told = plan.runs[name], []
         for key, asked in (("eval.every", config.eval.every),
                            ("train.log_every", config.train.log_every)):  # fmt: skip
             there = saved_value(plan.folder(name), key)
             if isinstance(there, int | float) and there > asked:
-                plan.rarer[name] = f"{key} {asked:g} asked for, {there:g} there"
+                told.append(f"{key} {asked:g} asked for, {there:g} there")
+        if told:
+            plan.rarer[name] = "; ".join(told)
 
 
 def _look_at_detections(

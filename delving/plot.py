@@ -96,6 +96,8 @@ def end_at_last(axes: Axes, *, room: float) -> None:
     """Ends the x axis at the last point drawn, with no tick beyond it and `room` (a share of its
     length) for labels. Call it once all lines are drawn."""
     last = axes.dataLim.x1
+    if not np.isfinite(last):  # no line has a point
+        return
     axes.set_xlim(0, last * (1 + room))
     ticks = MaxNLocator(6, steps=[1, 2, 5, 10], integer=last >= 2).tick_values(0, last)
     axes.set_xticks([tick for tick in ticks if 0 <= tick <= last])

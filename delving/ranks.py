@@ -41,7 +41,7 @@ class OtherRankError(Exception):
 
 
 class LostRankError(RuntimeError):
-    """Another rank is gone without a word: killed, or cut off."""
+    """Another rank is gone without a word, killed or cut off, or never came."""
 
 
 @dataclass(frozen=True)
@@ -209,18 +209,22 @@ def _join(ranks: Ranks) -> None:
 
 def _open_store(ranks: Ranks) -> dist.TCPStore:
     """The store where ranks meet, as torch's env:// has it. Short attempts are repeated and no rank
-    is waited for, since a wait inside torch hears no signal. DistError if nobody answers."""
+    is waited for, since a wait inside torch hears no signal. LostRankError if nobody answers."""
     host, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT")
+    if port not in range(1 << 16):
+        raise ValueError(f"MASTER_PORT={port}: choose from 0 to 65535")
     serves = ranks.first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     until = time.monotonic() + MEETING
     while True:
         try:
-            store = dist.TCPStore(
-                host, port, ranks.size, serves, ATTEMPT, wait_for_workers=False, multi_tenant=serves
-            )
-        except dist.DistError:
-            if serves or time.monotonic() > until:
-                raise
+            store = dist.TCPStore(host, port, ranks.size, serves, ATTEMPT, wait_for_workers=False,
+                                  multi_tenant=serves)  # fmt: skip
+        except dist.DistError as error:
+            where = f"MASTER_ADDR={host} MASTER_PORT={port}: {str(error).splitlines()[0]}"
+            if serves:
+                raise ValueError(where) from error
+            if time.monotonic() > until:
+                raise LostRankError(where) from error
         else:
             store.set_timeout(PATIENCE)
             return store
@@ -262,11 +266,8 @@ def _naming_losses(ranks: Ranks) -> Iterator[None]:
         known = isinstance(error, dist.DistError) or any(sign in str(error) for sign in SIGNS)
         if not known or isinstance(error, LostRankError):
             raise
-        first = str(error).splitlines()[0]
-        raise LostRankError(
-            f"rank {ranks.rank} lost another rank, and goes on from the last checkpoint when "
-            f"started again: {first}"
-        ) from error
+        told = f"rank {ranks.rank} lost another rank, and goes on from the last checkpoint when"
+        raise LostRankError(f"{told} started again: {str(error).splitlines()[0]}") from error
 
 
 def _read_ranks() -> Ranks:

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import stat
 from collections.abc import Sequence
@@ -45,9 +46,10 @@ def find_run(text: str, output_root: str, scale: str = "*") -> Path:
     """A run by its folder or its name; ValueError names the runs there are."""
     path = Path(text)
     if os.path.isfile(path / "config.yaml"):  # no error if the place cannot be looked at
-        path = path if path.name else path.resolve()  # `.` has no name
-        if scale not in ("*", path.resolve().parents[1].name):
-            raise ValueError(f"{path} is no run of scale={scale}")
+        path = Path(os.path.abspath(path))  # what lies above it counts
+        own = re.search(rb"(?m)^scale: *(\w+)", (path / "config.yaml").read_bytes())
+        if scale != "*" and own and own[1].decode() != scale:
+            raise ValueError(f"{path} is a run of scale={own[1].decode()}, not of scale={scale}")
         return path
     folders = list_runs(output_root, scale=scale)
     found = [folder for folder in folders if folder.name == text]
@@ -172,7 +174,7 @@ def remove_leftovers(folder: Path) -> None:
     """Removes files that a killed process had not finished writing."""
     for place in (folder, folder / "eval"):
         for path in place.glob(".*"):
-            if path.suffix[1:].isdecimal():
+            if path.suffix[1:].isdecimal() and not path.is_dir():
                 path.unlink(missing_ok=True)
 
 
@@ -270,10 +272,12 @@ def save_ranks(folder: Path, protocol: str, ranks: np.ndarray) -> None:
 
 
 def load_hits(folder: Path, protocol: str, k: int = 1) -> np.ndarray:
-    """(images,) bool, whether an image's class is among the best k, 1 or 5, in the data's order."""
+    """(images,) bool: is an image's class among the best k, 1 or 5? In the data's order."""
     path = folder / "eval" / f"{protocol}.hits.npz"
     try:
         bits, images = read_arrays(path, (f"top{k}", "images"), "hits")
+        if len(bits) != -(-int(images) // 8):
+            raise ValueError(f"{len(bits)} bytes of {int(images)} images")
         return np.unpackbits(bits, count=int(images)).astype(bool)
     except (FileNotFoundError, ValueError, TypeError) as error:
         raise ValueError(f"{path} tells no hits: {error}") from error
@@ -287,8 +291,7 @@ def save_slopes(folder: Path, slopes: dict[str, Any]) -> None:
 
 
 def load_slopes(folder: Path) -> dict[str, np.ndarray]:
-    """{layer: (slopes,)} in order; empty if the run learned none. ValueError names the layer whose
-    slopes are damaged."""
+    """{layer: (slopes,)} in order; empty if there are none. ValueError names a damaged layer."""
     path = folder / "slopes.json"
     found = expect(read_json(path), {}, str(path)) if path.exists() else {}
     for layer, slopes in found.items():

@@ -4,6 +4,7 @@
 or probabilities.
 """
 
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from delving import config as configs
 from delving import record
+from delving.beside import folder_beside
 from delving.detect.naming import load_about, save_about
 from delving.groups import choices
 from delving.measured import FILE, add_parts, parts_within
@@ -35,7 +37,14 @@ def copy_records(source: Path, to: Path) -> None:
         raise ValueError(f"{source}: no artefact there; delving reproduce all makes them")
     if to.resolve() in (source.resolve(), *source.resolve().parents):
         raise ValueError(f"{to} holds the source itself")
-    shutil.rmtree(to, ignore_errors=True)
+    with folder_beside(to) as scratch:
+        _copy_records(source, scratch / "made", there)
+        shutil.rmtree(to, ignore_errors=True)
+        os.replace(scratch / "made", to)
+
+
+def _copy_records(source: Path, to: Path, there: dict[str, dict]) -> None:
+    """Copies the artefacts that are there, by name, and the runs that they show."""
     runs = sorted({run for verdict in there.values() for run in verdict["runs"]})
     for run in runs:
         copy_run(source / "runs" / run, to / "runs" / run)

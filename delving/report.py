@@ -209,6 +209,9 @@ def _read_verdict(folder: Path) -> dict:
         for key in ("claims", "notes", "runs", "detections"):
             if not isinstance(verdict.setdefault(key, []), list):
                 raise ValueError(f"{path} is damaged: {key} is no list")
+        for key in ("title", "caption", "command"):
+            if not isinstance(verdict.get(key, ""), str):
+                raise ValueError(f"{path} is damaged: {key} is no text")
         for fault in filter(None, map(_claim_fault, verdict["claims"])):
             raise ValueError(f"{path} is damaged: {fault}")
     except ValueError as error:

@@ -95,7 +95,7 @@ def work(
     Raises:
         Interrupted: see work_through.
     """
-    ledger = Ledger(jobs, failed=dict(plan.refused))
+    ledger = Ledger(min(jobs, max(1, len(tasks))), failed=dict(plan.refused))
     if not tasks:
         return ledger
     watch = watching(say, lambda outcome: _count(plan, ledger, outcome))
@@ -184,7 +184,9 @@ def reproduce_artefacts(
     check_records(plan)
     config = configs.compose(part_words(words)[0])
     to = Path(config.output_root) / plan.scale
-    ledger_rows(to, [name for name in choices("paper") if name not in plan.requests])
+    every = not artefacts or "all" in artefacts
+    wanted = [name for name in plan.requests if every or name in artefacts]
+    ledger_rows(to, [name for name in choices("paper") if name not in wanted])  # none is damaged
     tasks = [] if source else list_tasks(plan, words, config.device)
     jobs = count_jobs(config.device, jobs, plan.to_train())
     if math.isfinite(minutes):
@@ -200,8 +202,6 @@ def reproduce_artefacts(
         ledger = work(plan, tasks, jobs=jobs, say=say, until=until, threads=threads)
     finally:
         say.end()
-    every = not artefacts or "all" in artefacts
-    wanted = [name for name in plan.requests if every or name in artefacts]
     if ledger.late:  # an artefact whose runs were not begun has not failed
         late = [{name, *plan.requests[name].needs} & {*ledger.late} for name in wanted]
         wanted = [name for name, of_it in zip(wanted, late, strict=True)

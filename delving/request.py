@@ -14,12 +14,12 @@ from delving.words import first_line, likeliest, nearest
 
 def load_request(name: str) -> Request:
     """What an artefact asks for, conf/paper/<name>.yaml; ValueError for a typo in it."""
-    path = CONF / "paper" / f"{name}.yaml"
-    if not path.is_file():
-        known = choices("paper")
+    known = choices("paper")
+    if name not in known:
         raise ValueError(
             f"artefact {name!r}: choose from {', '.join(known)}{likeliest(name, known)}"
         )
+    path = CONF / "paper" / f"{name}.yaml"
     try:
         tree = OmegaConf.merge(OmegaConf.structured(Request), OmegaConf.load(path))
         return _check_roles(OmegaConf.to_object(tree), path.name)

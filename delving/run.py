@@ -99,24 +99,40 @@ def _fraction(width: float) -> str:
 def train_until_done(session: Session) -> None:
     """Trains the remaining steps, with log, validation, checkpoints and signals in between."""
     recipe, progress = session.recipe, session.progress
-    if progress.status == "diverged" or progress.step >= recipe.steps:
+    if progress.status == "diverged":
         return  # trained, but not scored
-    meter, settled = Meter(session.seconds), True
+    if _owes_a_look(session) and not validate(session):
+        save(session)
+        return
+    if progress.step >= recipe.steps:
+        return
+    meter = Meter(session.seconds)
     try:
         with closing(planned_steps(session, meter)) as steps:  # closes the loader processes too
             for step in steps:
                 session.seconds = meter.seconds
                 meter.images += recipe.batch
-                settled = False
                 if not after_step(session, step, meter):
                     break
-                settled = True
-    except LoaderError:
-        if settled:  # it came between two steps, not in a validation: nothing need be lost
-            save(session)
+    except (LoaderError, UndecodableImageError):  # the latter comes in a validation
+        save(session)
         raise
     session.seconds = meter.seconds
     save(session)
+
+
+def _owes_a_look(session: Session) -> bool:
+    """Whether the validation after the last step was not finished, so that the log lacks it."""
+    step, owes = session.progress.step, False
+    if session.ranks.first and step and _is_look_due(session):
+        looks = record.read_events(session.folder, "val")
+        owes = all(look["step"] != step for look in looks)
+    return session.ranks.tell(owes)
+
+
+def _is_look_due(session: Session) -> bool:
+    step, recipe = session.progress.step, session.recipe
+    return step == recipe.steps or passed(step, recipe.epoch * session.config.eval.every)
 
 
 def after_step(session: Session, step: Step, meter: Meter) -> bool:
@@ -125,13 +141,12 @@ def after_step(session: Session, step: Step, meter: Meter) -> bool:
     Raises:
         Interrupted: after saving.
     """
-    config, recipe, progress = session.config, session.recipe, session.progress
+    config, progress = session.config, session.progress
     note_bad_images(session, step)
     report_step(session, step, meter)
     if progress.status == "diverged":
         return False
-    last = progress.step == recipe.steps
-    if last or passed(progress.step, recipe.epoch * config.eval.every):
+    if _is_look_due(session):
         with meter.paused():
             finite = validate(session)
         if not finite:

@@ -17,7 +17,7 @@ WRITTEN = ("lock", "log.jsonl", "checkpoint", "eval")  # in place, by a run in i
 
 def find_other(config: Config, folder: Path) -> str | None:
     """What the folder holds instead of this run, in a sentence; None if it holds this run, or
-    nothing. Images may move: if data.root is another, the images there are compared.
+    nothing. Images may move: if another data.root is asked for, the images there are compared.
 
     Raises:
         ValueError: the images there, or the run's env.json, cannot be read.
@@ -59,7 +59,9 @@ def saved_value(folder: Path, key: str) -> object:
 def _find_other_images(config: Config, folder: Path, root: str) -> str | None:
     """A sentence if the run's images, once at `root`, are not those at the root asked for."""
     asked, env = config.data.root, folder / "env.json"
-    if not (asked and env.exists()) or (root and Path(asked).resolve() == Path(root).resolve()):
+    if not (asked and env.exists()):
+        return None
+    if root and Path(asked).expanduser().resolve() == Path(root).resolve():
         return None
     ours = _fingerprint(dataclasses.astuple(config.data), config.output_root)
     there = record.expect(record.read_json(env), {"data": str}, str(env))["data"]

@@ -1,6 +1,7 @@
 """Scores a session's net by its protocols and saves its answers for each image."""
 
 import contextlib
+import re
 import time
 from pathlib import Path
 
@@ -114,13 +115,15 @@ def _save(session: Session, name: str, probabilities: np.ndarray, summary: dict)
 
 def drop_others(session: Session) -> None:
     """Removes scores of other weights, made by `delving eval` before the run was finished."""
-    for path in (session.folder / "eval").glob("*.json"):
-        summary = None
-        with contextlib.suppress(ValueError):  # a damaged one names no weights
+    endings = (".json", ".hits.npz", ".npz")
+    there = [path.name for ending in endings for path in session.folder.glob(f"eval/*{ending}")]
+    for name in {re.sub(r"(\.hits)?\.(npz|json)$", "", name) for name in there}:
+        summary, path = None, session.folder / "eval" / f"{name}.json"
+        with contextlib.suppress(ValueError, FileNotFoundError):  # without, no weights are named
             summary = record.read_json(path)
         if not isinstance(summary, dict) or summary.get("weights") != session.weights:
-            for ending in (".json", ".npz", ".hits.npz"):  # what readers look for first goes first
-                path.with_name(path.stem + ending).unlink(missing_ok=True)
+            for ending in endings:  # what readers look for first goes first
+                path.with_name(name + ending).unlink(missing_ok=True)
 
 
 def _saved_scores(session: Session) -> dict[str, np.ndarray]:

@@ -122,11 +122,13 @@ def wait_for(
             there = still_there(left)
             for run in [run for run in left if run not in there]:
                 since.setdefault(run, time.monotonic())
-                error = error_of(left[run])
-                if error is None and not finished(run):
-                    if time.monotonic() - since[run] < LATE:
+                error = None
+                if not finished(run):
+                    told = all(path.exists() for path in _results(left[run]))
+                    error = error_of(left[run])
+                    if (error is None or not told) and time.monotonic() - since[run] < LATE:
                         continue
-                    error = f"job {left[run].job_id} ended well, but left no result.json"
+                    error = error or f"job {left[run].job_id} ended well, but left no result.json"
                 failed |= {run: error} if error else {}
                 tell(run, error)
                 del left[run]

@@ -3,7 +3,7 @@
 import os
 import platform
 import subprocess
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from delving.build import load_momentum, load_weights, materialise, tensors_of
 from delving.checkpoint import WEIGHTS, check_room, load_checkpoint, save_checkpoint, settle
 from delving.data.loader import count_cores
 from delving.kernels import gpu, native
+from delving.schema import Config
 from delving.session import Session, check_same_data, measure_for, plan_recipe
 from delving.train import Progress, build_optimizer
 
@@ -98,7 +99,13 @@ def _write_about(session: Session, name: str) -> None:
     if name == "env.json":
         record.write_json(session.folder / name, environment(session))
     else:
-        record.write_text(session.folder / name, configs.to_yaml(session.config))
+        record.write_text(session.folder / name, configs.to_yaml(_from_anywhere(session.config)))
+
+
+def _from_anywhere(config: Config) -> Config:
+    """The configuration with data.root as it is seen from every working directory."""
+    root = config.data.root and os.path.abspath(os.path.expanduser(config.data.root))
+    return replace(config, data=replace(config.data, root=root))
 
 
 def _log_start(session: Session) -> None:

@@ -47,6 +47,7 @@ def gradient_squares(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
 def show(shown: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
     """(4,): what accumulate_gradients returned, then the squared norms of the whole gradient and of
     the gradient of the conv layers' weights."""
+    parameters = [p for p in parameters if p.grad is not None]  # a rectifier's may be frozen
     squares = torch.cat(gradient_squares(parameters))
     # By index: for a mask the CPU would wait until the GPU has counted it.
     conv = [n for n, p in enumerate(parameters) if p.dim() == 4]

@@ -71,7 +71,7 @@ def estimate_task(plan: Plan, task: Task) -> float:
 
 def with_images(tasks: Sequence[Task], runs: Mapping[str, Config]) -> list[Task]:
     """The tasks, and before them one for each set of generated images that is still to be made. The
-    tasks that need it wait for it: otherwise each would begin to make it.
+    trainings and detections that need it wait for it: otherwise each would begin to make it.
 
     Args:
         runs: configurations of the trainings, by task.

@@ -24,6 +24,7 @@ PATIENCE, GAIN = 3, 0.1
 DROPS = 2  # paper: 1e-2, 1e-3, 1e-4
 STALLED = 0.02  # share of ln(classes): a net less far below it has learned nothing
 TAIL = 0.1  # share of the steps: a run's end
+ROUNDING = 1e-9  # of a number of intervals
 
 
 @dataclass
@@ -67,8 +68,8 @@ def compile_net(net: Net) -> nn.Module:
 
 
 def group_parameters(net: nn.Module, weight_decay: float) -> list[dict]:
-    """Weights decay; slopes do not, since decay would push them to ReLU (2.1), nor does anything
-    else that a rectifier learns.
+    """The weights of conv and fc layers decay; slopes do not, since decay would push them to ReLU
+    (2.1), nor does anything else.
 
     assumed: biases do not decay, as in Caffe of the time, and learn at the weights' rate.
     """
@@ -220,8 +221,8 @@ def advance(progress: Progress, recipe: Recipe, step: Step) -> None:
 
 
 def passed(step: int, interval: float) -> bool:
-    """Whether this step reaches a multiple of the interval."""
-    return int(step / interval) > int((step - 1) / interval)
+    """Whether this step reaches a multiple of the interval, which may be rounded."""
+    return int(step / interval + ROUNDING) > int((step - 1) / interval + ROUNDING)
 
 
 def drop_on_plateau(progress: Progress, error: float) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from delving import config as configs
 from delving import record
 from delving.beside import folder_beside
+from delving.curves import check_end, read_counts
 from delving.data.zips import ZipReader, open_checked
 from delving.detect.naming import load_about
 from delving.detect.record import read_detection, read_pictures
@@ -78,19 +79,19 @@ def export_runs(root: Path, names: Sequence[str], to: Path) -> Exported:
         place = Path(scratch) / root.name
         exported = Exported()
         for name in chosen:
-            with _leaving_out(exported, name):
+            with _leaving_out(exported, name, place / "runs" / name):
                 _check_run(root / "runs" / name, root.name)
                 copy_run(root / "runs" / name, place / "runs" / name)
                 exported.names.append(name)
         if exported.left_out and (names or not exported.names):
             raise ValueError(next(iter(exported.left_out.values())))
         for folder in sorted(path.parent for path in root.glob("detections/*/result.json")):
-            with _leaving_out(exported, folder.name):
+            with _leaving_out(exported, folder.name, place / "detections" / folder.name):
                 if read_detection(folder)["run"] in exported.names:
                     _check_detection(folder)
                     copy_detection(folder, place / "detections" / folder.name)
         for artefact in choices("paper"):
-            with _leaving_out(exported, artefact):
+            with _leaving_out(exported, artefact, place / artefact):
                 if parts := parts_within(root / artefact / FILE, exported.names):
                     add_parts(place / artefact / FILE, parts)
         record.write_bytes(to, _pack(Path(scratch)))
@@ -98,11 +99,14 @@ def export_runs(root: Path, names: Sequence[str], to: Path) -> Exported:
 
 
 @contextmanager
-def _leaving_out(exported: Exported, name: str) -> Iterator[None]:
-    """Notes what is damaged instead of stopping at it."""
+def _leaving_out(exported: Exported, name: str, made: Path) -> Iterator[None]:
+    """Notes what is damaged instead of stopping at it, and removes what was `made` of it."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
+        shutil.rmtree(made, ignore_errors=True)
         exported.left_out[name] = str(error)
 
 
@@ -168,7 +172,9 @@ def _new_parts(place: Path, file: Path) -> tuple[list[dict], bool]:
     """The parts in `file` that `place` lacks, and whether it has others on the same runs."""
     there, brought = (by_runs(read_parts(path)) for path in (place, file))
     lacking = [part for runs, part in brought.items() if runs not in there]
-    return lacking, any(there.get(runs, part) != part for runs, part in brought.items())
+    differ = (part[key] != there.get(runs, part)[key] for runs, part in brought.items()
+              for key in ("asked", "found"))  # fmt: skip
+    return lacking, any(differ)
 
 
 def read_archive(archive: Path) -> dict[str, bytes]:
@@ -236,6 +242,10 @@ def _check_run(folder: Path, scale: str) -> None:
     for path in (folder / "env.json", *folder.glob("eval/[!.]*.json")):
         record.expect(record.read_json(path) if path.exists() else {}, {}, str(path))
     record.load_slopes(folder)
+    read_counts(folder)
+    check_end(folder)
+    for protocol in result["eval"]:
+        record.load_hits(folder, protocol)
     told = {group: getattr(config, group).name for group in ("model", "act", "init")}
     told |= {"run": folder.name, "scale": scale, "seed": config.seed}
     for key, value in told.items():

@@ -56,9 +56,9 @@ def duration(seconds: float | None) -> str:
     """Seconds in words; a dash where there are none."""
     if seconds is None:
         return "–"
-    if seconds < 60:
+    if seconds < 59.5:
         return f"{seconds:.0f} s"
-    if seconds < 3600:
+    if seconds < 3597:
         return f"{seconds / 60:.1f} min"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -188,6 +188,7 @@ def test_over_scales_runs_are_told_apart_by_their_folders(train, no_workers, hom
         (["atc=relu,prelu"], "did you mean act"),
         (["family.large.epochs=2"], "small14 is a small one: family.small.epochs sets it"),
         (["act=relu", "data.crop=28,7"], "act=relu data.crop=7"),
+        (["act=prelu,relu", "act.slope=0.3"], "act=relu act.slope=0.3: act.slope=0.3: relu's is 0"),
         (["model.depth=14,15,99999"], "99999"),
         (["--cap", "0"], "cap"),
         (["device=abacus"], "abacus"),

@@ -136,6 +136,11 @@ def test_an_unknown_artefact_is_refused_with_the_nearest(typo, meant, beside):
         plan_for(beside, typo)
 
 
+def test_an_artefact_is_no_path():
+    with pytest.raises(ValueError, match=r"artefact '\.\./paper/table1': choose from"):
+        plan_for("../paper/table1")
+
+
 @pytest.mark.parametrize("word", ["model=c", "act=relu", "init=xavier", "seed=3"])
 def test_words_that_artefacts_set_themselves_are_refused(word):
     with pytest.raises(ValueError, match=f"{word}: an artefact sets model, act, init, seed"):
@@ -229,6 +234,25 @@ def test_a_folder_that_holds_another_run_is_refused_naming_keys_and_both_values(
     assert str(again.folder(first)) in again.refused[first]
     assert again.missing() == []
     assert [run.name for run in ask(again, "figure1").arms["prelu"]] == [second]
+
+
+def test_other_runs_in_the_small_nets_folders_are_no_noise():
+    plan = plan_for("table2")
+    make_planned(plan, "table2", usual)
+    for name in plan.runs:
+        copy_config(plan, name, old="momentum: 0.9", new="momentum: 0.8")
+    assert not any(plan_for("figure2").small)
+
+
+def test_a_run_that_diverged_tells_nothing_of_how_long_others_take(tmp_path):
+    plan = plan_for("figure1")
+    before = plan.estimate(next(iter(plan.runs)))
+    make_planned(plan, "figure1", lambda arm, seed: {"status": "diverged"})
+    for name in plan.runs:
+        path = plan.folder(name) / "result.json"
+        record.write_json(path, record.read_json(path) | {"seconds": 0.001})
+    again = plan_for("figure1", "figure3")
+    assert again.estimate(next(iter(again.runs))) == pytest.approx(before)
 
 
 def test_a_folder_with_an_unreadable_configuration_is_refused_and_the_rest_is_planned():

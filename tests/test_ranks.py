@@ -266,6 +266,8 @@ def test_alone_nothing_is_sent():
           "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, "no such rank"),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "", "MASTER_PORT": "1"},
          "MASTER_ADDR is not set"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "99999"},
+         "MASTER_PORT=99999: choose from 0 to 65535"),
     ],
 )  # fmt: skip
 def test_variables_that_make_no_sense_are_refused(monkeypatch, variables, said):
@@ -273,6 +275,18 @@ def test_variables_that_make_no_sense_are_refused(monkeypatch, variables, said):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=said), joined():
         pass
+
+
+def test_a_port_that_is_taken_is_named(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1",
+                            "MASTER_PORT": port}.items():  # fmt: skip
+            monkeypatch.setenv(name, str(value))
+        with pytest.raises(ValueError, match=f"MASTER_PORT={port}: .*EADDRINUSE"), joined():
+            pass
 
 
 @pytest.mark.parametrize("variables", [{}, {"WORLD_SIZE": "1", "RANK": "0"}, {"RANK": "3"},
@@ -530,7 +544,9 @@ def test_ranks_killed_at_any_moment_go_on_bit_for_bit(root, tmp_path_factory, ta
         started = time.monotonic()
         codes = in_ranks(2, act)
         if codes[victim] == -signal.SIGALRM:
-            assert codes[1 - victim] == 1  # the other one noticed
+            done = any(folder.joinpath("result.json").exists()
+                       for folder in record.list_runs(str(root)))  # fmt: skip
+            assert codes[1 - victim] == 1 or (done and codes[1 - victim] == 0)  # it noticed
             assert time.monotonic() - started < 60
         failures += bool(differences(trained(root, 2), unbroken))
         shutil.rmtree(root / "smoke")

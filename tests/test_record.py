@@ -149,18 +149,22 @@ def test_slopes_that_are_no_numbers_are_left_out_as_none_could_read_them(tmp_pat
 # --- finding runs ---
 def make_run(root, scale, name):
     folder = record.run_folder(str(root), scale, name)
-    record.write_text(folder / "config.yaml", "seed: 0\n")
+    record.write_text(folder / "config.yaml", f"seed: 0\nscale: {scale}\n")
     return folder
 
 
-def test_a_run_is_found_by_name_and_by_folder(tmp_path):
+def test_a_run_is_found_by_name_and_by_folder(tmp_path, monkeypatch):
     folder = make_run(tmp_path, "smoke", "small14-prelu-he-s0")
     assert folder == tmp_path / "smoke" / "runs" / "small14-prelu-he-s0"
     assert record.find_run("small14-prelu-he-s0", str(tmp_path)) == folder
     assert record.find_run(str(folder), "nowhere") == folder
     assert record.find_run(str(folder), "nowhere", folder.parents[1].name) == folder
-    with pytest.raises(ValueError, match=r"is no run of scale=paper"):
+    with pytest.raises(ValueError, match=r"is a run of scale=smoke, not of scale=paper"):
         record.find_run(str(folder), "nowhere", "paper")
+    monkeypatch.chdir(folder.parent)
+    assert record.find_run("../runs/small14-prelu-he-s0", "nowhere") == folder
+    moved = folder.rename(tmp_path / "moved")
+    assert record.find_run(str(moved), "nowhere", "smoke") == moved
 
 
 def test_a_run_that_is_not_there_is_refused_with_those_that_are(tmp_path):

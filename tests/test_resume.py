@@ -1,5 +1,6 @@
 """Whatever stops a run, the same command finishes it as if nothing had happened, bit for bit."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from smoke import WORDS, differences, silent, train
 
-from delving import checkpoint, evaluate, record, score, signals, state
+from delving import checkpoint, evaluate, record, run, score, signals, state
 from delving import config as configs
 from delving.checkpoint import load_checkpoint
 from delving.config import load
@@ -497,6 +498,27 @@ def test_a_killed_loader_process_is_named_and_loses_nothing(whole, root):
     assert children() == []
     [folder] = record.list_runs(str(root))
     assert load_checkpoint(folder)[1]["progress"]["step"] >= 3
+    train(root)
+    assert differences(folder, whole) == []
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_validation_that_ends_with_a_loader_process_is_made_up_for(
+    whole, root, monkeypatch, number
+):
+    """The weights of its step are saved, though the log lacks what it would have found."""
+    real, calls = run.validate, itertools.count()
+
+    def failing(session):
+        if next(calls) == number:
+            raise LoaderError("a loader process was killed")
+        return real(session)
+
+    monkeypatch.setattr(run, "validate", failing)
+    with pytest.raises(LoaderError):
+        train(root, silent, "train.checkpoint_minutes=60")
+    [folder] = record.list_runs(str(root))
+    assert load_checkpoint(folder)[1]["progress"]["step"] > 0
     train(root)
     assert differences(folder, whole) == []
 

@@ -339,6 +339,23 @@ def test_a_finished_run_on_other_images_is_not_taken_for_the_one_asked_for(
     assert snapshot(folder) == before
 
 
+def test_a_relative_root_means_the_images_where_the_run_was_trained(
+    trained_elsewhere, fresh, tmp_path, monkeypatch
+):
+    _, images = trained_elsewhere
+    for place in ("here", "there"):
+        shutil.copytree(images, tmp_path / place / "pics")
+    image = next((tmp_path / "there" / "pics" / "train").rglob("*.jpg"))
+    image.rename(image.with_name("renamed.jpg"))
+    shutil.rmtree(fresh / "smoke")
+    monkeypatch.chdir(tmp_path / "here")
+    folder = train(fresh, "data.root=pics")
+    assert f"root: {tmp_path}/here/pics" in (folder / "config.yaml").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "there")
+    with pytest.raises(ValueError, match="other images"):
+        train(fresh, "data.root=pics")
+
+
 def test_a_finished_run_on_generated_images_is_not_taken_for_one_on_others(copied, fresh, tmp_path):
     before = snapshot(copied)
     with pytest.raises(ValueError, match="no generated images"):

@@ -368,6 +368,18 @@ def test_the_error_of_a_job_is_its_last_line_whichever_task_had_it(tmp_path):
     assert error_of(job) is None
 
 
+def test_what_a_job_returns_is_waited_for_too(tmp_path, monkeypatch):
+    """On a shared disk files may be seen late, and in another order than they were written."""
+    told = []
+    failed = wait_for({"run": Job(tmp_path, "5")}, lambda run: True,
+                      tell=lambda *news: told.append(news), every=0.01)  # fmt: skip
+    assert (failed, told) == ({}, [("run", None)])
+    monkeypatch.setattr("delving.slurm_queue.LATE", 0.05)
+    failed = wait_for({"run": Job(tmp_path, "5")}, lambda run: False,
+                      tell=lambda *news: told.append(news), every=0.01)  # fmt: skip
+    assert "job 5 ended without a result" in failed["run"]
+
+
 def test_a_result_that_is_late_to_be_seen_is_waited_for(tmp_path, monkeypatch):
     write_end(tmp_path, 5, 0, ("success", "folder"))
     seen = iter([False, False, True])

@@ -302,6 +302,24 @@ def test_where_every_run_is_damaged_there_is_no_archive(there, tmp_path):
     assert not (tmp_path / "x.zip").exists()
 
 
+def test_a_file_that_cannot_be_read_keeps_no_other_run(there, tmp_path):
+    first, *others = sorted(path.parent for path in there.glob("runs/*/result.json"))
+    hits = next(first.glob("eval/*.hits.npz"))
+    hits.unlink()
+    hits.symlink_to(tmp_path / "gone")
+    exported = export_runs(there, [], tmp_path / "x.zip")
+    assert exported.names == [folder.name for folder in others]
+    assert list(exported.left_out) == [first.name]
+
+
+@pytest.mark.parametrize("file", ["log.jsonl", "hits"])
+def test_a_damaged_log_or_damaged_hits_stay_behind(there, tmp_path, file):
+    first, *_ = sorted(path.parent for path in there.glob("runs/*/result.json"))
+    spoiled = first / file if file == "log.jsonl" else next(first.glob("eval/*.hits.npz"))
+    spoiled.write_bytes(b"")
+    assert list(export_runs(there, [], tmp_path / "x.zip").left_out) == [first.name]
+
+
 def test_a_damaged_measurement_keeps_no_run(there, tmp_path):
     broken = next(iter(there.glob("*/measured.json")))
     broken.write_text("{")

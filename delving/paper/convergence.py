@@ -74,8 +74,8 @@ def _draw(asked: Asked):
 
 def _share_limits(panels: Sequence[Axes]) -> None:
     """Sets the same y limits, multiples of 5 around all that is drawn, so that panels compare."""
-    boxes = [panel.dataLim for panel in panels]
-    for panel in panels:
+    boxes = [panel.dataLim for panel in panels if np.isfinite(panel.dataLim.bounds).all()]
+    for panel in panels if boxes else ():
         low, high = min(box.y0 for box in boxes), max(box.y1 for box in boxes)
         panel.set_ylim(max(0, 5 * math.ceil(low / 5) - 5), min(100, 5 * math.floor(high / 5) + 5))
 

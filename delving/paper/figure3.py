@@ -46,6 +46,8 @@ DIMINISHED = 1.0  # powers of ten
 # one takes, but not before LOOKS looks. The paper's two figures show 3 and 9 epochs.
 SHOWN = 4
 LOOKS = 8
+STAYED = "at ln(classes) for all {steps:,} steps"
+FELL_BACK = "left ln(classes) and fell back within {steps:,} steps"
 TITLES = {"he": "He", "xavier": "Xavier", "he_backward": "He, backward", "gaussian": "Gaussian"}
 COLORS = {"he": BLUE, "xavier": RED, "he_backward": GREEN, "gaussian": ORANGE}
 
@@ -216,18 +218,20 @@ def tell_departures(runs: Iterable[Run]) -> str:
     alike: dict[tuple, list[Run]] = {}
     for run in runs:
         steps = int(run.steps.step.iloc[-1]) if run.logged else None
-        leaves = run.logged and math.isfinite(run.departure)
-        key = (title_of(run.result["init"]), run.result["status"], leaves, steps)
+        how = ""
+        if run.logged and not math.isfinite(run.departure):
+            how = FELL_BACK if run.fell_back else STAYED
+        key = (title_of(run.result["init"]), run.result["status"], how, steps)
         alike.setdefault(key, []).append(run)
     return ", ".join(_departures(*key, found) for key, found in alike.items())
 
 
-def _departures(init: str, status: str, leaves: bool, steps: int | None, runs: list[Run]) -> str:
+def _departures(init: str, status: str, how: str, steps: int | None, runs: list[Run]) -> str:
     told = f"{init} {status}" + (f" {len(runs)} times" if len(runs) > 1 else "")
     if steps is None:
         return told
-    if not leaves:
-        return f"{told}: at ln(classes) for all {steps:,} steps"
+    if how:
+        return f"{told}: {how.format(steps=steps)}"
     *others, last = [f"{run.departure:,.0f}" for run in runs]
     left = f"{', '.join(others)} and {last}" if others else last
     return f"{told}: left ln(classes) by step {left} of {steps:,}"
@@ -238,7 +242,7 @@ def stalls(pairs: list[tuple[Run, Run]]) -> Finding:
     if not pairs:
         return Finding(INCONCLUSIVE, "no trained pair")
     told = tell_departures([run for inits in zip(*pairs, strict=True) for run in inits])
-    if any(math.isfinite(theirs.departure) for _, theirs in pairs):
+    if any(math.isfinite(theirs.departure) or theirs.fell_back for _, theirs in pairs):
         return Finding(NOT_REPRODUCED, told)
     times = [times_given(ours, theirs) for ours, theirs in pairs]
     told += f"; trained for at least {min(times):.1f} times He's steps"

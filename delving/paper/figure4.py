@@ -100,7 +100,7 @@ def _siblings(asked: Asked, dogs: list[int]) -> list[Claim]:
     for ensemble in ensembles:
         errors = class_errors(ensemble)
         others, own = np.delete(errors, dogs), errors[dogs]
-        if not np.isnan(own).all():
+        if not (np.isnan(own).all() or np.isnan(others).all()):
             less.append(float(np.nanmean(others) - np.nanmean(own)))
     return [
         accuracy_claim(

@@ -28,8 +28,8 @@ CENTRED, SMALLER, CONDITIONED = 0.02, 0.05, 0.1
 
 
 def teams(arms: dict[str, list[Run]]) -> list[list[Run]]:
-    """Each run is measured by itself."""
-    return [[run] for runs in arms.values() for run in runs]
+    """Each run by itself, those that diverged aside: their weights bear no measuring."""
+    return [[run] for runs in arms.values() for run in runs if run.result["status"] != "diverged"]
 
 
 def measure(asked: Asked, run: Run) -> dict:
