@@ -304,27 +304,32 @@ def test_what_is_told_of_blocks_of_the_fisher_matrix_is_in_its_record(kind, sent
 def test_what_is_told_of_lrelus_usual_slope_is_in_its_records():
     told, errors = text_of(FURTHER), {}
     name = "small14-{}-classes50-epochs36-{}width0.25-s{}"
-    for act, more in (("relu", ""), ("lrelu", "slope0.01-"), ("lrelu", "")):
-        folder = REFERENCE / ("slope" if more else "quarter/runs")
-        runs = [folder / name.format(f"{act}-he", more, seed) for seed in range(3)]
-        results = [record.read_json(Path(f"{run}.json")) if more else record.read_result(run)
-                   for run in runs]  # fmt: skip
-        errors[act + more] = [result["eval"]["ten_view"]["top1_err"] for result in results]
-    relu, usual, ours = errors.values()
+    kinds = [("relu", "", "slope"), ("lrelu", "slope0.01-", "slope"),
+             ("lrelu", "", "quarter/runs"), ("relu", "", "quarter/runs")]  # fmt: skip
+    for act, more, folder in kinds:
+        runs = [REFERENCE / folder / name.format(f"{act}-he", more, seed) for seed in range(3)]
+        results = [record.read_json(Path(f"{run}.json")) if folder == "slope" else
+                   record.read_result(run) for run in runs]  # fmt: skip
+        found = [result["eval"]["ten_view"]["top1_err"] for result in results]
+        errors[act, more, folder] = found
+    relu, usual, ours, ledgers = errors.values()
     assert f"| {' | '.join(map(mean_and_spread, (relu, usual, ours)))} |" in told
     less = mean_interval([a - b for a, b in zip(relu, usual, strict=True)], 0.9)
     assert f"{less.mean:.2f} points lower" in told
     interval = f"{less.low:.2f} to {less.high:.2f}"
-    assert f"90 % interval, {interval}" in told
+    assert f"90 % interval is {interval}" in told
+    wide = mean_interval([a - b for a, b in zip(relu, usual, strict=True)])
+    assert f"(95 % interval {wide.low:.2f} to {wide.high:.2f})" in told
     gain = mean_interval([a - b for a, b in zip(usual, ours, strict=True)])
     assert (f"worth {gain.mean:.2f} points (95 % interval {gain.low:.2f} to {gain.high:.2f})"
             in told)  # fmt: skip
     assert (f"errs {less.mean:.2f} points less than ReLU (90 % interval {interval}, three seeds), "
             f"{gain.mean:.1f} more") in text_of(README)  # fmt: skip
-    ends = pd.read_csv(REFERENCE / "slope" / "ends.csv").departure[:3].tolist()
+    ends = pd.read_csv(REFERENCE / "slope" / "ends.csv").departure.tolist()
     assert f"at steps {ends[0]}, {ends[1]} and {ends[2]}, as ReLU" in told
-    here = record.read_json(REFERENCE / "slope" / f"{name.format('relu-he', '', 2)}.json")
-    assert f"both: {here['eval']['ten_view']['top1_err']:.2f} and {relu[2]:.2f} %" in told
+    assert ends[:3] == ends[3:]
+    first, second, third = (f"{a - b:.2f}" for a, b in zip(relu, ledgers, strict=True))
+    assert f"at {mean_and_spread(ledgers)}. By seed that is {first}, {second} and {third} " in told
 
 
 def test_what_is_told_of_longer_trainings_is_in_their_records():

@@ -14,7 +14,7 @@ import pytest
 from fabricate import BLIND, LAYERS, make_asked, make_run
 from PIL import Image
 
-from delving.artefact import published
+from delving.artefact import Run, published
 from delving.paper import detection, figure6, figure7, table7
 from delving.paper.convergence import mean_validation
 from delving.paper.figure4 import _dogs, _siblings, draw_pictures
@@ -246,6 +246,13 @@ def leaving(**steps):
 )
 def test_he_is_earlier_where_it_leaves_chance_before_xavier(judge, he, xavier, expected):
     assert verdicts(judge("figure2", leaving(he=he, xavier=xavier))) == expected
+
+
+def test_a_net_that_learned_and_fell_back_has_not_stayed(judge, monkeypatch):
+    monkeypatch.setattr(Run, "fell_back", property(lambda run: "xavier" in run.name))
+    found = judge("figure3", norms_of({}, {}))[1]
+    assert found.verdict == NOT_REPRODUCED
+    assert "left ln(classes) and fell back within 1,000 steps" in found.evidence
 
 
 def test_how_much_time_xavier_was_given_is_told(judge):
