@@ -45,8 +45,8 @@ def _scales(asked: Asked) -> list[str]:
     """dense@<s> of the three scales, then dense, as the runs were scored."""
     each = [[name for name in run.protocols if name.startswith("dense")]
             for arm in asked.arms.values() for run in arm]  # fmt: skip
-    *singles, multi = max(each, key=len, default=[]) or [None]  # a net that diverged has none
-    return [*sorted(singles, key=lambda name: int(name.partition("@")[2])), multi] if multi else []
+    found = max(each, key=len, default=[])  # a net that diverged has none
+    return sorted(found[:-1], key=lambda name: int(name.partition("@")[2])) + found[-1:]
 
 
 def _tabulate(asked: Asked, scales: list[str]) -> pd.DataFrame:
