@@ -49,15 +49,29 @@ def _find(words: list[str]):
         root, scale, _ = split_places(rest)
         folder = record.find_run(runs[0], root, scale)
         own = [word for word in rest if not word.startswith("scale=")]
+        _refuse_trunks(own)
         config = configs.amend(folder / "config.yaml", own, scoring=False)
     else:
         config = configs.compose(rest)
         check_families(rest, [config])
         folder = record.run_folder(config.output_root, config.scale, name_run(config))
     if not (folder / "result.json").exists():
-        how = " ".join(["delving train", *rest]) if not runs else "delving train"
-        raise ValueError(f"{folder} is not trained yet: {how} does it")
+        if runs:
+            raise ValueError(f"{folder} is not finished: the command that began it goes on; its "
+                             f"settings are in {folder / 'config.yaml'}")  # fmt: skip
+        raise ValueError(f"{folder} is not trained yet: {' '.join(['delving train', *rest])} does")
     return folder, config
+
+
+def _refuse_trunks(words: list[str]) -> None:
+    """Raises ValueError for a word on how the run was trained where the detection has its like."""
+    from delving.config import DETECT
+    from delving.words import shown
+
+    for word in words:
+        section, _, name = word.partition("=")[0].rpartition(".")
+        if section and f"detect.{name}" in DETECT:
+            raise ValueError(f"{shown(word)}: the run is trained; did you mean detect.{name}?")
 
 
 def _print(folder: Path, scores: bool) -> None:
@@ -69,7 +83,8 @@ def _print(folder: Path, scores: bool) -> None:
     boxes = result["proposals"]
     terminal.say(
         f"proposals by {boxes['method']}, {boxes['per_image']:g} an image, reach "
-        f"{_percent(boxes['recall'])} of the objects; at random mAP is {_percent(result['chance'])}"
+        f"{_percent(boxes['recall'])} of the objects; at random mAP is "
+        f"{_percent(result['chance'])} (voc07)"
     )
     terminal.say(f"{result['status']} after {result['steps']} steps, {result['seconds']:.0f} s; "
                  f"see {folder / 'result.json'}")  # fmt: skip

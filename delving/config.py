@@ -57,7 +57,7 @@ KNOBS = WORDS | DETECT | SEEDS
 KEYS = {key: f.type for key, f in OWN.items()}
 LISTS = tuple(key for key, f in KNOBS.items() if "list[" in str(f.type))
 TEXTS = tuple(key for key, f in KNOBS.items() if "str" in str(f.type) and key not in LISTS)
-UNSWEPT = ("data.root", "output_root", "device")
+UNSWEPT = ("data.root", "output_root", "device", "detect.root", "detect.proposals")
 LATER = (*NEUTRAL, "seed")  # set after composing: runs that differ only in them compose once
 
 

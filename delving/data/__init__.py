@@ -80,11 +80,11 @@ def prepare_data(name: str, root: str | None) -> None:
     if name in PREPARE:
         if root is None:
             raise ValueError(f"data={name} needs data.root=... (the folder to download to)")
-        PREPARE[name](name, _home(root))
+        PREPARE[name](name, expand_home(root))
 
 
 def _existing(name: str, root: str) -> Path:
-    where = _home(root)
+    where = expand_home(root)
     if not where.exists():
         raise ValueError(f"data.root={where}: there is no such file or folder")
     if where.is_file() and name != "tiny_imagenet":
@@ -98,11 +98,12 @@ def _existing(name: str, root: str) -> Path:
     return where
 
 
-def _home(root: str) -> Path:
+def expand_home(text: str, key: str = "data.root") -> Path:
+    """The path in a text, `~` being the user's home; ValueError names the key if there is none."""
     try:
-        return Path(root).expanduser()
+        return Path(text).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"data.root={root}: {error}") from error
+        raise ValueError(f"{key}={text}: {error}") from error
 
 
 def _or_zip(name: str) -> str:

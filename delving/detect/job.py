@@ -14,6 +14,7 @@ from delving import device as devices
 from delving import record
 from delving.build import allocate, build_model, load_weights
 from delving.checkpoint import load_checkpoint
+from delving.data import expand_home
 from delving.data.input import Input, blank_input
 from delving.data.shapes import TEXTURES
 from delving.detect.naming import Detection
@@ -50,6 +51,7 @@ class Job:
     def __post_init__(self):
         settings = self.about.detect
         self.candidates = list_candidates(self.splits[0], self.proposals[0])
+        self.useful = useful_images(self.candidates)
         self.statistics = shift_statistics(self.candidates)
         self.sizing = sizing_of(self.config, settings)
         groups = group_parameters(self.net, settings.weight_decay)
@@ -74,8 +76,8 @@ class Job:
     def batches(self) -> Batches:
         settings = self.about.detect
         return Batches(
-            self.splits[0], self.candidates, useful_images(self.candidates), self.sizing,
-            self.statistics, settings.images, settings.rois, settings.foreground, self.about.seed,
+            self.splits[0], self.candidates, self.useful, self.sizing, self.statistics,
+            settings.images, settings.rois, settings.foreground, self.about.seed,
         )  # fmt: skip
 
     def trainer(self) -> Trainer:
@@ -161,10 +163,10 @@ def load_splits(settings: Detect, output_root: str) -> list[Split]:
         if settings.root is None:
             raise ValueError("detect.data=voc2007 needs detect.root=...: what holds VOCdevkit/, or "
                              "VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar")  # fmt: skip
-    read = find_voc(Path(settings.root).expanduser() if settings.root else where)
-    splits = [load_split(read, name, classes) for name in SPLITS]
-    return [split.first(count) for split, count in
-            zip(splits, (settings.train_images, settings.test_images), strict=True)]  # fmt: skip
+    read = find_voc(expand_home(settings.root, "detect.root") if settings.root else where)
+    train, test = (load_split(read, name, classes) for name in SPLITS)
+    return [train.first(settings.train_images, "detect.train_images"),
+            test.first(settings.test_images, "detect.test_images")]  # fmt: skip
 
 
 def scenes_folder(settings: Detect, output_root: str) -> tuple[Path, tuple[int, int, int]]:

@@ -10,7 +10,7 @@ import yaml
 from delving import record
 from delving.foreign import check_yaml, read_text
 from delving.same import saved_value
-from delving.schema import Detect, differences
+from delving.schema import Detect, differences, validate
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def load_about(path: Path) -> Detection:
     try:
         check_yaml(text)
         tree = yaml.safe_load(text)
-        about = Detection(**tree | {"detect": Detect(**tree["detect"])})
+        about = Detection(**tree | {"detect": validate(Detect(**tree["detect"]))})
     except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: no configuration of a detection: {error}") from error
     kinds = {"run": str, "weights": str, "scale": str, "seed": int, "precision": str}

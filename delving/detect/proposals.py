@@ -6,6 +6,7 @@ which is named by a hash of the images and of the method.
 
 import hashlib
 import io
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,11 +15,13 @@ import scipy  # loads its parts at their first use
 from PIL import Image
 
 from delving.arrays import read_arrays
+from delving.data import expand_home
 from delving.data.loader import decoding_threads
 from delving.detect.voc import Split
 from delving.record import write_bytes
 from delving.words import first_line
 
+KEY = "detect.proposals"
 METHODS = ("auto", "selective_search", "grid")
 GRID = 1  # raise it whenever the grid's or the segments' boxes change
 SHARD = 64  # images per file
@@ -66,7 +69,7 @@ def load_proposals(
         ValueError: no such method or file, or one that lacks an image.
     """
     if wanted not in METHODS:
-        return _from_file(Path(wanted).expanduser(), split)
+        return _from_file(expand_home(wanted, KEY), split)
     method = pick_method(wanted)
     found: list[np.ndarray] = []
     for start in range(0, len(split), SHARD):
@@ -133,16 +136,15 @@ def _check(names: np.ndarray, counts: np.ndarray, boxes: np.ndarray) -> None:
 
 
 def hash_of(proposals: str) -> str | None:
-    """The hash of a file of proposals; None if a method makes them."""
-    if proposals in METHODS:
+    """The hash of a file of proposals; None if a method makes them, or the file is gone."""
+    if proposals in METHODS or not (path := expand_home(proposals, KEY)).is_file():
         return None
-    with open(Path(proposals).expanduser(), "rb") as file:
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _from_file(path: Path, split: Split) -> list[np.ndarray]:
-    if not path.is_file():
-        raise ValueError(f"detect.proposals={path}: choose from {', '.join(METHODS)}, or a file")
+    _check_kind(path)
     kept = _read(path)
     lacking = [number for number in split.ids if number not in kept]
     if lacking:
@@ -152,6 +154,16 @@ def _from_file(path: Path, split: Split) -> list[np.ndarray]:
     if outside:
         raise ValueError(f"{path}: a box of {outside[0]} does not lie in the image")
     return [_sorted(kept[number]) for number in split.ids]
+
+
+def _check_kind(path: Path) -> None:
+    """Raises ValueError, which names the choices, unless it is an archive as numpy writes them."""
+    choices = f"choose from {', '.join(METHODS)}, or a file (.npz) of names, counts and boxes"
+    if not path.is_file():
+        raise ValueError(f"{KEY}={path}: {choices}")
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):  # numpy would take it for pickled objects
+            raise ValueError(f"{KEY}={path} is no file of proposals: {choices}")
 
 
 def _inside(boxes: np.ndarray, size: tuple[int, int]) -> bool:

@@ -79,7 +79,7 @@ def _check_finished(run: Path, config: Config, settings: Detect, folder: Path) -
     check_same(asked, folder)
     # A proposal file's name does not tell whether its content is the same.
     boxes, told = settings.proposals, read_detection(folder)["proposals"].get("hash")
-    if told and Path(boxes).expanduser().is_file() and told != hash_of(boxes):
+    if told and hash_of(boxes) not in (None, told):
         raise ValueError(
             f"{folder} was made of other proposals than those of {boxes}: move it away"
         )
@@ -186,7 +186,7 @@ def _report(job: Job, told: tuple[float, ...], meter: Meter) -> None:
     elif progress.step % settings.log_every == 0 or progress.step == settings.steps:
         loss, of_classes, of_boxes, error = np.mean(progress.pending, axis=0).tolist()
         progress.pending.clear()
-        epoch = progress.step * settings.images / len(job.splits[0])
+        epoch = progress.step * settings.images / len(job.useful)
         job.log(event="step", step=progress.step, epoch=round(epoch, 4), loss=loss,
                 class_loss=of_classes, box_loss=of_boxes, err=error,
                 seconds=round(job.seconds, 2), **meter.rates())  # fmt: skip

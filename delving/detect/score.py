@@ -123,7 +123,8 @@ def chance(split: Split, proposals: Sequence[np.ndarray]) -> float | None:
         labels = rng.integers(0, len(split.classes), len(some))
         parts.append(Detections(np.full(len(some), number), labels,
                                 rng.random(len(some), np.float32), boxes[some]))  # fmt: skip
-    return score(joined(parts), split)["voc07"]["map"]
+    each = average_precisions(joined(parts), split.objects, len(split.classes))
+    return _rounded(mean_of(each))
 
 
 def recall(split: Split, proposals: Sequence[np.ndarray]) -> float | None:

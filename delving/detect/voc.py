@@ -66,12 +66,17 @@ class Split:
         """The image's file."""
         return _bytes(self.read, image_name(self.ids[index]))
 
-    def first(self, count: int | None) -> "Split":
-        """The first `count` images, or all if it is None; ValueError if there are fewer."""
+    def first(self, count: int | None, key: str = "count") -> "Split":
+        """The first `count` images, or all if it is None. `key` is the setting that it came from.
+
+        Raises:
+            ValueError: there are fewer.
+        """
         if count is None:
             return self
         if count > len(self):
-            raise ValueError(f"{count:,} images asked for, but there are {len(self):,}")
+            raise ValueError(f"{key}: {count:,} images asked for, but there are {len(self):,}; "
+                             f"{key}=null takes all")  # fmt: skip
         return Split(self.ids[:count], self.sizes[:count], self.objects[:count], self.classes,
                      self.read)  # fmt: skip
 

@@ -113,6 +113,13 @@ def test_the_log_tells_the_loss_of_classes_and_of_boxes(detected):
         assert event["loss"] == pytest.approx(event["class_loss"] + event["box_loss"])
 
 
+def test_an_epoch_is_of_the_images_that_are_trained_on(copied, monkeypatch):
+    """Two of the four: the others have no object, and no proposal near one."""
+    monkeypatch.setattr("delving.detect.job.useful_images", lambda candidates: np.array([0, 2]))
+    steps = record.read_events(detect(copied), "step")
+    assert [event["epoch"] for event in steps] == [2, 4, 6]  # of two images a step
+
+
 def test_first_conv_layers_stay_and_the_others_learn(trunk, detected):
     before, after = (load_checkpoint(folder)[0]["model"] for folder in (trunk, detected))
     assert np.array_equal(before["net.features.conv1.weight"], after["net.features.conv1.weight"])
@@ -289,7 +296,23 @@ def test_more_frozen_layers_than_there_are_are_refused(copied):
         detect(copied, words=["detect.frozen=99"])
 
 
+@pytest.mark.parametrize("damage", [{"proposals": 5}, {"steps": "x"}, {"lr": -1}, {"root": 3}])
+def test_settings_that_are_none_are_refused_by_the_files_name(detected, tmp_path, damage):
+    tree = yaml.safe_load((detected / "config.yaml").read_text())
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tree | {"detect": tree["detect"] | damage}))
+    with pytest.raises(ValueError, match=r"config\.yaml: no configuration of a detection: "):
+        load_about(path)
+
+
 # --- the command ---
+@pytest.mark.parametrize("path", ["a,b", "some(thing)", "0..4", "[a],[b]", "choice(a,b)"])
+def test_a_path_with_commas_or_brackets_is_one_value(path):
+    words = [f"detect.root={path}", f"detect.proposals={path}"]
+    settings = configs.compose_detect("smoke", words)
+    assert (settings.root, settings.proposals) == (path, path)
+
+
 def test_the_command_takes_a_runs_name_or_its_words(delving, copied, detected):
     root = f"output_root={copied.parents[2]}"
     code, out, _ = delving("detect", copied.name, root, "device=cpu", *WORDS)
@@ -311,6 +334,9 @@ def test_the_command_takes_a_runs_name_or_its_words(delving, copied, detected):
         (["detect.data=voc2007"], "needs detect.root="),
         (["detect.data=voc2007", "detect.root=."], "neither VOCdevkit"),
         (["detect.proposals=boxes.npz"], "choose from auto, selective_search, grid, or a file"),
+        (["detect.root=~no.such/x"], "detect.root=~no.such/x: "),
+        (["detect.proposals=~no.such/x"], "detect.proposals=~no.such/x: "),
+        (["data.classes=3"], "data.classes=3: the run is trained; did you mean detect.classes?"),
         (["model=small14", "model=c"], "of a run's words detect takes precision, device"),
         (["protocol=center"], "of a run's words detect takes precision, device"),
         (["nosuchrun"], "one run at a time"),
@@ -327,6 +353,22 @@ def test_a_run_that_is_not_trained_is_named_with_the_command(delving, tmp_path):
     code, _, err = delving("detect", "scale=smoke", "act=relu", f"output_root={tmp_path}")
     assert code == 2
     assert "is not trained yet: delving train scale=smoke act=relu" in err
+
+
+def test_a_run_that_is_not_finished_is_named_with_what_finishes_it(delving, copied):
+    (copied / "result.json").unlink()
+    code, _, err = delving("detect", copied.name, f"output_root={copied.parents[2]}")
+    assert code == 2
+    assert f"{copied} is not finished: the command that began it goes on" in err
+    assert f"{copied / 'config.yaml'}" in err
+
+
+@pytest.mark.parametrize("key", ["detect.train_images", "detect.test_images"])
+def test_more_images_than_there_are_are_refused_by_the_setting(copied, key):
+    [root] = (copied.parents[2] / "data").glob("shapes_voc-*")
+    said = rf"{key}: 50 images asked for, but there are \d; {key}=null takes all"
+    with pytest.raises(ValueError, match=said):
+        detect(copied, words=[f"detect.root={root}", f"{key}=50"])
 
 
 def test_a_training_refuses_settings_of_detect(delving, tmp_path):

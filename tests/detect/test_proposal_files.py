@@ -125,6 +125,15 @@ def test_a_file_of_another_kind_is_refused_by_its_name(tmp_path, data):
         load(tmp_path / "own.npz")
 
 
+@pytest.mark.parametrize("text", ["1 2 3 4\n", "", "image,x1,y1,x2,y2\n"])
+def test_a_text_file_is_refused_with_the_choices(tmp_path, text):
+    (tmp_path / "own.txt").write_text(text)
+    choices = "auto, selective_search, grid, or a file .* of names, counts and boxes"
+    with pytest.raises(ValueError, match=rf"detect.proposals=.*own\.txt.*{choices}") as refusal:
+        load(tmp_path / "own.txt")
+    assert "pickle" not in str(refusal.value)
+
+
 def damaged_stream():
     """A good zip whose compressed bytes are not a deflate stream: neither its directory nor a
     checksum shows this before it is unpacked."""

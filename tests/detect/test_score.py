@@ -245,3 +245,16 @@ def test_chance_is_low_and_the_same_each_time(drawn):
     assert 0 <= first < 10
     none = [np.zeros((0, 4), np.float32)] * len(proposals)
     assert chance(drawn[1], none) == 0
+
+
+def test_chance_is_worked_out_by_one_metric_alone(drawn, monkeypatch):
+    """On VOC's test images each takes as long as scoring a detector by it."""
+    asked, real = [], module.average_precisions
+
+    def watched(*given, points=11):
+        asked.append(points)
+        return real(*given, points=points)
+
+    monkeypatch.setattr(module, "average_precisions", watched)
+    assert chance(drawn[1], [grid_windows(size) for size in drawn[1].sizes]) > 0
+    assert asked == [11]
