@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +15,19 @@ from delving.cli_words import AsJson, Overrides, refuse_ranks
 COLUMNS = ("ours", "baseline", "ratio", "low", "high", "limit", "fraction")
 
 
+@contextmanager
+def _from_the_start() -> Iterator[None]:
+    """Words for a signal that ends a command whose next call takes up nothing."""
+    from delving.signals import Interrupted
+
+    try:
+        yield
+    except Interrupted as end:
+        told = "stopped here; the same command begins again"
+        raise Interrupted(end.signal, told=told) from None
+
+
+@_from_the_start()
 def bench(
     what: Annotated[
         str, typer.Argument(help="rectifier, train, eval, dense, loader, scaling, start, or all.")
@@ -59,6 +74,7 @@ def _say(row: dict) -> None:
     terminal.say(f"  {', '.join(told)} ({row['unit']})")
 
 
+@_from_the_start()
 def estimate(
     words: Annotated[
         list[str] | None,
@@ -109,12 +125,24 @@ def estimate(
     if as_json:
         terminal.write(json.dumps(rows, indent=2))
         return
-    terminal.say(f"{'artefact':12} {'runs':>5} {'hours':>9} {'scoring':>9} {'memory':>10} disk")
+    terminal.say(f"{'artefact':12} {'runs':>5} {'time':>9} {'scoring':>9} {'memory':>10} disk")
     for row in rows:
+        hours, scoring = (_time(row[key]) for key in ("hours", "scoring"))
+        memory, space = (f"{_digits(row[key], 3)} GB" for key in ("memory", "disk"))
         terminal.say(
-            f"{row['artefact']:12} {row['runs']:5} {row['hours']:9,.4g} {row['scoring']:9,.4g} "
-            f"{row['memory']:7,.3g} GB {row['disk']:,.3g} GB"
+            f"{row['artefact']:12} {row['runs']:5} {hours:>9} {scoring:>9} {memory:>10} {space}"
         )
+
+
+def _time(hours: float) -> str:
+    """Hours, or if it is less, minutes or seconds."""
+    unit, each = ("h", 1) if hours >= 1 else ("min", 60) if hours >= 1 / 60 else ("s", 3600)
+    return f"{_digits(hours * each)} {unit}"
+
+
+def _digits(value: float, count: int = 4) -> str:
+    """As many digits, or all before the point; a large number is not told as a power of ten."""
+    return f"{value:,.0f}" if value >= 10 ** (count - 1) else f"{value:.{count}g}"
 
 
 def _read_rate(text: str) -> tuple[str, float]:

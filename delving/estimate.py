@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from delving import config as configs
@@ -32,6 +32,7 @@ COPIES = 2  # of the parameters in a checkpoint: weights and momentum
 # scales below paper.
 LARGER = 0.4
 VOC_TEST, PROPOSALS = 4952, 2000  # images; proposals of each, as many as selective search finds
+DETECTION = " detection"  # after a run's name: what the run's detection takes
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def estimate(
         costs[run] = cost_of(plan.runs[run], rate)
         if run in plan.detectors():
             settings = configs.compose_detect(plan.scale, plan.detect)
-            costs[f"{run} detection"] = cost_of_detection(plan.runs[run], settings, rate)
+            costs[run + DETECTION] = cost_of_detection(plan.runs[run], settings, rate)
     rows = {name: dict.fromkeys(_runs_of(plan, name)) for name in plan.requests}
     rows["all of them"] = costs
     return [_row(name, runs, costs, jobs) for name, runs in rows.items()]
@@ -182,10 +183,10 @@ def _runs_of(plan: Plan, artefact: str) -> Iterable[str]:
     """An artefact's own runs, and those of the artefacts whose measurements it shows."""
     shown = [artefact, *plan.requests[artefact].needs]
     runs = [run for name in shown for arm in plan.arms[name].values() for run in arm]
-    return runs + [f"{run} detection" for run in runs if plan.requests[artefact].detect]
+    return runs + [run + DETECTION for run in runs if plan.requests[artefact].detect]
 
 
-def _row(name: str, runs: Iterable[str], costs: dict[str, Cost], jobs: int) -> dict:
+def _row(name: str, runs: Collection[str], costs: dict[str, Cost], jobs: int) -> dict:
     found = [costs[run] for run in runs]
     training = sum(sorted(c.checkpoint for c in found)[-jobs:])
     numbers = {
@@ -195,7 +196,8 @@ def _row(name: str, runs: Iterable[str], costs: dict[str, Cost], jobs: int) -> d
         "disk": sum(c.disk for c in found) + (KEPT - 1) * training,
     }
     rounded = {key: round_off(value) for key, value in numbers.items()}
-    return {"artefact": name, "runs": len(found)} | rounded
+    trained = sum(not run.endswith(DETECTION) for run in runs)
+    return {"artefact": name, "runs": trained} | rounded
 
 
 def find_rate(config: Config, stated: Mapping[str, float], tflops: float | None) -> Rate:

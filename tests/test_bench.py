@@ -171,7 +171,7 @@ def test_a_signal_ends_it_and_what_was_measured_is_told_and_written(monkeypatch,
     monkeypatch.setattr(table, "WHAT", ways)
     code, out, err = call("bench", "all", "--json", "--to", tmp_path / "rows.json")
     assert (code, [r["row"] for r in json.loads(out)]) == (143, ["x"])
-    assert "SIGTERM" in err
+    assert err == "delving: SIGTERM: stopped here; the same command begins again\n"
     assert json.loads((tmp_path / "rows.json").read_text()) == json.loads(out)
 
 
@@ -213,6 +213,19 @@ def test_too_few_files_are_refused(tmp_path):
     (tmp_path / "one.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match=r"1 JPEG files, at least 10 needed"):
         loading.bench_loader([f"data.root={tmp_path}"], rounds=1)
+
+
+@pytest.mark.parametrize(
+    ("root", "said"),
+    [("gone.zip", "there is no such folder or zip"), ("gone", "there is no such folder or zip"),
+     ("text.zip", "not a zip, or a broken one"), ("~no.such/x", "data.root=~no.such/x: ")],
+)  # fmt: skip
+def test_files_that_are_not_there_or_of_another_kind_are_refused(root, said, tmp_path):
+    (tmp_path / "text.zip").write_text("no zip")
+    code, _, err = call("bench", "loader", f"data.root={root if '~' in root else tmp_path / root}")
+    assert code == 2
+    assert said in err
+    assert root in err
 
 
 @pytest.mark.long

@@ -196,6 +196,15 @@ def test_all_artefacts_together_train_what_they_share_once():
     assert math.isclose(sum(r["runs"] for r in rows.values()), 4 + 6 + 6)
 
 
+def test_a_detection_adds_its_hours_but_is_no_further_run():
+    rows = rows_of("detection", "scale=paper", tflops=400)
+    plan = make_plan(["detection"], ["scale=paper"], need_data=False)
+    training = sum(cost_of(c, estimates.find_rate(c, {}, 400)).hours for c in plan.runs.values())
+    for row in rows.values():
+        assert row["runs"] == len(plan.runs)
+        assert row["hours"] > training
+
+
 def test_what_shows_anothers_measurement_costs_what_that_costs():
     rows = rows_of("figure4", "scale=paper", tflops=400)
     assert rows["figure4"]["hours"] > 0
@@ -287,6 +296,22 @@ def test_the_command_tells_and_writes_the_same_rows():
     code, out, _ = call(*words)
     assert code == 0
     assert f"{rows[0]['hours']:.4g}" in out
+
+
+@pytest.mark.parametrize(
+    ("hours", "told"),
+    [(41_240.0, "41,240 h"), (1000.0, "1,000 h"), (920.7, "920.7 h"), (1.0, "1 h"),
+     (0.25, "15 min"), (0.0008, "2.88 s"), (0.0, "0 s")],
+)  # fmt: skip
+def test_the_table_tells_times_in_a_fitting_unit_and_sizes_without_powers(hours, told, monkeypatch):
+    row = {"artefact": "table9", "runs": 2, "hours": hours, "scoring": hours, "memory": 0.02,
+           "disk": 12_340.0}  # fmt: skip
+    monkeypatch.setattr(estimates, "estimate", lambda *_, **__: [row])
+    code, out, _ = call("estimate", "table2", "scale=paper")
+    assert code == 0
+    assert out.splitlines()[-1].split(" GB")[0].split() == [
+        "table9", "2", *told.split(), *told.split(), "0.02"]  # fmt: skip
+    assert out.endswith(" 12,340 GB\n")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import io
 import os
 import tempfile
 import time
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import islice
@@ -18,9 +17,11 @@ from PIL import Image
 from delving.bench.rounds import ROUNDS, Row, compare, in_turns
 from delving.bench.training import build, take
 from delving.config import compose
+from delving.data import expand_home
 from delving.data.images import SUFFIXES, FolderReader, Images
 from delving.data.loader import TrainingBatches, cached, count_cores, count_workers, iterate
 from delving.data.shared import iterate_shared
+from delving.data.zips import ZipReader, open_checked
 from delving.device import name_device, pick_device
 from delving.meter import Meter
 from delving.net import CROP
@@ -43,7 +44,7 @@ def bench_loader(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
     workers, root = count_workers(config.data.workers), config.data.root
     half = max(1, workers // 2)
     with tempfile.TemporaryDirectory() as scratch:
-        files = _given(Path(root).expanduser()) if root else _generated()
+        files = _given(expand_home(root)) if root else _generated()
         images = write_folder(Path(scratch), files)
         ways = {
             "ours": lambda: _rate(_ours(images, workers)),
@@ -115,18 +116,20 @@ def _given(root: Path) -> Iterator[bytes]:
     """The JPEG files of a folder or a zip, COUNT at most.
 
     Raises:
-        ValueError: there are fewer files than CLASSES.
+        ValueError: nothing is there, it is neither, or there are fewer files than CLASSES.
     """
-    if root.is_file():
-        with zipfile.ZipFile(root) as whole:
-            names = [n for n in whole.namelist() if n.lower().endswith(SUFFIXES[:2])]
-            found = [whole.read(name) for name in names[:COUNT]]
+    if not root.exists():
+        raise ValueError(f"data.root={root}: there is no such folder or zip")
+    if root.is_dir():
+        names = [str(path.relative_to(root)) for path in sorted(root.rglob("*"))]
+        read = FolderReader(root)
     else:
-        paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES[:2])
-        found = [path.read_bytes() for path in paths[:COUNT]]
-    if len(found) < CLASSES:
-        raise ValueError(f"data.root={root}: {len(found)} JPEG files, at least {CLASSES} needed")
-    yield from found
+        names = [info.filename for info in open_checked(root)]
+        read = ZipReader({name: (root, name) for name in names})
+    names = [name for name in names if name.lower().endswith(SUFFIXES[:2])]
+    if len(names) < CLASSES:
+        raise ValueError(f"data.root={root}: {len(names)} JPEG files, at least {CLASSES} needed")
+    yield from map(read, names[:COUNT])
 
 
 def _generated() -> Iterator[bytes]:
