@@ -26,6 +26,9 @@ def detect(words: Words = None) -> None:
 
     folder, config = _find(rest)
     settings = compose_detect(config.scale, own)
+    if settings.data == "voc2007" and settings.classes and "detect.classes" in _keys(own):
+        raise ValueError(f"detect.classes={settings.classes}: of generated scenes, "
+                         "detect.data=shapes_voc; of VOC's classes all 20 count")  # fmt: skip
     disk.check_writable(folder.absolute().parent.parent / "detections")
     with make_display() as display:
         from delving.detect.run import detect_run
@@ -59,7 +62,8 @@ def _find(words: list[str]):
         if runs:
             raise ValueError(f"{folder} is not finished: the command that began it goes on; its "
                              f"settings are in {folder / 'config.yaml'}")  # fmt: skip
-        raise ValueError(f"{folder} is not trained yet: {' '.join(['delving train', *rest])} does")
+        how = " ".join(["delving train", *rest])
+        raise ValueError(f"{folder} is not trained yet: {how} does it")
     return folder, config
 
 
@@ -68,10 +72,14 @@ def _refuse_trunks(words: list[str]) -> None:
     from delving.config import DETECT
     from delving.words import shown
 
-    for word in words:
-        section, _, name = word.partition("=")[0].rpartition(".")
+    for word, key in zip(words, _keys(words), strict=True):
+        section, _, name = key.rpartition(".")
         if section and f"detect.{name}" in DETECT:
             raise ValueError(f"{shown(word)}: the run is trained; did you mean detect.{name}?")
+
+
+def _keys(words: list[str]) -> list[str]:
+    return [word.partition("=")[0] for word in words]
 
 
 def _print(folder: Path, scores: bool) -> None:

@@ -332,6 +332,7 @@ def test_the_command_takes_a_runs_name_or_its_words(delving, copied, detected):
         (["detect.steps=0"], "detect.steps=0: must be an integer from 1"),
         (["detect.data=coco"], "one of voc2007, shapes_voc"),
         (["detect.data=voc2007"], "needs detect.root="),
+        (["detect.data=voc2007", "detect.classes=3"], "detect.classes=3: of generated scenes"),
         (["detect.data=voc2007", "detect.root=."], "neither VOCdevkit"),
         (["detect.proposals=boxes.npz"], "choose from auto, selective_search, grid, or a file"),
         (["detect.root=~no.such/x"], "detect.root=~no.such/x: "),
