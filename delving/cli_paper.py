@@ -83,7 +83,10 @@ def plot_slopes(runs: Runs = None, output_root: Root = "outputs") -> None:
     disk.check_writable(Path(root) / "slopes")
     from delving.compare import compare_slopes
 
-    terminal.say(compare_slopes(wanted, root, scale))
+    path, faults = compare_slopes(wanted, root, scale)
+    for why in faults:
+        terminal.say(f"left out: {why}")
+    terminal.say(path)
 
 
 def ensemble(

@@ -27,6 +27,7 @@ from delving.words import name_apart, refuse_slip, shown
 MODELS = {22: "b"}  # by depth; others are the small model lengthened
 AGAINST = "xavier"
 OWN = ("depth=", "model=", "inits=")
+STD = "init.std="
 
 
 def compare_inits(words: Sequence[str], say: Overview) -> list[Path]:
@@ -38,7 +39,7 @@ def compare_inits(words: Sequence[str], say: Overview) -> list[Path]:
             and overrides.
 
     Raises:
-        ValueError: an unknown depth, model or initialiser.
+        ValueError: an unknown depth, model or initialiser; a folder that holds another run.
         RuntimeError: a run failed.
     """
     if number := [word for word in words if word.isdigit()]:
@@ -55,6 +56,8 @@ def compare_inits(words: Sequence[str], say: Overview) -> list[Path]:
     inits = own.get("inits", f"{usual_init},{AGAINST}").split(",")
     if len(set(inits)) < len(inits):
         raise ValueError(f"inits={shown(','.join(inits))}: each once")
+    if "gaussian" not in inits and (std := [word for word in rest if word.startswith(STD)]):
+        raise ValueError(f"{shown(std[0])}: only of inits=gaussian, not of {','.join(inits)}")
     nets = {init: configs.compose([f"model={model}", f"init={init}", *usual, *_of_init(init, rest)])
             for init in inits}  # fmt: skip
     check_families(rest, nets.values())
@@ -62,6 +65,8 @@ def compare_inits(words: Sequence[str], say: Overview) -> list[Path]:
     plan = Plan(first.scale, rest, Path(first.output_root) / first.scale,
                 configs.plan_of(first.scale))  # fmt: skip
     arms = {init: [add_run(plan, with_switch(plan, config))] for init, config in nets.items()}
+    if plan.refused:
+        raise ValueError("; ".join(plan.refused.values()))
     failed = work_runs(plan, first.device, say)
     if failed:
         raise RuntimeError("; ".join(f"{run}: {error}" for run, error in failed.items()))
@@ -76,7 +81,7 @@ def compare_inits(words: Sequence[str], say: Overview) -> list[Path]:
 
 def _of_init(init: str, words: Sequence[str]) -> list[str]:
     """The words that an initialiser takes: only the Gaussian takes a std."""
-    return [word for word in words if init == "gaussian" or not word.startswith("init.std=")]
+    return [word for word in words if init == "gaussian" or not word.startswith(STD)]
 
 
 def _name(what: Sequence[str], nets: Sequence[Config]) -> str:
@@ -108,23 +113,50 @@ def _write_signal(model: str, nets: Mapping[str, Config], to: Path) -> Path:
     return save_figure(draw_signal(by_net), to / "signal.png")
 
 
-def compare_slopes(runs: Sequence[str], output_root: str, scale: str = "*") -> Path:
-    """Draws the slopes of runs, by default of all that learned some; returns the figure's path."""
-    folders = [record.find_run(run, output_root, scale) for run in runs]
-    folders = folders or record.list_runs(output_root, scale=scale)
-    names = name_apart(folders)
-    found = {name: run for name, folder in names.items() if (run := Run(folder)).slopes}
-    strange = [folder for name, folder in names.items() if runs and name not in found]
-    if begun := [folder for folder in strange if not (folder / "result.json").exists()]:
-        raise ValueError(f"{begun[0]} is not finished: its slopes are told at its end")
+def compare_slopes(
+    runs: Sequence[str], output_root: str, scale: str = "*"
+) -> tuple[Path, list[str]]:
+    """Draws the slopes of runs, by default of all that learned some. Returns the figure's path and
+    what is wrong with the runs that are damaged, which are left out unless they were named.
+
+    Raises:
+        ValueError: a run that was named is damaged, unfinished or has no slopes; or none has any.
+    """
+    if runs:
+        names = name_apart([record.find_run(run, output_root, scale) for run in runs])
+        found = {name: run for name, folder in names.items() if (run := _finished(folder)).slopes}
+        strange, faults = [str(names[name]) for name in names if name not in found], []
+    else:
+        names = name_apart(record.list_runs(output_root, scale=scale))
+        found, faults = _list_sloped(names)
+        strange = []
     if strange or not found:
-        where = ", ".join(map(str, strange)) or output_root
-        raise ValueError(f"no learned slopes in {where}: train act=prelu")
+        where = ", ".join(strange) or output_root
+        raise ValueError("; ".join([f"no learned slopes in {where}: train act=prelu", *faults]))
     by_model: dict[str, list[Run]] = {}
     for run in found.values():
         by_model.setdefault(f"{run.result['model']}, {run.result['act']}", []).append(run)
     data = pd.concat(list_slopes([run]).assign(run=name) for name, run in found.items())
-    return _write(draw_slopes(by_model), data, Path(output_root) / "slopes")
+    return _write(draw_slopes(by_model), data, Path(output_root) / "slopes"), faults
+
+
+def _finished(folder: Path) -> Run:
+    if not (folder / "result.json").exists():
+        raise ValueError(f"{folder} is not finished: its slopes are told at its end")
+    return Run(folder)
+
+
+def _list_sloped(names: Mapping[str, Path]) -> tuple[dict[str, Run], list[str]]:
+    """The finished runs that learned slopes, and what is wrong with those that are damaged."""
+    found, faults = {}, []
+    for name, folder in names.items():
+        run = Run(folder)
+        try:
+            if (folder / "result.json").exists() and run.result and run.slopes:
+                found[name] = run
+        except ValueError as error:
+            faults.append(str(error))
+    return found, faults
 
 
 def _write(figure, data: pd.DataFrame, to: Path) -> Path:

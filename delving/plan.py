@@ -11,6 +11,7 @@ from statistics import median
 from delving import config as configs
 from delving import record
 from delving.cost import estimate_seconds, measure_work
+from delving.data import expand_home
 from delving.detect.naming import detection_folder, find_other_detection
 from delving.detect.voc import check_voc
 from delving.groups import choices
@@ -212,7 +213,7 @@ def _look_at_detections(
     if from_records:
         why, lacking = "these records hold no detections", not any(there)
     elif need_data and settings.data == "voc2007" and settings.root and not all(there):
-        check_voc(Path(settings.root).expanduser())
+        check_voc(expand_home(settings.root, "detect.root"))
     if lacking:
         for name in [name for name, request in plan.requests.items() if request.detect]:
             _leave_out(plan, name, why, named)

@@ -116,11 +116,13 @@ def test_every_command_explains_itself(delving, command):
             ["reproduce", "detection", "scale=paper", "detect.root=/no/where"],
             "detect.root=/no/where: neither VOCdevkit/VOC2007/ nor",
         ),
+        (["reproduce", "detection", "scale=paper", "detect.root=~no.such"], "detect.root=~no.such"),
         (["compare-init", "model=e"], "model=e: choose from a, b, c,"),
         (["compare-init", "model=b", "depth=22"], "depth=22 model=b: compare-init takes one of"),
         (["compare-init", "depth=13"], "depth=13: a number of conv and fc layers, from 14 to"),
         (["compare-init", "depht=30"], "there is no 'depht'; did you mean depth?"),
         (["compare-init", "inits=he,he"], "inits=he,he: each once"),
+        (["compare-init", "init.std=1"], "init.std=1: only of inits=gaussian, not of he,xavier"),
         (["compare-init", "depth=030"], "depth=030: a number of conv and fc layers, from 14 to"),
         (["compare-init", "depth=³⁰"], "depth=³⁰: a number of conv and fc layers, from 14 to"),
         (

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import types
 
+import pandas as pd
 import pytest
 from calling import call
 from fabricate import make_planned, snapshot
@@ -348,6 +349,17 @@ def test_damaged_slopes_are_not_plotted_but_named(copied, value):
     code, _, err = call("plot-slopes", RUNS[0], "--output-root", copied.parent)
     assert (code, len(err.splitlines())) == (2, 1)
     assert f"{RUNS[0]}/slopes.json is damaged" in err
+
+
+def test_of_runs_that_were_not_named_a_damaged_one_is_left_out(copied):
+    record.write_json(copied / "runs" / RUNS[0] / "slopes.json", [1])
+    (copied / "runs" / RUNS[1] / "result.json").unlink()
+    code, out, _ = call("plot-slopes", "--output-root", copied.parent)
+    assert code == 0
+    assert f"left out: {copied}/runs/{RUNS[0]}/slopes.json is damaged" in out
+    drawn = pd.read_csv(copied.parent / "slopes" / "data.csv")
+    assert not drawn.empty
+    assert not set(RUNS[:2]) & set(drawn.run)
 
 
 def test_a_foreign_file_among_the_scores_fails_that_run_alone(copied, monkeypatch):
