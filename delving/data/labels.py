@@ -4,6 +4,7 @@ Errors name the file and the line.
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from delving.data.images import read_file
@@ -46,15 +47,16 @@ def read_words(path: Path) -> dict[str, str]:
 
 def read_solution(path: Path) -> dict[str, str]:
     """{ILSVRC2012_val_...: its class's WordNet id}, from Kaggle's LOC_val_solution.csv."""
-    truth = {}
-    for number, line in _lines(read_listing(path), path):
+    truth, lines = {}, _lines(read_listing(path), path)
+    for number, head in islice(lines, 1):
+        if head != "ImageId,PredictionString":
+            raise _fault(path, number, f"not ImageId,PredictionString: {shown(head)}")
+    for number, line in lines:
         image, _, boxes = line.partition(",")
-        if number == 1:
-            if line != "ImageId,PredictionString":
-                raise _fault(path, number, f"not ImageId,PredictionString: {shown(line)}")
-            continue
         if not image or not boxes.split():
             raise _fault(path, number, f"no image and class: {shown(line)}")
+        if image in truth:
+            raise _fault(path, number, f"a second class for {shown(image)}")
         truth[image] = boxes.split()[0]
     return truth
 

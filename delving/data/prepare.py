@@ -40,7 +40,7 @@ BYTES = 200_000_000  # of a file in an archive, at most; CIFAR-100's largest has
 def prepare_cifar(name: str, root: Path) -> None:
     """Downloads a CIFAR archive into root and writes its images as PNG files in class folders."""
     remove_dead(root, SPLITS[0])
-    if all((root / split).is_dir() for split in SPLITS):
+    if _is_unpacked(root):
         return
     url, md5 = CIFAR[name]
     unpack_cifar(download(url, root, md5=md5, again=_again(name, root)), root)
@@ -107,15 +107,20 @@ def _write_records(records: np.ndarray, names: list[str], folder: Path, batch: s
 
 
 def prepare_imagenette(name: str, root: Path) -> None:
-    """Downloads Imagenette; its folder, imagenette2, has class folders in train/ and val/."""
+    """Downloads Imagenette, unless the root is or has its folder: imagenette2, with class folders
+    in train/ and val/."""
     remove_dead(root, FOLDER)
-    if (root / FOLDER).is_dir():
+    if (root / FOLDER).is_dir() or _is_unpacked(root):
         return
     url, md5 = IMAGENETTE
     archive = download(url, root, md5=md5, again=_again(name, root))
     with folder_beside(root / FOLDER) as beside, tarfile.open(archive) as tar:
         tar.extractall(beside, filter="data")  # names never lead out
         os.rename(beside / FOLDER, root / FOLDER)  # whole, or not there
+
+
+def _is_unpacked(root: Path) -> bool:
+    return all((root / split).is_dir() for split in SPLITS)
 
 
 def _again(name: str, root: Path) -> str:

@@ -7,6 +7,7 @@ To add one: a function and a line in SOURCES, a file in conf/data, and a line in
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from delving.data.shapes import TEXTURES
 from delving.data.zips import ZipReader, list_members
 from delving.words import shown
 
-TINY = "tiny-imagenet-200"
+TINY, ANNOTATIONS = "tiny-imagenet-200", "val/val_annotations.txt"
 
 
 def find_folder(root: Path) -> tuple[Images, Images]:
@@ -34,25 +35,35 @@ def find_folder(root: Path) -> tuple[Images, Images]:
     return _splits(train, val, FolderReader(root), {}, root=root)
 
 
+def find_folder_of(name: str, root: Path) -> tuple[Images, Images]:
+    """find_folder, for a data set whose number of classes is known: `show` and `estimate` build its
+    net by that number, without looking."""
+    found = find_folder(root)
+    there, wanted = len(found[0].classes), SIZES[name][0]
+    if there != wanted:
+        raise ValueError(
+            f"data.root={root}: {there} classes, but data={name} has {wanted}; "
+            "data=folder takes any"
+        )
+    return found
+
+
 def find_imagenette(root: Path) -> tuple[Images, Images]:
     """Imagenette as torchvision unpacks it, into imagenette2/, or that folder itself."""
-    return find_folder(root / "imagenette2" if (root / "imagenette2").is_dir() else root)
+    inside = root / "imagenette2"
+    return find_folder_of("imagenette", inside if inside.is_dir() else root)
 
 
 def find_tiny_imagenet(root: Path) -> tuple[Images, Images]:
     """Tiny ImageNet's official layout: unpacked, in its zip, or in a folder of partial zips."""
-    if root.is_file() or any(root.glob("[!.]*.zip")):
-        zips = [root] if root.is_file() else sorted(root.glob("[!.]*.zip"))
-        members = list_members(zips, f"{TINY}/")
-        reader = ZipReader(members)
-    else:
-        root = root / TINY if (root / TINY).is_dir() else root
-        members = dict.fromkeys(_tiny_files(root))
-        reader = FolderReader(root)
-    if "val/val_annotations.txt" not in members:
-        raise ValueError(f"data.root={root}: no val/val_annotations.txt, so not Tiny ImageNet")
-    train = [(n.split("/")[1], n) for n in members if n.startswith("train/") and _is_image(n)]
-    val = parse_annotations(_told(root, reader, "val/val_annotations.txt"))
+    members, reader = _tiny_members(root)
+    if ANNOTATIONS not in members:
+        there = f" ({_list_there(root)})" if root.is_dir() else ""
+        raise ValueError(f"data.root={root}: no {ANNOTATIONS}, so not Tiny ImageNet{there}")
+    # A picture that lies beside the class folders is of no class.
+    parts = [(name.split("/"), name) for name in members if _is_image(name)]
+    train = [(of[1], name) for of, name in parts if of[0] == "train" and len(of) > 2]
+    val = parse_annotations(_told(root, reader, ANNOTATIONS))
     absent = [name for _, name in val if name not in members]
     if absent:
         raise ValueError(
@@ -61,6 +72,17 @@ def find_tiny_imagenet(root: Path) -> tuple[Images, Images]:
         )
     words = "words.txt" in members and parse_words(_told(root, reader, "words.txt"))
     return _splits(train, val, reader, words or {}, root=root)
+
+
+def _tiny_members(root: Path) -> tuple[dict[str, object], Callable[[str], bytes]]:
+    """The names of its files, as keys, and what reads them. Where it lies unpacked, zips beside it
+    may be of anything."""
+    for folder in (root / TINY, root):
+        if (folder / ANNOTATIONS).is_file():
+            return dict.fromkeys(_tiny_files(folder)), FolderReader(folder)
+    zips = [root] if root.is_file() else sorted(root.glob("[!.]*.zip"))
+    members = list_members(zips, f"{TINY}/")
+    return members, ZipReader(members)
 
 
 def find_imagenet(root: Path) -> tuple[Images, Images]:
@@ -102,8 +124,8 @@ SOURCES: dict[str, Callable[[Path], tuple[Images, Images]]] = {
     "imagenet": find_imagenet,
     "tiny_imagenet": find_tiny_imagenet,
     "imagenette": find_imagenette,
-    "cifar10": find_folder,
-    "cifar100": find_folder,
+    "cifar10": partial(find_folder_of, "cifar10"),
+    "cifar100": partial(find_folder_of, "cifar100"),
     "folder": find_folder,
     "shapes": find_folder,
 }
@@ -122,10 +144,15 @@ SIZES = {
 def _split_folder(root: Path, split: str) -> Path:
     if (root / split).is_dir():
         return root / split
+    raise ValueError(f"data.root={root}: no folder {split}/ ({_list_there(root)})")
+
+
+def _list_there(root: Path) -> str:
+    """What lies in a folder, for messages."""
     there = sorted(root.glob("*"))
     names = ", ".join(shown(p.name) for p in there[:8]) or "nothing"
     hint = "; tar files are to be unpacked first" if any(p.suffix == ".tar" for p in there) else ""
-    raise ValueError(f"data.root={root}: no folder {split}/ (there is {names}{hint})")
+    return f"there is {names}{hint}"
 
 
 def _class_folders(root: Path, split: str) -> Listing:
@@ -161,10 +188,8 @@ def _raise(error: OSError) -> None:
 
 
 def _tiny_files(root: Path) -> list[str]:
-    """Tiny ImageNet's files. Only its own folders are searched: the root may be any, even /proc."""
-    told = [name for name in ("val/val_annotations.txt", "words.txt") if (root / name).is_file()]
-    if told[:1] != ["val/val_annotations.txt"]:
-        return []
+    """Tiny ImageNet's files; only its own folders are searched."""
+    told = [name for name in (ANNOTATIONS, "words.txt") if (root / name).is_file()]
     splits = [root / split for split in ("train", "val") if (root / split).is_dir()]
     return sorted({*told, *(name for folder in splits for name in _tree(folder, root))})
 
@@ -189,13 +214,14 @@ def _ground_truth(root: Path) -> dict[str, str]:
 
 
 def _imagenet_words(root: Path) -> dict[str, str]:
-    """{WordNet id: name} of its classes, if a file beside the images tells; empty if that file is
-    not what its name says."""
-    with contextlib.suppress(ValueError):
-        for told in (_above(root, "LOC_synset_mapping.txt"), root / "words.txt"):
-            if told and told.is_file():
+    """{WordNet id: name} of its classes, from the first file beside the images that tells; one that
+    is not what its name says is passed over."""
+    for told in (_above(root, "LOC_synset_mapping.txt"), root / "words.txt"):
+        if told and told.is_file():
+            with contextlib.suppress(ValueError):
                 return read_words(told)
-        if devkit := _devkit(root):
+    if devkit := _devkit(root):
+        with contextlib.suppress(ValueError):
             return {wnid: names.split(",")[0] for wnid, names in read_meta(devkit).values()}
     return {}
 
@@ -205,9 +231,10 @@ def _devkit(root: Path) -> Path | None:
 
 
 def _above(root: Path, name: str) -> Path | None:
-    """The file of that name in the folder, or in the nearest above that has one."""
-    root = root.resolve()
-    return next((p / name for p in (root, *root.parents) if (p / name).is_file()), None)
+    """The file of that name in the folder, or in the nearest above that has one: above it as the
+    root is given first, since any part of that may be a link, then above where it really lies."""
+    places = (p for start in (root.absolute(), root.resolve()) for p in (start, *start.parents))
+    return next((p / name for p in places if (p / name).is_file()), None)
 
 
 def _splits(

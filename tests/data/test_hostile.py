@@ -326,6 +326,8 @@ SOLUTIONS = {
     b"ImageId,PredictionString\nILSVRC2012_val_00000001, \n": "line 2: no image and class",
     b"ImageId,PredictionString\n\n,n01\n": "line 3: no image and class",
     b"ImageId,PredictionString\n\nx,n01\n\xff,n01\n": "line 4: no UTF-8",
+    b"\n\na,b\n": "line 3: not ImageId,PredictionString: a,b",
+    b"ImageId,PredictionString\nx,n01 1\n\nx,n02 1\n": "line 4: a second class for x",
     b"ImageId,PredictionString\nx," + b"9" * 200_000: "1 images of no known class",
     b"ImageId,PredictionString\nILSVRC2012_val_00000001,n99 1 2 3 4\n": "train lacks: n99",
 }

@@ -12,6 +12,7 @@ from urllib.error import HTTPError, URLError
 import numpy as np
 import pytest
 from calling import killed_at
+from helpers import write_folder
 
 from delving import cli
 from delving.data import prepare
@@ -199,6 +200,14 @@ def test_imagenette_is_unpacked_whole_and_not_asked_for_again(tmp_path, monkeypa
     assert len(asked) == 1
     assert {p.name for p in root.iterdir()} == {"imagenette2", "imagenette2.tgz"}
     assert (root / "imagenette2" / "val" / "a.JPEG").read_bytes() == b"a"
+
+
+def test_imagenette_is_not_downloaded_into_its_own_folder(tmp_path, served):
+    asked = served(URLError("no network"))
+    root = write_folder(tmp_path / "imagenette2", classes=TEN)
+    PREPARE["imagenette"]("imagenette", root)
+    assert asked == []
+    assert {p.name for p in root.iterdir()} == {"train", "val"}
 
 
 NO_NETWORK = {

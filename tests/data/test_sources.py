@@ -84,6 +84,17 @@ def test_a_split_without_class_folders_is_refused(tmp_path, split):
         find_folder(tmp_path)
 
 
+@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100),
+                                               ("imagenette", 10)])  # fmt: skip
+def test_a_folder_of_other_classes_does_not_pass_for_a_known_data_set(tmp_path, name, classes):
+    """Else its net would be shown, and its work estimated, for classes that are not there."""
+    root = write_folder(tmp_path, train=1, val=1, side=8)
+    with pytest.raises(ValueError, match=rf"2 classes, but data={name} has {classes}; data=folder"):
+        load(name, str(root))
+    write_folder(tmp_path, train=1, val=1, side=8, classes=[f"k{n}" for n in range(classes - 2)])
+    assert len(load(name, str(root))[0].classes) == classes
+
+
 # --- Tiny ImageNet ---
 WNIDS = ("n01", "n02", "n03")
 
@@ -155,6 +166,30 @@ def test_the_layout_changes_neither_order_nor_fingerprint(tmp_path):
         (tmp_path / layout).mkdir()
         prints.add(fingerprint(*find_tiny_imagenet(lay_out(tmp_path / layout, layout))))
     assert len(prints) == 1
+
+
+@pytest.mark.parametrize("layout", ["unpacked", "unpacked below"])
+def test_files_beside_tiny_imagenet_change_nothing(tmp_path, layout):
+    before = fingerprint(*find_tiny_imagenet(lay_out(tmp_path, layout)))
+    write_zip(tmp_path / "holiday.zip", {"beach.jpg": PICTURE}, top="")
+    write_file(tmp_path / "half-downloaded.zip", b"PK")
+    assert fingerprint(*find_tiny_imagenet(tmp_path)) == before
+
+
+@pytest.mark.parametrize("layout", ["partial zips", "unpacked"])
+def test_a_picture_beside_the_class_folders_is_no_class(tmp_path, layout):
+    before = fingerprint(*find_tiny_imagenet(lay_out(tmp_path, layout)))
+    if layout == "unpacked":
+        write_file(tmp_path / "train" / "sheet.jpg", PICTURE)
+    else:
+        write_zip(tmp_path / "more.zip", {"train/sheet.jpg": PICTURE})
+    assert fingerprint(*find_tiny_imagenet(tmp_path)) == before
+
+
+def test_what_lies_in_place_of_tiny_imagenet_is_told(tmp_path):
+    write_file(tmp_path / "notes.txt", b"x")
+    with pytest.raises(ValueError, match=r"not Tiny ImageNet \(there is notes\.txt\)"):
+        find_tiny_imagenet(tmp_path)
 
 
 def test_fewer_images_or_other_labels_are_other_data(tmp_path):
@@ -298,6 +333,25 @@ def test_a_solution_file_that_excel_saved_or_that_lies_above_is_read(tmp_path, m
     assert found_labels(find_imagenet(Path())[1]) == truth
 
 
+def test_a_solution_file_that_begins_with_a_blank_line_is_read(tmp_path):
+    truth, path = flat_imagenet(tmp_path), tmp_path / "LOC_val_solution.csv"
+    write_solution(path, truth)
+    path.write_bytes(b"\r\n" + path.read_bytes())
+    assert found_labels(find_imagenet(tmp_path)[1]) == truth
+
+
+@pytest.mark.parametrize("linked", ["ILSVRC", "ILSVRC/Data/CLS-LOC", ""])
+def test_a_solution_file_above_a_link_to_kaggles_folder_is_read(tmp_path, linked):
+    inside = Path("ILSVRC/Data/CLS-LOC")
+    truth = flat_imagenet(tmp_path / "disk" / inside.relative_to(linked))
+    link = tmp_path / "kaggle" / linked
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(tmp_path / "disk")
+    write_solution(tmp_path / "kaggle" / "LOC_val_solution.csv", truth)
+    for root in (tmp_path / "kaggle", tmp_path / "kaggle" / inside):
+        assert found_labels(find_imagenet(root)[1]) == truth
+
+
 @pytest.mark.parametrize(
     ("name", "between"), [("LOC_synset_mapping.txt", " "), ("words.txt", "\t")]
 )
@@ -315,6 +369,13 @@ def test_what_only_looks_like_a_list_of_names_is_none(tmp_path, name):
     write_file(tmp_path / name, b"hello\xff\n")
     (tmp_path / "ILSVRC2012_devkit_t12" / "data").mkdir(parents=True)
     assert find_imagenet(tmp_path)[1].titles == list(WNIDS)
+
+
+def test_one_bad_list_of_names_does_not_hide_the_next(tmp_path):
+    write_folder(tmp_path, classes=WNIDS)
+    write_file(tmp_path / "LOC_synset_mapping.txt", b"hello\n")
+    write_file(tmp_path / "words.txt", b"n01\tgoldfish, Carassius auratus\n")
+    assert find_imagenet(tmp_path)[1].titles == ["goldfish", "n02", "n03"]
 
 
 def test_flat_validation_images_without_any_truth_are_refused(tmp_path):
