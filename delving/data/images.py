@@ -54,6 +54,11 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Back from upright to as stored; all but the two quarter turns undo themselves.
+RETURNS = TURNS | {6: TURNS[8], 8: TURNS[6]}
+# What begins the parts of a PNG that may hold an orientation.
+MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+
 
 class UndecodableImageError(ValueError):
     """A file that is not an image, or not a whole one."""
@@ -96,11 +101,8 @@ class Images:
         return decode(self.bytes_of(index), self.names[index])
 
     def size(self, index: int) -> tuple[int, int]:
-        """(width, height) as `load` would give it, from the file's header alone."""
-        with opened(self.bytes_of(index), self.names[index]) as image:
-            turned = orientation(image) in (5, 6, 7, 8)
-            # For a TIFF, Pillow already gives the size after turning.
-            return image.size[::-1] if turned and image.format != "TIFF" else image.size
+        """(width, height) as `load` would give it, see `read_size`."""
+        return read_size(self.bytes_of(index), self.names[index])
 
     def bytes_of(self, index: int) -> bytes:
         """The file's bytes; UndecodableImageError names the file if it cannot be read."""
@@ -125,15 +127,31 @@ def decode(data: bytes, name: str, *, upright: bool = True) -> Image.Image:
             pixels, or is beyond the limits above.
     """
     with opened(data, name) as image:
+        # Pillow turns a TIFF upright as it loads it, and then tells no orientation any more.
+        back = RETURNS.get(orientation(image)) if image.format == "TIFF" else None
         image.load()
         # assumed: an image is turned upright by its EXIF rotation.
-        turn = TURNS.get(orientation(image)) if upright else None
+        turn = TURNS.get(orientation(image)) if upright else back
         if turn is not None:
             image = image.transpose(turn)
         if image.mode.startswith("I"):  # convert() would clip 16 bits at 255, not scale them
             image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
         # Pillow's functions for both copy the image even if there is nothing to change.
         return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def read_size(data: bytes, name: str) -> tuple[int, int]:
+    """(width, height) of `decode`'s image, from the file's header alone.
+
+    Raises:
+        UndecodableImageError: the file has no header of an image, or is beyond the limits above.
+    """
+    with opened(data, name) as image:
+        # Pillow unpacks a PNG's pixels to look for an orientation behind them.
+        sure = image.format == "PNG" and not any(mark in data for mark in MARKS)
+        turned = not sure and orientation(image) in (5, 6, 7, 8)
+        # For a TIFF, Pillow already gives the size after turning.
+        return image.size[::-1] if turned and image.format != "TIFF" else image.size
 
 
 def reckon_bytes(side: float) -> float:

@@ -1,5 +1,6 @@
 """Batches for training and views for testing, in this process or by loader processes."""
 
+import math
 import multiprocessing
 import os
 import warnings
@@ -24,7 +25,7 @@ from delving.data.augment import (
     samples_of,
     view_of,
 )
-from delving.data.images import Images, UndecodableImageError, decode
+from delving.data.images import Images, UndecodableImageError, decode, read_size
 from delving.data.parcel import map_tensors
 from delving.data.processes import AHEAD, Dataset, started, take
 from delving.data.regions import agrees, cut_region, look_at
@@ -75,7 +76,7 @@ class Cache:
         picture = self.kept.get(index)
         if picture is None:
             data = self.images.bytes_of(index)
-            if not (self.side or self._has_room(index)):
+            if not (self.side or self._has_room(index, data)):
                 pixels = self._cut(index, data, view)
                 if pixels is not None:
                     return pixels
@@ -91,11 +92,8 @@ class Cache:
             self.sound[index] = size
         return pixels
 
-    def _has_room(self, index: int) -> bool:
-        if not self.budget:
-            return False
-        width, height = self.size(index)
-        return self.budget >= width * height * PIXEL
+    def _has_room(self, index: int, data: bytes) -> bool:
+        return self.budget > 0 and self.budget >= math.prod(self.size(index, data)) * PIXEL
 
     def _decode(self, index: int, data: bytes) -> Picture:
         picture: Picture = decode(data, self.images.names[index])
@@ -108,10 +106,11 @@ class Cache:
             self.kept[index] = picture
         return picture
 
-    def size(self, index: int) -> tuple[int, int]:
-        """(width, height) of the decoded image, read from its file's header."""
+    def size(self, index: int, data: bytes | None = None) -> tuple[int, int]:
+        """(width, height) of the decoded image, by its header; `data`: its file, if read before."""
         if index not in self.sizes:
-            self.sizes[index] = self.images.size(index)
+            name = self.images.names[index]
+            self.sizes[index] = read_size(data or self.images.bytes_of(index), name)
         return self.sizes[index]
 
 
@@ -258,12 +257,12 @@ def _pin(item: Any) -> Any:
 def count_workers(wanted: int, sharing: int = 1, *, gpu: bool = False) -> int:
     """How many loader processes to start: `wanted`, or if that is -1, all but two of the cores that
     are this process's after `sharing` ranks and the trainings beside it have theirs; at most MOST.
-    On two cores loading in this process (0) is fastest: training keeps both busy. So it is where
-    processes are spawned, as on macOS: each would import torch anew for each pass over the images.
-    Trainings side by side on a `gpu` spare one core each: they wait and load for one another."""
+    On two cores loading in this process (0) is fastest: training keeps both busy. So it is without
+    a `gpu` where processes are not forked (macOS, Python 3.14): each would import torch anew for
+    each pass. Trainings side by side on a GPU spare one core each, and load for one another."""
     if wanted >= 0:
         return wanted
-    if _start_method() == "spawn":
+    if not gpu and _start_method() != "fork":
         return 0
     beside = int(os.environ.get(SHARING, 1))
     spare = 1 if gpu and beside > 1 else 2

@@ -60,7 +60,7 @@ def send(pipe: Connection, made: bool, item: Any) -> None:
         if SHARED:
             send_handle(pipe, memory.fileno(), None)
         else:
-            pipe.send_bytes(memory.getbuffer())
+            pipe.send_bytes(memory.getvalue())  # a view that an error keeps would forbid closing
 
 
 def limit(pipe: Connection, seconds: float | None) -> None:

@@ -11,6 +11,7 @@ from helpers import MemoryReader, encode, make_images, make_png, smooth_pixels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from delving.data.images import Images, UndecodableImageError, decode, select
 
@@ -84,6 +85,36 @@ def test_an_image_that_exif_turns_is_upright_and_its_size_is_known(orientation):
     assert pixels[3, 3, 1] < 60
     for corner in (pixels[3, -4], pixels[-4, 3], pixels[-4, -4]):
         assert corner.max() < 60
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_as_stored_is_turned_in_no_format(form, orientation):
+    """Boxes of detection refer to it."""
+    exif, options = Image.Exif(), {"lossless": True} if form == "WEBP" else {}
+    exif[0x0112] = orientation
+    stored = decode(encode(PIXELS, form, exif=exif, **options), "x", upright=False)
+    assert stored.size == (WIDTH, HEIGHT)
+    assert abs(np.asarray(stored).astype(int) - PIXELS).max() <= 20
+
+
+def test_the_size_of_a_png_is_known_without_decoding_it(monkeypatch):
+    def load(image):
+        raise AssertionError("decoded")
+
+    images = one(encode(PIXELS, "PNG"))
+    monkeypatch.setattr(PngImageFile, "load", load)
+    assert images.size(0) == (WIDTH, HEIGHT)
+
+
+def test_an_orientation_behind_the_pixels_of_a_png_is_heeded():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(PIXELS, "PNG", exif=exif)
+    start, end = data.index(b"eXIf") - 4, data.index(b"IDAT") - 4
+    last = len(data) - 12  # IEND's
+    images = one(data[:start] + data[end:last] + data[start:end] + data[last:])
+    assert images.load(0).size == images.size(0) == (HEIGHT, WIDTH)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])

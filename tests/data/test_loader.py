@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from delving.data import loader
-from delving.data.augment import center_view, resize_whole, rows_of, samples_of, ten_views
+from delving.data.augment import View, center_view, resize_whole, rows_of, samples_of, ten_views
 from delving.data.images import UndecodableImageError
 from delving.data.loader import (
     Batch,
@@ -236,6 +236,13 @@ def test_a_cache_decodes_once_what_fits_its_budget():
     assert cache.size(0) == cache.size(3) == (16, 16)
 
 
+@pytest.mark.parametrize("budget", [1, 16 * 16 * 4])
+def test_a_file_is_read_once_for_a_view_whether_it_is_kept_or_not(budget):
+    images, reader = counted(make_images([(16, 16)], classes=1))
+    Cache(images, budget).cut(0, View(16, CROP, (0.5, 0.5), False))
+    assert reader.calls == 1
+
+
 def test_only_this_process_keeps_images():
     assert cached(IMAGES, gigabytes=2, workers=0).budget == 2e9
     assert cached(IMAGES, gigabytes=2, workers=3).budget == 0
@@ -269,6 +276,14 @@ def test_by_itself_no_process_is_started_where_each_would_import_torch_anew(monk
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn", "fork"])
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: None)
     assert (count_workers(-1), count_workers(3)) == (0, 3)
+
+
+def test_processes_of_a_server_that_forks_import_torch_anew_too(monkeypatch):
+    """Python 3.14's way on Linux. A GPU would wait for images that one process alone decodes."""
+    monkeypatch.setattr("delving.data.loader.count_cores", lambda: 16)
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["forkserver", "fork"])
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: None)
+    assert (count_workers(-1), count_workers(3), count_workers(-1, gpu=True)) == (0, 3, 14)
 
 
 # --- a fixed s: images are resized once, as a whole ---

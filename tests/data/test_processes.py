@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -168,6 +169,22 @@ def test_items_come_as_bytes_where_memory_cannot_be_handed_on(elsewhere, workers
         assert (number.tolist(), name) == ([key], f"key {key}")
         number += 1  # the memory can be written to
         assert number.tolist() == [key + 1]
+
+
+def test_a_reader_that_leaves_amid_the_bytes_is_told_as_such(elsewhere):
+    """A loader process then ends quietly. A view of the bytes that the error keeps alive would
+    forbid closing them, with an error of its own that nobody expects."""
+    ours, theirs = multiprocessing.Pipe()
+
+    def leave():
+        ours.recv()
+        ours.close()
+
+    reader = threading.Thread(target=leave)
+    reader.start()
+    with theirs, pytest.raises(ConnectionError):
+        parcel.send(theirs, True, torch.zeros(2**23))
+    reader.join()
 
 
 def test_a_closed_iterator_ends_processes_that_are_at_sending(elsewhere):
