@@ -133,6 +133,12 @@ def memory(told: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cg
     return min(limits)
 
 
+def images_at_once(config: Config) -> int:
+    """How many of a batch's images are on the device together."""
+    train = config.train
+    return min(train.micro_batch or train.batch, train.batch)
+
+
 def free_memory(told: Path = Path("/proc/meminfo")) -> int:
     """What the machine still has free, in bytes, at most `memory`; three quarters of that if the
     system does not tell."""

@@ -28,8 +28,8 @@ def export(
     from delving.words import count
 
     root_of_all, scale, names = split_places(words or [], output_root)
-    if names and scale == "*":
-        folders = [record.find_run(name, root_of_all) for name in names]
+    if names:
+        folders = [record.find_run(name, root_of_all, scale) for name in names]
         roots = sorted({folder.parent.parent for folder in folders})
         if len(roots) > 1:
             raise ValueError(f"runs of {', '.join(map(str, roots))}: an archive is of one scale")
@@ -56,7 +56,9 @@ def import_(
     """Import exported runs, verified, each whole or not at all."""
     from delving.transfer import import_runs
 
-    root, _, archives = split_places(words, output_root)
+    root, scale, archives = split_places(words, output_root)
+    if scale != "*":
+        raise ValueError(f"scale={scale}: an archive's runs are of the scale that it tells")
     disk.check_writable(Path(root))
     for archive in map(Path, archives):
         moved = import_runs(archive, root)

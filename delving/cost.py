@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 
-from delving.build import build_model, count_classes
+from delving.build import build_model, count_classes, images_at_once
 from delving.data import load_data
 from delving.data.images import reckon_bytes
 from delving.data.loader import MOST, count_workers
@@ -97,14 +97,14 @@ def reckon_memory(config: Config) -> float:
     """GB: weights, gradients and momentum in fp32, and each layer's responses in half precision."""
     net, _, rows = describe_net(config)
     shapes = [row["output"].split("x") for row in rows]
-    responses = sum(math.prod(map(int, shape)) for shape in shapes) * config.train.batch
+    responses = sum(math.prod(map(int, shape)) for shape in shapes) * images_at_once(config)
     weights = sum(p.numel() for p in net.parameters())
     return (3 * FP32 * weights + HALF * responses) / 1e9
 
 
 def largest_gigabytes(runs: Iterable[Config]) -> float:
     """GB of memory that the largest of these trainings takes on a CPU; 0 without any."""
-    alike = {repr((c.model, c.data, c.train.batch)): c for c in runs}
+    alike = {repr((c.model, c.data, images_at_once(c))): c for c in runs}
     return max((PROCESS + TIMES * reckon_memory(c) + _images(c) for c in alike.values()),
                default=0.0)  # fmt: skip
 

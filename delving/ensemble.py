@@ -34,8 +34,10 @@ def check_members(folders: Sequence[Path]) -> None:
     known: dict[Path, str] = {}
     for folder in folders:
         place = folder.resolve()
-        if place in known or place.name in known.values():
+        if place in known:
             raise ValueError(f"{folder.name} is named twice")
+        if place.name in known.values():
+            raise ValueError(f"{folder}: another of these runs has the same name")
         known[place] = place.name
         if not (folder / "result.json").exists():
             raise ValueError(f"{folder} is not finished: the command that began it goes on")

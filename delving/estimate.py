@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from delving import config as configs
 from delving.bench.rounds import round_off, seconds_each
 from delving.bench.training import Bench, build_for, memory_of
+from delving.build import images_at_once
 from delving.checkpoint import KEPT
 from delving.cost import (
     FORWARDS,
@@ -215,7 +216,7 @@ def find_rate(config: Config, stated: Mapping[str, float], tflops: float | None)
 
 def probe(bench: Bench) -> Rate:
     """Times STEPS steps on noise, here, or as many as fit into SECONDS."""
-    images, batch = len(bench.batch.labels), bench.config.train.batch
+    images = len(bench.batch.labels)
     first = seconds_each(lambda: bench.ours(1), bench.device, least=0)
     steps = min(STEPS, int(SECONDS / first))
     # If the first step alone takes longer than a probe may, it is all that is timed.
@@ -223,8 +224,9 @@ def probe(bench: Bench) -> Rate:
     steps = max(1, steps)
     seconds = timed / steps
     weights = sum(p.nbytes for p in bench.net.parameters())
-    # The probe may have used fewer images than the batch.
-    memory = 3 * weights + (memory_of(bench) - 3 * weights) * batch / images
+    # The probe may have used fewer images than the batch, or more than a training has at once.
+    share = images_at_once(bench.config) / images
+    memory = 3 * weights + (memory_of(bench) - 3 * weights) * share
     return Rate(images / seconds, memory / 1e9, f"{steps} steps of {images} here")
 
 

@@ -9,7 +9,7 @@ import torch
 
 from delving import device as devices
 from delving import record
-from delving.build import build_model
+from delving.build import build_model, images_at_once
 from delving.data import fingerprint, load_splits
 from delving.data.augment import rows_of
 from delving.data.images import Images, reckon_bytes
@@ -212,7 +212,7 @@ def plan_recipe(config: Config, images: int) -> Recipe:
         steps=max(1, round(t.epochs * epoch)),
         epoch=epoch,
         batch=t.batch,
-        micro_batch=min(t.micro_batch or t.batch, t.batch),
+        micro_batch=images_at_once(config),
         lr=t.lr,
         warmup=t.warmup,
         switch=tuple(t.switch),

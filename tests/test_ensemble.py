@@ -125,6 +125,13 @@ def ensemble(delving, tmp_path):
     return lambda *words: delving("ensemble", *words, "--output-root", tmp_path)
 
 
+def test_two_runs_of_the_same_name_are_told_from_one_named_twice(ensemble, runs, tmp_path):
+    other = save_scores(tmp_path / "other" / runs[0].name, draw(9), LABELS)
+    for words, said in ((runs[:1] * 2, "is named twice"), ([runs[0], other], "the same name")):
+        code, _, err = ensemble(*words)
+        assert (code, said in err) == (2, True)
+
+
 def test_the_command_takes_names_and_prints_every_members_errors(ensemble, runs, tmp_path):
     code, out, _ = ensemble(*(folder.name for folder in runs))
     lines = out.splitlines()

@@ -24,6 +24,7 @@ from delving.config import compose
 from delving.device import prepare_backend
 from delving.doctor import examine
 from delving.fused import rectify, rectify_backward_plain, rectify_plain, rectify_pool
+from delving.kernels import compiled as compiling
 from delving.kernels import gpu, native
 from delving.rectifier import PReLU
 from delving.signals import Interrupted
@@ -370,6 +371,13 @@ def test_kernels_are_compiled_once_and_a_damaged_file_is_not_fatal(monkeypatch, 
     with loading_anew(monkeypatch, XDG_CACHE_HOME=tmp_path / "other"):
         assert native.load() is not None
     assert cut.read_bytes() == made.read_bytes()
+
+
+def test_a_relative_cache_folder_counts_as_none(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for told in ("cache", ""):
+        monkeypatch.setenv("XDG_CACHE_HOME", told)
+        assert compiling._folder() == tmp_path / ".cache" / "delving"
 
 
 @compiled

@@ -512,6 +512,15 @@ def test_images_that_are_kept_decoded_count_as_memory_up_to_their_limit():
     assert gigabytes(*large) - gigabytes(*large, "data.cache_gb=0") == pytest.approx(4)
 
 
+def test_fewer_images_at_once_take_less_memory():
+    def gigabytes(*words):
+        return largest_gigabytes([configs.compose(["scale=quarter", *words])])
+
+    assert gigabytes("train.micro_batch=32") < gigabytes()
+    assert gigabytes("train.micro_batch=32") == gigabytes("train.batch=32")
+    assert gigabytes("train.micro_batch=1000") == gigabytes()
+
+
 @pytest.mark.long
 def test_a_training_takes_no_more_memory_than_is_planned(tmp_path):
     words = ["scale=quarter", "data=shapes", "data.train_images=256", "data.val_images=50",

@@ -497,12 +497,20 @@ def test_the_commands_say_what_they_did(delving, there, here, tmp_path):
     code, out, _ = delving("runs", "import", to, f"output_root={tmp_path / 'third'}")
     assert (code, "0 there already" in out) == (0, True)
     assert [*(tmp_path / "third").glob("smoke/runs/*/result.json")]
+    code, _, err = delving("runs", "import", to, "scale=smoke", "--output-root", here)
+    assert (code, "scale=smoke: an archive's runs are of the scale" in err) == (2, True)
     code, _, err = delving("runs", "import", tmp_path / "nosuch.zip", "--output-root", here)
     assert code == 2
     assert "nosuch.zip: not there" in err
     code, _, err = delving("runs", "export", "scale=cpu", "--output-root", here)
     assert code == 2
     assert "no finished run at all" in err
+
+
+def test_a_run_may_be_named_by_its_folder_and_the_scale_told_beside(delving, there, tmp_path):
+    folder, to = next((there / "runs").iterdir()), tmp_path / "one.zip"
+    code, out, _ = delving("runs", "export", folder, "scale=smoke", "--to", to)
+    assert (code, f"{to}: 1 run" in out) == (0, True)
 
 
 def test_runs_that_are_named_need_no_scale(delving, there, tmp_path):

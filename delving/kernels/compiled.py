@@ -120,11 +120,11 @@ def _hash(data: bytes) -> str:
 
 
 def _folder() -> Path:
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:  # a relative one counts as none, by the XDG Base Directory Specification
+        return (base if base.is_absolute() else Path.home() / ".cache") / "delving"
     except RuntimeError as error:
         raise FileNotFoundError("no home") from error
-    return base / "delving"
 
 
 def _processor() -> str:
