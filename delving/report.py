@@ -48,14 +48,15 @@ def write_report(folder: Path, order: Sequence[str], about: dict) -> Path:
         folder: outputs/<scale>.
         order: every artefact's name, in the paper's order; one without a verdict.json is named as
             absent.
-        about: what no artefact knows, each key optional: scale, paper (citation), headline,
-            machine (name to text), seconds (planned and used, name to seconds), deviations,
-            failed (run and error), left_out (artefact to why), trainings, detectors, shared, made.
+        about: what no artefact knows, each key optional: scale, data (the data set's name), paper
+            (citation), headline, machine (name to text), seconds (planned and used, name to
+            seconds), deviations, failed (run and error), left_out (artefact to why), trainings,
+            detectors, shared, made.
 
     Raises:
         ValueError: names a verdict.json that is damaged.
     """
-    about = {**dict.fromkeys(ABOUT), "scale": folder.name, **about}
+    about = {**dict.fromkeys(ABOUT), "scale": folder.name, "data": "shapes", **about}
     artefacts = [_load_artefact(folder / name) for name in order if _is_there(folder, name)]
     rows = ledger_rows(folder, order)
     counts = Counter(row["verdict"] for row in rows)
@@ -67,7 +68,7 @@ def write_report(folder: Path, order: Sequence[str], about: dict) -> Path:
         counts={verdict: counts[verdict] for verdict in MARKS},
         settings=_several_settings(artefacts),
         times=_time_rows(about["seconds"] or {}),
-        heading=verdict_heading(about["scale"]),
+        heading=verdict_heading(about["scale"], about["data"]),
         words=verdict_words(about["scale"]),
     )
     write_text(folder / "report.html", page)
@@ -121,9 +122,10 @@ def _first_part(evidence: str) -> str:
     return first + (" …" if more else "")
 
 
-def verdict_heading(scale: str) -> str:
-    """What a column of verdicts is called at a scale."""
-    return "holds on generated images?" if scale in GENERATED else "verdict"
+def verdict_heading(scale: str, data: str = "shapes") -> str:
+    """What a column of verdicts is called at a scale, for nets trained on a data set."""
+    where = "on generated images" if data == "shapes" else "at this scale"
+    return f"holds {where}?" if scale in GENERATED else "verdict"
 
 
 def verdict_words(scale: str) -> dict[str, str]:

@@ -207,6 +207,12 @@ def test_on_drawings_no_claim_is_called_reproduced(folder, scale):
     assert "reproduced" not in page.text.replace("Delving Deep into Rectifiers, reproduced", "")
 
 
+def test_at_a_small_scale_other_images_are_not_called_generated(folder):
+    page = report(folder, scale="cpu", data="folder")
+    assert "holds at this scale?" in page.text
+    assert "generated images?" not in page.text
+
+
 @pytest.mark.parametrize("scale", ["quarter", "paper"])
 def test_on_real_images_a_verdict_is_called_one(folder, scale):
     text = report(folder, scale=scale).text

@@ -312,6 +312,13 @@ def test_of_one_scale_nothing_is_said_on_scales(tmp_path):
     assert claim.finding.verdict == REPRODUCED
 
 
+def test_of_two_scales_none_is_the_middle_one(tmp_path):
+    errors = {"dense@32": 18.0, "dense@48": 17.0, "dense": 16.0}
+    shown = show(make_asked(tmp_path, "table4", lambda arm, seed: {"errors": errors}))
+    assert [claim.claim for claim in shown.claims] == CLAIMS["table4"][:2]
+    assert "three" not in shown.caption
+
+
 @pytest.mark.parametrize("singles", [1, 2, 3])
 def test_the_scales_combined_stand_beside_the_papers_however_few_they_are(tmp_path, singles):
     errors = {f"dense@{32 + s}": 18.0 for s in range(singles)} | {"dense": 17.0}
