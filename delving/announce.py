@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from delving.cost import is_for_a_gpu
 from delving.display import Overview
-from delving.draw import compose_family, headline
+from delving.draw import headline, name_data
 from delving.naming import name_run
 from delving.plan import Plan
 from delving.report import verdict_heading, verdict_words
@@ -54,7 +54,7 @@ def tell_outcome(
     say: Overview,
 ) -> None:
     """Says the ledger of claims in short, time planned and used, what failed and what is left."""
-    words, data = verdict_words(plan.scale), compose_family(plan, "small14").data.name
+    words, data = verdict_words(plan.scale), name_data(plan)
     say.say(f"\n{verdict_heading(plan.scale, data)}")
     for row in rows:
         say.say(f"  {words[row['verdict']]:14} {row['artefact']:11} {row['claim']}")

@@ -127,8 +127,7 @@ def compare_slopes(
         found = {name: run for name, folder in names.items() if (run := _finished(folder)).slopes}
         strange, faults = [str(names[name]) for name in names if name not in found], []
     else:
-        names = name_apart(record.list_runs(output_root, scale=scale))
-        found, faults = _list_sloped(names)
+        found, faults = _list_sloped(name_apart(record.list_runs(output_root, scale=scale)))
         strange = []
     if strange or not found:
         where = ", ".join(strange) or output_root

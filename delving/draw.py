@@ -162,7 +162,7 @@ def draw_report(plan: Plan, to: Path, failed: dict[str, str]) -> Path:
     runs = [name for name in shown if (plan.folder(name) / "result.json").exists()]
     about = {
         "scale": plan.scale,
-        "data": compose_family(plan, "small14").data.name,
+        "data": name_data(plan),
         "headline": headline(plan),
         "machine": _machine(plan, runs),
         "seconds": load_times(plan),
@@ -231,7 +231,7 @@ def check_records(plan: Plan) -> None:
 
 def headline(plan: Plan) -> str:
     """What a scale's results rest on, in a line; images as counted once a net is trained."""
-    small, large = (compose_family(plan, model) for model in ("small14", "a"))
+    small, large = (_compose_family(plan, model) for model in ("small14", "a"))
     data = small.data
     kind, source = "images", f" of {data.name}"
     if data.name == "shapes":
@@ -246,7 +246,12 @@ def headline(plan: Plan) -> str:
     )
 
 
-def compose_family(plan: Plan, model: str) -> Config:
+def name_data(plan: Plan) -> str:
+    """The name of the data set that a plan's nets are trained on."""
+    return _compose_family(plan, "small14").data.name
+
+
+def _compose_family(plan: Plan, model: str) -> Config:
     """The configuration of one of a plan's nets, as far as all of its family share it."""
     return configs.compose([f"scale={plan.scale}", f"model={model}", "act=relu", *plan.telling])
 
