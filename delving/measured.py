@@ -18,6 +18,7 @@ from delving import record
 from delving.artefact import Asked, Run
 from delving.lock import holding
 from delving.plan import Plan
+from delving.same import images_of
 from delving.schema import NEUTRAL, leaves
 
 FILE = "measured.json"
@@ -102,10 +103,25 @@ def list_teams(artefact: str, arms: dict[str, list[Run]]) -> list[Team]:
 
 
 def load_measured(plan: Plan, artefact: str, teams: Sequence[Team]) -> dict[tuple[str, ...], dict]:
-    """{names of a team's runs: what was measured of them}, for teams measured as they are now."""
-    found = {_key(part["asked"]): part["found"] for part in read_parts(plan.root / artefact / FILE)}
+    """{names of a team's runs: what was measured of them}, for teams measured as they are now.
+    ValueError: the images at data.root cannot be read."""
+    parts = read_parts(plan.root / artefact / FILE)
+    found = {_key(part["asked"]): part["found"] for part in parts if _on_these_images(plan, part)}
     wanted = {names: _key(fingerprint(plan, artefact, names)) for names in map(names_of, teams)}
     return {names: found[asked] for names, asked in wanted.items() if asked in found}
+
+
+def _on_these_images(plan: Plan, part: dict) -> bool:
+    """Whether a part's images, if they are known, are those at data.root, if one is asked for.
+    Runs know their images themselves."""
+    return "images" not in part or _images(plan) in (None, part["images"])
+
+
+def _images(plan: Plan) -> str | None:
+    """The hash of the images at data.root; None if none is asked for."""
+    if not any(word.startswith("data.root=") for word in plan.overrides):
+        return None
+    return images_of(configs.compose([f"scale={plan.scale}", *plan.overrides]))
 
 
 def _key(asked: dict) -> str:
@@ -115,8 +131,10 @@ def _key(asked: dict) -> str:
 def save_measured(
     plan: Plan, artefact: str, runs: Sequence[str], found: dict[str, Any], seconds: float
 ) -> None:
-    part = {"asked": fingerprint(plan, artefact, runs), "seconds": round(seconds, 2),
-            "found": found}  # fmt: skip
+    asked = fingerprint(plan, artefact, runs)
+    part = {"asked": asked, "seconds": round(seconds, 2), "found": found}
+    if "nets" in asked and (images := _images(plan)):
+        part["images"] = images
     add_parts(plan.root / artefact / FILE, [part])
 
 

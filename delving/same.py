@@ -63,7 +63,7 @@ def _find_other_images(config: Config, folder: Path, root: str) -> str | None:
         return None
     if root and Path(asked).expanduser().resolve() == Path(root).resolve():
         return None
-    ours = _fingerprint(dataclasses.astuple(config.data), config.output_root)
+    ours = images_of(config)
     there = record.expect(record.read_json(env), {"data": str}, str(env))["data"]
     if there == ours:
         return None
@@ -74,9 +74,14 @@ def _find_other_images(config: Config, folder: Path, root: str) -> str | None:
     )
 
 
+def images_of(config: Config) -> str:
+    """The hash of the images that a configuration's `data` names. ValueError: cannot be read."""
+    return _fingerprint(dataclasses.astuple(config.data), config.output_root)
+
+
 @lru_cache(maxsize=4)
 def _fingerprint(data: tuple, output_root: str) -> str:
-    """The hash of the images that a configuration's `data` names; kept, as sweeps ask often."""
+    """images_of, kept, as sweeps ask often."""
     return fingerprint(*load_splits(Data(*data), output_root))
 
 

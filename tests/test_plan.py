@@ -686,6 +686,22 @@ def test_nets_measured_as_they_start_are_measured_anew_where_they_differ(word, s
     assert (measured_of(again, "signal") == {(): {"found": 1}}) == stays
 
 
+def test_nets_measured_as_they_start_are_measured_anew_on_other_images(tmp_path):
+    def plan_on(root, *names):
+        for path in (tmp_path / root / split / "dogs" for split in ("train", "val")):
+            path.mkdir(parents=True)
+            for name in names:
+                Image.new("RGB", (40, 40)).save(path / name)
+        return plan_for("signal", words=["data=folder", f"data.root={tmp_path / root}"])
+
+    here, moved = plan_on("here", "a.png"), plan_on("moved", "a.png")
+    save_measured(here, "signal", [], {"found": 1}, 2.5)
+    assert measured_of(moved, "signal")
+    assert not measured_of(plan_on("others", "a.png", "b.png"), "signal")
+    # Where none are asked for, as when records are redrawn elsewhere, none can be compared.
+    assert measured_of(plan_for("signal", words=["data=folder"]), "signal")
+
+
 @pytest.mark.parametrize("word", ["device=cpu", "precision=fp32"])
 def test_steps_are_timed_anew_on_another_device_and_in_another_precision(word):
     save_measured(plan_for("table3"), "table3", [], {"found": 1}, 2.5)
