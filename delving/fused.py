@@ -7,6 +7,9 @@ no more memory than a ReLU net; the backward recovers the rest from that output.
 ours: where a slope is negative, f(y) > 0 on both sides of 0, and the last bit of f(y) tells the
 side, so that f(y) may be off by one unit in its last place there.
 
+An infinite y above 0 cannot be marked so: it becomes the largest finite number in 16 bits, and nan
+in more.
+
 ours: a learned slope nearer to 0 than 2^-60 (2^-10 in float16) counts as 2^-60 of its sign, so that
 f(y) / a is y.
 """

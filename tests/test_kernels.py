@@ -1,6 +1,7 @@
 """The fused kernels compute what the plain forms do, and the plain forms what Eq. 1 to 3 say."""
 
 import importlib.util
+import math
 import os
 import re
 import shutil
@@ -166,6 +167,21 @@ def test_a_slope_that_was_zero_can_leave_it():
     torch.testing.assert_close(out.detach(), torch.tensor([[0.0], [0.0], [5.0]]))
     out.backward(torch.ones(3, 1))
     assert slope.grad.item() == pytest.approx(-5)
+
+
+@pytest.mark.parametrize("slope", [-0.5, 0.25])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_an_infinite_response_stays_large_or_is_no_number(dtype, slope):
+    """So that a net that diverges is seen to, in whichever type it computes."""
+    x = torch.tensor([math.inf, -math.inf]).repeat(1, 8, 4, 1).to(dtype)
+    above, below = rectify(x, None, torch.full((8,), slope), True).unbind(-1)
+    assert (below == math.copysign(math.inf, -slope)).all()
+    if slope > 0:
+        assert (above == math.inf).all()
+    elif dtype.itemsize == 2:
+        assert (above == torch.finfo(dtype).max).all()
+    else:
+        assert above.isnan().all()
 
 
 @compiled
