@@ -3,12 +3,14 @@
 import io
 import math
 import os
+import pickle
+import zipfile
 
 import numpy as np
 import pytest
 from calling import killed_at
 
-from delving import beside, record
+from delving import arrays, beside, record
 from delving.beside import name_beside
 
 
@@ -211,6 +213,9 @@ def test_scores_come_back_with_labels_and_names(tmp_path):
     assert record.read_json(tmp_path / "eval" / "dense@64.json") == {"top1_err": 1.5}
 
 
+LOGS = r"eval/center\.npz is no file of scores: log_probabilities: "
+
+
 class Bomb:
     def __reduce__(self):
         return os.mkdir, ("unpickled",)
@@ -221,11 +226,48 @@ def test_scores_with_a_pickle_inside_are_refused_unread(tmp_path, monkeypatch):
     beside = io.BytesIO()
     objects = np.empty(1, object)
     objects[0] = Bomb()
-    np.savez(beside, probabilities=objects, labels=np.zeros(1, int), names=np.array(["a"]))
+    np.savez(beside, log_probabilities=objects, labels=np.zeros(1, int), names=np.array(["a"]))
     record.write_bytes(tmp_path / "eval" / "center.npz", beside.getvalue())
-    with pytest.raises(ValueError, match="pickle"):
+    with pytest.raises(ValueError, match=f"{LOGS}it holds objects, not numbers or text$"):
         record.load_scores(tmp_path, "center")
     assert not (tmp_path / "unpickled").exists()
+
+
+@pytest.mark.parametrize("kind", ["a pickle", "an .npy file"])
+def test_a_file_of_another_kind_is_refused_without_advice_to_unpickle_it(tmp_path, kind):
+    beside = io.BytesIO()
+    np.save(beside, np.empty(3))
+    data = pickle.dumps([1]) if kind == "a pickle" else beside.getvalue()
+    record.write_bytes(tmp_path / "eval" / "center.npz", data)
+    with pytest.raises(ValueError, match=r"is no file of scores: File is not a zip file$"):
+        record.load_scores(tmp_path, "center")
+
+
+def scores_of(folder, method=zipfile.ZIP_DEFLATED, **header):
+    """Scores that are an array of 100,000 zeros, or of what else its header says."""
+    usual = {"descr": "<f4", "fortran_order": False, "shape": (100_000,)}
+    array = io.BytesIO()
+    np.lib.format.write_array_header_1_0(array, usual | header)
+    beside = io.BytesIO()
+    with zipfile.ZipFile(beside, "w", method) as file:
+        file.writestr("log_probabilities.npy", array.getvalue() + bytes(400_000))
+    record.write_bytes(folder / "eval" / "center.npz", beside.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("made", "fault"),
+    [
+        ({}, "400,128 bytes, more than 100,000"),
+        ({"method": zipfile.ZIP_LZMA}, "neither stored nor deflated"),
+        ({"descr": "<U0", "shape": (10**6,)}, "more items than bytes"),
+    ],
+)
+def test_an_array_is_not_unpacked_without_bound(tmp_path, monkeypatch, made, fault):
+    if not made:
+        monkeypatch.setattr(arrays, "MOST", 100_000)
+    scores_of(tmp_path, **made)
+    with pytest.raises(ValueError, match=f"{LOGS}{fault}$"):
+        record.load_scores(tmp_path, "center")
 
 
 def test_scores_that_are_no_numbers_are_refused_with_their_file(tmp_path):
