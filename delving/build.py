@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import re
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -66,7 +65,7 @@ def build_model(config: Config, classes: int) -> tuple[Net, list[Layer]]:
             crop=config.data.crop,
             dropout=config.train.dropout,
         )
-        check_size(net, times=SPARE)
+        check_size(net, number_type(config.precision), times=SPARE)
     except ValueError as error:
         of = f"model.layers of model={model.name} at model.width={model.width:g}"
         of += f", model.stem_stride={model.stem_stride}" if model.stem_stride else ""
@@ -95,42 +94,20 @@ def check_layers(layers: Sequence[Layer]) -> None:
         raise ValueError("the order is conv and pool, then spp, then fc, the last `classes`")
 
 
-def check_size(net: Net, times: float) -> None:
-    """Refuses a net whose parameters take more than `times` times this machine's memory.
+def check_size(net: Net, number: torch.dtype, *, times: float) -> None:
+    """Refuses a net whose parameters, of this type, take more than `times` times this machine's
+    memory.
 
     Raises:
         ValueError: with the figures.
     """
-    count = sum(p.numel() for p in net.parameters())
-    if count * 4 > times * memory():
+    count, there = sum(p.numel() for p in net.parameters()), devices.memory()
+    need = count * number.itemsize
+    if need > times * there:
         raise ValueError(
-            f"a net of {count:,} parameters, {count * 4 / 1e9:,.0f} GB in fp32; this machine has "
-            f"{memory() / 1e9:,.0f} GB of memory"
+            f"a net of {count:,} parameters, {need / 1e9:,.0f} GB in fp{8 * number.itemsize}; "
+            f"this machine has {there / 1e9:,.0f} GB of memory"
         )
-
-
-def memory(told: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
-    """The memory this process may use, in bytes: the machine's, or less in a container or a
-    cluster's job.
-
-    Args:
-        told: the file that lists its control groups; root: where their limits lie.
-    """
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    with contextlib.suppress(OSError):
-        for line in told.read_text().splitlines():
-            _, kinds, group = line.split(":", 2)
-            if "memory" in kinds.split(","):
-                top, file = root / "memory", "memory.limit_in_bytes"
-            elif not kinds:  # cgroups v2
-                top, file = root, "memory.max"
-            else:
-                continue
-            own = Path(group.lstrip("/"))
-            for place in (top / part for part in (own, *own.parents)):  # each limits those below it
-                limit = (place / file).read_text() if (place / file).is_file() else ""
-                limits += [int(limit)] if limit.strip().isdigit() else []
-    return min(limits)
 
 
 def images_at_once(config: Config) -> int:
@@ -139,20 +116,11 @@ def images_at_once(config: Config) -> int:
     return min(train.micro_batch or train.batch, train.batch)
 
 
-def free_memory(told: Path = Path("/proc/meminfo")) -> int:
-    """What the machine still has free, in bytes, at most `memory`; three quarters of that if the
-    system does not tell."""
-    found = None
-    with contextlib.suppress(OSError):
-        found = re.search(r"^MemAvailable: *(\d+) kB$", told.read_text(), re.MULTILINE)
-    return min(memory(), 1024 * int(found[1])) if found else memory() * 3 // 4
-
-
-def _check_room(net: Net, device: torch.device) -> None:
+def _check_room(net: Net, config: Config, device: torch.device) -> None:
     """Refuses a net too large for a CPU's memory: there the system would kill some process, perhaps
     another user's, whereas a GPU refuses by itself."""
     if device.type == "cpu":
-        check_size(net, times=1)
+        check_size(net, number_type(config.precision), times=1)
 
 
 def describe_model(config: Config) -> dict:
@@ -188,6 +156,7 @@ def plan_stds(config: Config) -> Callable[[Sequence[nn.Module]], list[float]]:
 
 def allocate(net: Net, config: Config, device: torch.device) -> Net:
     """Gives a meta net its storage, with no values yet."""
+    _check_room(net, config, device)
     _give_storage(net, device, number_type(config.precision))
     return net.to(memory_format=torch.channels_last)
 
@@ -195,7 +164,6 @@ def allocate(net: Net, config: Config, device: torch.device) -> Net:
 def _give_storage(net: Net, device: torch.device, number: torch.dtype) -> None:
     """Allocates parameters and buffers. Module.to_empty would load torch's compiler, which takes
     half a second."""
-    _check_room(net, device)
     seen: set[int] = set()
     for place, module in net.named_modules():
         for name, p in list(module.named_parameters(recurse=False)):
@@ -220,6 +188,7 @@ def materialise(
             or unsigned integers starts at 0), shares a parameter with another, or has a buffer that
             no checkpoint would keep.
     """
+    _check_room(net, config, device)
     _give_storage(net, device, torch.float32)
     stds = plan_stds(config)
     values = [*net.named_parameters(), *net.named_buffers()]

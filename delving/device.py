@@ -1,4 +1,4 @@
-"""Which device computes, and in which precision."""
+"""Which device computes, in which precision, and how much memory the machine has for it."""
 
 import ctypes
 import os
@@ -13,6 +13,8 @@ import torch
 from delving.words import count
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h's
+MEMORY, GROUPS, LIMITS = map(Path, ("/proc/meminfo", "/proc/self/cgroup", "/sys/fs/cgroup"))
+FILE_PAGES = ("active_file", "inactive_file")
 
 
 def pick_device(name: str, *, local_rank: int = 0, local_size: int = 1) -> torch.device:
@@ -129,6 +131,51 @@ def release_memory() -> None:
         libc.malloc_trim(0)
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+def memory(told: Path = GROUPS, root: Path = LIMITS) -> int:
+    """The memory this process may use, in bytes: the machine's, or less in a container or a
+    cluster's job.
+
+    Args:
+        told: the file that lists its control groups; root: where their limits lie.
+    """
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([whole, *(limit for limit, _ in _limits(told, root))])
+
+
+def free_memory(about: Path = MEMORY, told: Path = GROUPS, root: Path = LIMITS) -> int:
+    """What is still free of `memory`, in bytes, by the machine and by its control groups; three
+    quarters of `memory` if the system does not tell."""
+    whole = memory(told, root)
+    found = re.search(r"^MemAvailable: *(\d+) kB$", _read(about), re.MULTILINE)
+    free = 1024 * int(found[1]) if found else whole * 3 // 4
+    return max(0, min([whole, free, *(limit - used for limit, used in _limits(told, root))]))
+
+
+def _limits(told: Path, root: Path) -> Iterator[tuple[int, int]]:
+    """The limit and the use, in bytes, of each control group that limits this process's memory."""
+    for line in _read(told).splitlines():
+        _, kinds, group = line.split(":", 2)
+        if "memory" in kinds.split(","):
+            top, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        elif not kinds:  # cgroups v2
+            top, limit, used = root, "memory.max", "memory.current"
+        else:
+            continue
+        own = Path(group.lstrip("/"))
+        for place in (top / part for part in (own, *own.parents)):  # each limits those below it
+            if (most := _read(place / limit).strip()).isdigit():
+                yield int(most), _in_use(place, used)
+
+
+def _in_use(place: Path, used: str) -> int:
+    """Bytes that a control group holds, without the files it has read: their pages are given up
+    where room is needed."""
+    told = dict(re.findall(r"^(\w+) (\d+)$", _read(place / "memory.stat"), re.MULTILINE))
+    # cgroups v1 tells the groups below by names of their own.
+    files = [told.get(f"total_{kind}", told.get(kind, 0)) for kind in FILE_PAGES]
+    return max(0, int(_read(place / used).strip() or 0) - sum(map(int, files)))
 
 
 @contextmanager

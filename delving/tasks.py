@@ -5,11 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from delving import config as configs
-from delving.build import free_memory
 from delving.cost import largest_gigabytes
 from delving.data import shapes_folder
 from delving.data.loader import count_cores
-from delving.device import pick_device
+from delving.device import free_memory, pick_device
 from delving.display import Overview
 from delving.estimate import estimate_detection
 from delving.plan import Plan

@@ -14,8 +14,9 @@ from torch import nn
 
 import delving
 from delving.bench.training import build as ready
-from delving.build import build_model, count_classes, free_memory, materialise, memory
+from delving.build import build_model, count_classes, materialise
 from delving.config import compose
+from delving.device import free_memory, memory
 from delving.groups import choices
 from delving.net import (
     Dropout,
@@ -444,13 +445,51 @@ def test_a_jobs_limit_counts_where_it_is_less_than_the_machines_memory(tmp_path,
 
 
 def test_free_memory_is_what_the_system_tells_and_never_more_than_there_is(tmp_path):
-    told = tmp_path / "meminfo"
-    assert free_memory(told) == memory() * 3 // 4
+    told, alone = tmp_path / "meminfo", tmp_path / "no groups"
+    assert free_memory(told, alone) == memory(alone) * 3 // 4
     told.write_text("MemTotal: 8000000 kB\nMemFree: 5 kB\nMemAvailable:   262144 kB\n")
-    assert free_memory(told) == 2**28
+    assert free_memory(told, alone) == 2**28
     told.write_text(f"MemAvailable: {2**60} kB\n")
-    assert free_memory(told) == memory()
-    assert 0 < free_memory() <= memory()
+    assert free_memory(told, alone) == memory(alone)
+    assert 0 <= free_memory() <= memory()
+
+
+V1 = ("4:memory:/job", "memory/job", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+V2 = ("0::/job", "job", "memory.max", "memory.current", "")
+
+
+@pytest.mark.parametrize(("line", "place", "limit", "used", "all_of"), [V1, V2])
+def test_what_a_container_uses_is_not_free_but_the_files_it_has_read_are(
+    tmp_path, line, place, limit, used, all_of
+):
+    """Of a limit of 128 MB 96 are used, 16 of those by files that were read."""
+    (tmp_path / "cgroup").write_text(line)
+    (tmp_path / place).mkdir(parents=True)
+    own = "".join(f"{kind}active_file {2**20}\n" for kind in ("", "in")) if all_of else ""
+    files = "".join(f"{all_of}{kind}active_file {2**23}\n" for kind in ("", "in"))
+    for name, text in ((limit, 2**27), (used, 3 * 2**25), ("memory.stat", own + files)):
+        (tmp_path / place / name).write_text(f"{text}\n")
+    told = tmp_path / "meminfo"
+    told.write_text(f"MemAvailable: {2**50} kB\n")
+    assert free_memory(told, tmp_path / "cgroup", tmp_path) == 3 * 2**24
+    (tmp_path / place / used).write_text(f"{2**28}\n")  # a limit that was lowered
+    assert free_memory(told, tmp_path / "cgroup", tmp_path) == 0
+
+
+def test_numbers_of_fp64_take_twice_the_memory(monkeypatch):
+    words, device = ["scale=smoke", "device=cpu"], torch.device("cpu")
+    net, _ = build_model(compose(words), 12)
+    need = sum(p.numel() for p in net.parameters())
+    monkeypatch.setattr("delving.device.memory", lambda: 6 * need)
+    materialise(net, compose(words), device)
+    wide = compose([*words, "precision=fp64"])
+    net, _ = build_model(wide, 12)  # it is only looked at
+    with pytest.raises(ValueError, match="in fp64; this machine has"):
+        materialise(net, wide, device)
+    monkeypatch.setattr("delving.device.memory", lambda: 1.5 * need)
+    build_model(compose(words), 12)
+    with pytest.raises(ValueError, match="in fp64; this machine has"):
+        build_model(wide, 12)
 
 
 HOOKS = ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook",
