@@ -14,7 +14,7 @@ from delving import device as devices
 from delving.bounds import DEEPEST
 from delving.data import find_source
 from delving.data.input import Input
-from delving.data.sources import SIZES, SOURCES
+from delving.data.sources import SIZES, list_classes
 from delving.device import number_type
 from delving.initializer import INITIALIZERS, gaussian, initialize, layer_stds
 from delving.momentum import Momentum
@@ -29,17 +29,17 @@ SPARE = 4  # times this machine's memory, so that a net for a larger machine can
 
 
 def count_classes(config: Config) -> int:
-    """A configuration's number of classes: its own, else its data set's if that is known by name,
-    else that of what lies at data.root, else ImageNet's."""
+    """A configuration's number of classes: its own, else that of what lies at data.root (it may be
+    a part of a data set), else its data set's if that is known by name, else ImageNet's."""
     data = config.data
-    known, *_ = SIZES.get(data.name, (None,))
-    return data.classes or known or _count_there(data.name, data.root) or SIZES["imagenet"][0]
+    known, *_ = SIZES.get(data.name, SIZES["imagenet"])
+    return data.classes or _count_there(data.name, data.root) or known
 
 
 @cache
 def _count_there(name: str, root: str | None) -> int | None:
     with contextlib.suppress(ValueError, OSError):  # reported once the images are needed
-        return len(SOURCES[name](find_source(name, root))[0].classes)
+        return len(list_classes(name, find_source(name, root))) if root else None
 
 
 def build_model(config: Config, classes: int) -> tuple[Net, list[Layer]]:

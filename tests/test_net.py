@@ -241,6 +241,20 @@ def test_classes_that_nothing_else_tells_are_counted_where_the_images_lie(tmp_pa
     assert count_classes(compose([*words, f"data.root={tmp_path}", "data.classes=2"])) == 2
 
 
+@pytest.mark.parametrize(("name", "whole"), [("tiny_imagenet", 200), ("imagenet", 1000)])
+def test_a_part_of_a_known_data_set_has_the_classes_that_lie_there(tmp_path, name, whole):
+    words = ["scale=smoke", f"data={name}", "data.classes=null"]
+    assert count_classes(compose(words)) == whole
+    nowhere = tmp_path / "nowhere"  # reported once the images are needed
+    assert count_classes(compose([*words, f"data.root={nowhere}"])) == whole
+    pictures = ["train/n01/images/a.JPEG", "train/n02/images/b.JPEG", "val/images/c.JPEG"]
+    for path in (tmp_path / name for name in pictures):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    (tmp_path / "val/val_annotations.txt").write_text("c.JPEG\tn02\t0\t0\t9\t9\n")
+    assert count_classes(compose([*words, f"data.root={tmp_path}"])) == 2
+
+
 def test_the_layer_table_leaves_the_net_as_it_was():
     layers = read_layers(TINY)
     net = build_net(layers, partial(RECTIFIERS["relu"], slope=0), classes=2, crop=7)

@@ -12,6 +12,29 @@ from delving.data.mat import read_synsets
 from delving.words import shown
 
 Listing = list[tuple[str, str]]  # (class, name below the root)
+# The classes of data sets that tell them by their folders alone, in each way to spell them.
+CLASSES = {
+    "cifar10": (
+        "airplane automobile bird cat deer dog frog horse ship truck",
+        " ".join(map(str, range(10))),
+    ),
+    "cifar100": (
+        """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
+        butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch
+        crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo
+        keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain
+        mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain
+        plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
+        skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone
+        television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman
+        worm""",
+        " ".join(map(str, range(100))),
+    ),
+    "imagenette": (
+        "n01440764 n02102040 n02979186 n03000684 n03028079 n03394916 n03417042 n03425413 "
+        "n03445777 n03888257",
+    ),
+}
 
 
 def parse_annotations(data: bytes) -> Listing:

@@ -14,6 +14,7 @@ import numpy as np
 
 from delving.data.images import SUFFIXES, FolderReader, Images, published
 from delving.data.labels import (
+    CLASSES,
     Listing,
     parse_annotations,
     parse_words,
@@ -36,15 +37,19 @@ def find_folder(root: Path) -> tuple[Images, Images]:
 
 
 def find_folder_of(name: str, root: Path) -> tuple[Images, Images]:
-    """find_folder, for a data set whose number of classes is known: `show` and `estimate` build its
-    net by that number, without looking."""
+    """find_folder, for a data set whose classes are known: other pictures do not pass for it."""
     found = find_folder(root)
-    there, wanted = len(found[0].classes), SIZES[name][0]
-    if there != wanted:
-        raise ValueError(
-            f"data.root={root}: {there} classes, but data={name} has {wanted}; "
-            "data=folder takes any"
-        )
+    there, wanted = found[0].classes, SIZES[name][0]
+    spelt = [names.split() for names in CLASSES[name]]
+    fault = ""
+    if len(there) != wanted:
+        fault = f"{len(there)} classes, but data={name} has {wanted}"
+    elif sorted(there) not in map(sorted, spelt):
+        odd = next(one for one in there if one not in spelt[0])
+        ours = " or ".join(f"{names[0]} to {names[-1]}" for names in spelt)
+        fault = f"{shown(odd)} is no class of data={name} ({ours})"
+    if fault:
+        raise ValueError(f"data.root={root}: {fault}; data=folder takes any")
     return found
 
 
@@ -130,6 +135,15 @@ SOURCES: dict[str, Callable[[Path], tuple[Images, Images]]] = {
     "shapes": find_folder,
 }
 
+
+def list_classes(name: str, root: Path) -> list[str]:
+    """The classes of what lies there. ImageNet's files are not listed: on a network disk that takes
+    minutes."""
+    if name == "imagenet":
+        return [folder.name for folder in _folders(imagenet_root(root) / "train")]
+    return SOURCES[name](root)[0].classes
+
+
 # Classes, training and validation images of each, if a run does not limit them.
 SIZES = {
     "imagenet": (1000, 1_281_167, 50_000),
@@ -157,8 +171,7 @@ def _list_there(root: Path) -> str:
 
 def _class_folders(root: Path, split: str) -> Listing:
     folder, listing = _split_folder(root, split), []
-    # Names that begin with a dot are other programs': .ipynb_checkpoints, macOS's ._cat.jpg.
-    for sub in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
+    for sub in _folders(folder):
         if folder.resolve().is_relative_to(sub.resolve()):
             raise ValueError(f"{sub}: a link to a folder that it lies in")
         names = sorted(name for name in _tree(sub, root) if _is_image(name))
@@ -166,6 +179,11 @@ def _class_folders(root: Path, split: str) -> Listing:
             raise ValueError(f"{sub}: a class folder without images ({', '.join(SUFFIXES)})")
         listing += [(sub.name, name) for name in names]
     return listing
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in it. Names that begin with a dot are other programs': .ipynb_checkpoints."""
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def _is_image(name: str) -> bool:
@@ -180,7 +198,7 @@ def _tree(folder: Path, root: Path) -> Iterator[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         # A folder named like an image is listed, to be reported as one that cannot be read.
         found = [*filter(_is_image, folders), *files]
-        yield from (f"{below}/{name}" for name in found if not name.startswith("."))
+        yield from (f"{below}/{name}" for name in found if not name.startswith("."))  # ._cat.jpg
 
 
 def _raise(error: OSError) -> None:

@@ -12,7 +12,8 @@ import pytest
 from helpers import encode, shared, smooth_pixels, write_file, write_folder
 
 from delving.data import fingerprint, load_data, prepare_data
-from delving.data.sources import SOURCES, find_folder, find_imagenet, find_tiny_imagenet
+from delving.data.labels import CLASSES
+from delving.data.sources import SIZES, SOURCES, find_folder, find_imagenet, find_tiny_imagenet
 from delving.groups import choices
 
 PICTURE = encode(smooth_pixels(12, 10), "JPEG")
@@ -92,7 +93,17 @@ def test_a_folder_of_other_classes_does_not_pass_for_a_known_data_set(tmp_path, 
     with pytest.raises(ValueError, match=rf"2 classes, but data={name} has {classes}; data=folder"):
         load(name, str(root))
     write_folder(tmp_path, train=1, val=1, side=8, classes=[f"k{n}" for n in range(classes - 2)])
-    assert len(load(name, str(root))[0].classes) == classes
+    with pytest.raises(ValueError, match=rf"(cat|k0) is no class of data={name} \(.*; data=folder"):
+        load(name, str(root))
+    assert len(load("folder", str(root))[0].classes) == classes
+
+
+@pytest.mark.parametrize(("name", "way"), [(n, w) for n in CLASSES for w in range(len(CLASSES[n]))])
+def test_a_known_data_set_goes_by_the_names_of_its_classes_or_their_numbers(tmp_path, name, way):
+    names = CLASSES[name][way].split()
+    root = write_folder(tmp_path, train=1, val=1, side=8, classes=names)
+    assert load(name, str(root))[0].classes == sorted(names)
+    assert len(names) == len(set(names)) == SIZES[name][0]
 
 
 # --- Tiny ImageNet ---
