@@ -29,6 +29,7 @@ CURRENT, NEW, PREVIOUS = "checkpoint", "checkpoint.new", "checkpoint.previous"
 NAMES = (NEW, CURRENT, PREVIOUS)  # the newest first
 WEIGHTS = "model.safetensors"
 DAMAGED = "checkpoint.damaged"  # set aside, for whoever wants to know why
+REMOVED = "checkpoint.removed"  # half of one that a kill left may lie there
 KEPT = 3  # checkpoints at once, while one is written
 
 Loaded = tuple[dict[str, dict], dict]  # ({file: {name: tensor}}, state)
@@ -76,10 +77,20 @@ def _write_new(new: Path, contents: dict[str, bytes]) -> dict[str, str]:
 def _promote(folder: Path) -> None:
     """Makes a whole `checkpoint.new` the newest; `settle` repairs what a kill in between leaves."""
     if (folder / CURRENT).exists():
-        shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
+        _remove(folder / PREVIOUS)
         os.replace(folder / CURRENT, folder / PREVIOUS)
     os.replace(folder / NEW, folder / CURRENT)
     sync_folder(folder)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Removes a checkpoint under another name: the half that a kill leaves would pass for a damaged
+    one."""
+    removed = checkpoint.with_name(REMOVED)
+    shutil.rmtree(removed, ignore_errors=True)
+    if checkpoint.is_dir():
+        os.replace(checkpoint, removed)
+        shutil.rmtree(removed, ignore_errors=True)
 
 
 def check_room(folder: Path, tensors: int, beside: int) -> None:
@@ -98,7 +109,7 @@ def check_room(folder: Path, tensors: int, beside: int) -> None:
 def drop_previous(folder: Path) -> None:
     """Removes previous and damaged checkpoints: a finished run needs only its last one."""
     for name in (PREVIOUS, DAMAGED):
-        shutil.rmtree(folder / name, ignore_errors=True)
+        _remove(folder / name)
 
 
 def settle(folder: Path) -> list[str]:
@@ -108,6 +119,7 @@ def settle(folder: Path) -> list[str]:
     A whole `checkpoint.new` becomes the newest. A damaged checkpoint is set aside if there is a
     whole one, which it would otherwise push out.
     """
+    shutil.rmtree(folder / REMOVED, ignore_errors=True)
     faults = {name: find_fault(folder / name) for name in NAMES if (folder / name).is_dir()}
     if faults.get(NEW):
         shutil.rmtree(folder / NEW)  # cut off while it was written

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from calling import Crash
+from calling import Crash, killed_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -244,8 +244,8 @@ def crash_at(monkeypatch, owner, name, call):
     return calls
 
 
-CALLS = [(os, "replace", n) for n in range(1, 7)] + [(os, "fsync", n) for n in range(1, 5)]
-CALLS += [(checkpoint.shutil, "rmtree", n) for n in (1, 2)]
+CALLS = [(os, "replace", n) for n in range(1, 8)] + [(os, "fsync", n) for n in range(1, 5)]
+CALLS += [(checkpoint.shutil, "rmtree", n) for n in (1, 2, 3)]
 
 
 @pytest.mark.parametrize(("owner", "name", "call"), CALLS, ids=[f"{c[1]}{c[2]}" for c in CALLS])
@@ -265,8 +265,9 @@ def test_a_crash_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path, own
 
 def test_saving_makes_no_more_renames_than_are_tried_above(tmp_path, monkeypatch):
     save(tmp_path, 1)
-    renames = crash_at(monkeypatch, os, "replace", -1)
     save(tmp_path, 2)
+    renames = crash_at(monkeypatch, os, "replace", -1)
+    save(tmp_path, 3)
     assert len(renames) == max(call for _, name, call in CALLS if name == "replace")
 
 
@@ -323,6 +324,24 @@ def test_killed_while_saving_there_is_always_a_checkpoint_to_load(tmp_path, tall
         assert value_of(load_checkpoint(folder)) - last == values[-1]
     tally("kill -9 while saving: a checkpoint loads", times, sum(v not in (0, 1) for v in values))
     assert set(values) <= {0, 1}  # the one reported, or the one being promoted
+
+
+@pytest.mark.parametrize("work", [lambda folder: save(folder, 3), drop_previous])
+def test_one_killed_while_an_old_checkpoint_went_leaves_nothing_that_passes_for_damage(
+    tmp_path, work
+):
+    gone = []
+
+    def second(path, *_):
+        gone.extend([path] if path in FILES else [])
+        return len(gone) == 2
+
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    killed_at(os, "unlink", lambda: work(tmp_path), second)
+    assert settle(tmp_path) == []
+    assert {p.name for p in tmp_path.iterdir()} <= {"checkpoint", "checkpoint.previous"}
+    assert value_of(load_checkpoint(tmp_path)) == (2 if work is drop_previous else 3)
 
 
 # --- the disk ---
