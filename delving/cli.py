@@ -181,7 +181,7 @@ def plot_curves(
 
     root, scale, wanted = split_places(runs, output_root)
     to = to or Path(root) / "curves" / "curves.png"
-    target = disk.find_target(to)
+    target, beside = disk.find_target(to), disk.find_target(to.with_suffix(".csv"))
     check_ending(target)
     names = name_apart([record.find_run(run, root, scale) for run in wanted])
     if not names:
@@ -193,7 +193,7 @@ def plot_curves(
     classes = {count_classes(folder) for folder in names.values()}
     figure = draw_curves(curves, labels=labels, classes=sorted(classes))
     terminal.say(save_figure(figure, target))
-    record.write_text(target.with_suffix(".csv"), curves.to_csv(index=False))
+    record.write_text(beside, curves.to_csv(index=False))
 
 
 @app.command()

@@ -128,7 +128,9 @@ def describe(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "out of memory"
     if isinstance(error, OSError) and error.strerror:
-        at = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        # Of a rename the target: the other was made for it, under a name of no meaning to users.
+        place = error.filename if error.filename2 is None else error.filename2
+        at = "" if place is None else f"{os.fsdecode(place)}: "
         return f"{at}{error.strerror}"
     text, kind = str(error).strip(), type(error).__name__
     telling = isinstance(error, ValueError | OSError | RuntimeError) and text

@@ -97,13 +97,13 @@ def disk_full(folder: Path, need: int, also: str = "") -> DiskFullError:
     """The error that says how many bytes are missing below a folder."""
     lack = need - shutil.disk_usage(folder).free
     missing = f"{lack:,} bytes are missing" if lack > 0 else "a quota or limit is reached"
-    return DiskFullError(
-        f"the disk of {folder} is full: {need:,} bytes to write, {missing}{also and '; ' + also}"
-    )
+    told = f"the disk of {folder} is full: {need:,} bytes to write, {missing}{also and '; ' + also}"
+    return DiskFullError(told)
 
 
 def _named(error: OSError, path: Path, need: int) -> OSError:
-    return disk_full(path.parent, need) if error.errno in FULL else error
+    own = OSError(error.errno, error.strerror, str(path)) if error.errno else error  # not beside it
+    return disk_full(path.parent, need) if error.errno in FULL else own
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -53,6 +53,30 @@ def test_a_log_that_tells_no_classes_is_refused_by_its_name(run, tmp_path):
         count_classes(tmp_path)
 
 
+def test_picture_and_csv_each_go_where_their_own_link_leads(run, delving):
+    (run / "config.yaml").write_text("scale: smoke\n")
+    place = run.parent / "drawn"
+    (place / "kept").mkdir(parents=True)
+    for name in ("kept/a.png", "kept/b.csv"):
+        (place / f"curves{name[-4:]}").symlink_to(name)
+    code, _, err = delving("plot-curves", run, "--to", place / "curves.png")
+    assert (code, err) == (0, "")
+    assert {p.name for p in place.iterdir() if p.is_symlink()} == {"curves.png", "curves.csv"}
+    assert {p.name for p in (place / "kept").iterdir()} == {"a.png", "b.csv"}
+    (place / "curves.csv").unlink()
+    assert delving("plot-curves", run, "--to", place / "curves.png")[0] == 0
+    assert (place / "curves.csv").is_file()  # beside the picture that was asked for
+    assert {p.name for p in (place / "kept").iterdir()} == {"a.png", "b.csv"}
+
+
+def test_a_folder_in_the_place_of_the_csv_is_refused_before_anything_is_drawn(run, delving):
+    (run / "config.yaml").write_text("scale: smoke\n")
+    (run / "curves.csv").mkdir()
+    code, _, err = delving("plot-curves", run, "--to", run / "curves.png")
+    assert (code, err) == (2, f"delving: {run / 'curves.csv'} is no plain file\n")
+    assert not (run / "curves.png").exists()
+
+
 def test_the_figure_labels_each_run_at_its_line(run):
     curves = load_curves(run)
     curves = pd.concat([curves, curves.assign(run="other")])

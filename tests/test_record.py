@@ -1,10 +1,12 @@
 """The run folder: whole files or none, damage found by its name, nothing unpickled."""
 
+import errno
 import io
 import math
 import os
 import pickle
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from calling import killed_at
 
 from delving import arrays, beside, record
 from delving.beside import name_beside
+from delving.exits import describe
 
 
 # --- files ---
@@ -45,6 +48,27 @@ def test_a_write_that_fails_leaves_the_old_file_as_it_was(tmp_path, monkeypatch)
         record.write_text(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+@pytest.mark.parametrize("name", ["replace", "fsync"])
+def test_a_write_that_fails_names_the_file_and_not_the_one_beside_it(tmp_path, monkeypatch, name):
+    def fail(*places):
+        at = [str(place) for place in places if isinstance(place, Path)][:1]
+        raise PermissionError(errno.EACCES, "Permission denied", *at)
+
+    path = tmp_path / "figure.png"
+    monkeypatch.setattr(os, name, fail)
+    with pytest.raises(PermissionError) as refusal:
+        record.write_bytes(path, b"drawn")
+    assert describe(refusal.value) == f"{path}: Permission denied"
+
+
+def test_a_rename_that_fails_is_told_by_its_target(tmp_path):
+    (tmp_path / "there").write_text("a file")
+    (tmp_path / ".made.1").mkdir()
+    with pytest.raises(NotADirectoryError) as refusal:
+        os.replace(tmp_path / ".made.1", tmp_path / "there")
+    assert describe(refusal.value) == f"{tmp_path / 'there'}: Not a directory"
 
 
 def test_what_a_killed_process_had_not_finished_goes_with_the_next_that_writes_it(tmp_path):
