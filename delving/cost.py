@@ -56,7 +56,8 @@ def reckon_delivery(config: Config, *, here: bool) -> tuple[float, int]:
     """Training images a second that loader processes deliver at most, and how many processes there
     are: on this machine if `here`, else on one with enough cores. Only ImageNet has a limit: other
     files are small, or kept."""
-    processes = count_workers(config.data.workers) if here else config.data.workers
+    processes, gpu = config.data.workers, is_for_a_gpu(config.device)
+    processes = count_workers(processes, gpu=gpu) if here else processes
     processes = MOST if processes < 0 else max(1, processes)
     low, high = config.train.s
     each = DRAWN if low < high else FIXED

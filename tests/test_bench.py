@@ -11,13 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from calling import call
+from calling import Crash, call
 from hypothesis import given
 from hypothesis import strategies as st
 
 from delving.artefact import published
 from delving.bench import loading, racing, rounds, starting, table, testing, training
 from delving.bench.plain import make_plain
+from delving.config import compose
 from delving.evaluate import score_windows
 
 WORDS = ["scale=smoke", "train.dropout=0", "device=cpu", "precision=fp32"]
@@ -207,6 +208,25 @@ def test_the_loader_is_measured_on_the_files_that_are_given(kind, tmp_path, monk
     assert rate.baseline > 0
     assert 0 < waiting.ours < 100
     assert waiting.unit == "%"
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_the_loader_has_the_processes_of_a_training_on_this_device(monkeypatch, device):
+    """Which Python's way to start them decides for a CPU alone."""
+    asked = []
+
+    def count_workers(wanted, *, gpu=False):
+        asked.append(gpu)
+        raise Crash
+
+    there = SimpleNamespace(config=compose(["scale=paper"]), device=torch.device(device))
+    monkeypatch.setattr(loading, "pick_device", lambda name: there.device)
+    monkeypatch.setattr(loading, "build", lambda words: there)
+    monkeypatch.setattr(loading, "count_workers", count_workers)
+    for measure in (loading.bench_loader, lambda words: loading._waiting(words, None, 1)):
+        with pytest.raises(Crash):
+            measure([])
+    assert asked == [device == "cuda"] * 2
 
 
 def test_too_few_files_are_refused(tmp_path):

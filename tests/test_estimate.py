@@ -61,6 +61,15 @@ def test_images_come_from_as_many_processes_as_there_will_be(words, here, delive
     assert reckon_delivery(compose(["scale=paper", *words]), here=here)[0] == delivered
 
 
+def test_a_gpu_here_has_its_loader_processes_whatever_way_they_are_started(monkeypatch):
+    """Python 3.14's way on Linux, in which a training on a CPU starts none."""
+    monkeypatch.setattr("delving.data.loader.count_cores", lambda: 8)
+    monkeypatch.setattr("delving.data.loader._start_method", lambda: "forkserver")
+    for gpu, processes in ((True, 6), (False, 1)):
+        monkeypatch.setattr("delving.cost.is_for_a_gpu", lambda device, gpu=gpu: gpu)
+        assert reckon_delivery(compose(["scale=paper"]), here=True)[1] == processes
+
+
 def test_a_net_that_waits_is_told_and_a_stated_loader_counts():
     said = []
     rows = estimate(["figure3"], ["scale=paper"], tflops=400.0, loader=1000.0, say=said.append)

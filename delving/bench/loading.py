@@ -41,7 +41,8 @@ def bench_loader(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
     on a GPU and of small14 on a CPU, unless words name a model.
     """
     config = compose([*words, "scale=paper"])
-    workers, root = count_workers(config.data.workers), config.data.root
+    gpu, root = pick_device(config.device).type == "cuda", config.data.root
+    workers = count_workers(config.data.workers, gpu=gpu)
     half = max(1, workers // 2)
     with tempfile.TemporaryDirectory() as scratch:
         files = _given(expand_home(root)) if root else _generated()
@@ -77,10 +78,11 @@ def _waiting(words: Sequence[str], images: Images, rounds: int) -> Row:
     model = "a" if device.type == "cuda" else "small14"
     own = [w for w in words if not w.startswith("data.") or w.startswith("data.workers=")]
     bench = build([*own, "scale=paper", *([] if named else [f"model={model}"])])
-    workers, meter = count_workers(bench.config.data.workers), Meter(0.0)
+    gpu, meter = bench.device.type == "cuda", Meter(0.0)
+    workers = count_workers(bench.config.data.workers, gpu=gpu)
     source, count = cached(images, gigabytes=0, workers=workers), bench.recipe.batch
     batches = TrainingBatches(source, batch=count, crop=CROP, sides=SIDES, flip=True, seed=0)
-    supply = iterate(batches, STEPS, workers=workers, pin=device.type == "cuda")
+    supply = iterate(batches, STEPS, workers=workers, pin=gpu)
     with closing(supply):
         steps = train(
             bench.net, bench.input, bench.optimizer, batches=meter.timed(supply, bench.device),
