@@ -4,7 +4,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
-from functools import lru_cache, reduce
+from functools import cache, lru_cache, reduce
 from itertools import chain
 from pathlib import Path
 
@@ -57,6 +57,7 @@ KNOBS = WORDS | DETECT | SEEDS
 KEYS = {key: f.type for key, f in OWN.items()}
 LISTS = tuple(key for key, f in KNOBS.items() if "list[" in str(f.type))
 TEXTS = tuple(key for key, f in KNOBS.items() if "str" in str(f.type) and key not in LISTS)
+_cell_of = cache(lambda key: make_dataclass("Cell", [(KNOBS[key].name, KNOBS[key].type)]))
 UNSWEPT = ("data.root", "output_root", "device", "detect.root", "detect.proposals")
 LATER = (*NEUTRAL, "seed")  # set after composing: runs that differ only in them compose once
 
@@ -67,13 +68,18 @@ def compose(overrides: list[str] | tuple[str, ...] = ()) -> Config:
     Raises:
         ValueError: an unknown key or an impossible value; names the nearest ones.
     """
+    rest, later = _check_all(str(CONF), tuple(overrides))
+    return validate(_assign(_compose_all(rest).own(), later))
+
+
+@lru_cache(maxsize=4096)  # conf/'s files are read, and each run's name asks for the same again
+def _check_all(folder: str, overrides: tuple[str, ...]) -> tuple[list[str], list[str]]:
     read = {text: _check(text) for text in overrides}
     checked = {key: read[text] for key, text in last_of_each(overrides).items()}
     if checked.get("data", ["data=shapes"]) != ["data=shapes"]:
         checked = {key: [f"{key}=null"] for key in LIMITS} | checked
     later = [word for key, words in checked.items() if key in LATER for word in words]
-    rest = [word for key, words in checked.items() if key not in LATER for word in words]
-    return validate(_assign(_compose(rest), later)) if later else _compose(rest)
+    return [word for key in checked if key not in LATER for word in checked[key]], later
 
 
 def expand(words: Sequence[str], *, limit: int = 1000) -> list[list[str]]:
@@ -91,10 +97,6 @@ def expand(words: Sequence[str], *, limit: int = 1000) -> list[list[str]]:
     for word in dict.fromkeys(chain(*runs)):
         _check(word)
     return runs
-
-
-def _compose(words: list[str]) -> Config:
-    return validate(_compose_all(words).own())
 
 
 def _compose_all(words: list[str]) -> _Composed:
@@ -196,8 +198,7 @@ def amend(path: Path, overrides: list[str], *, scoring: bool = True) -> Config:
 
 
 def _assign(config: Config, words: list[str]) -> Config:
-    """A copy of the configuration with checked `key=value` words set."""
-    config = copy.deepcopy(config)
+    """Sets checked `key=value` words in the configuration, and returns it."""
     for word in words:
         key = word.partition("=")[0]
         *groups, name = key.split(".")
@@ -250,7 +251,7 @@ def _fitted(key: str, value: object) -> object:
     f = KNOBS[key]
     if f.type is bool and value not in (True, False):  # OmegaConf would take any number
         raise ValueError(refusal(key, value, f))
-    cell = OmegaConf.structured(make_dataclass("Cell", [(f.name, f.type)]))
+    cell = OmegaConf.structured(_cell_of(key))
     try:
         OmegaConf.update(cell, f.name, value)
         found = OmegaConf.to_container(cell, throw_on_missing=True)[f.name]

@@ -429,6 +429,15 @@ def test_a_run_is_named_by_its_meaning(overrides, name):
     assert name_run(compose(["scale=smoke", *overrides])) == name
 
 
+def test_the_runs_of_a_sweep_are_named_without_reading_conf_for_each(monkeypatch):
+    """A thousand seeds are planned in seconds."""
+    first, *others = (compose(["scale=smoke", "act=relu", f"seed={seed}"]) for seed in range(3))
+    assert name_run(first) == "small14-relu-he-s0"
+    monkeypatch.setattr(groups, "choices", lambda group: pytest.fail(f"{group} is read again"))
+    monkeypatch.setattr(groups, "_read", lambda path: pytest.fail(f"{path} is read again"))
+    assert [name_run(config) for config in others] == ["small14-relu-he-s1", "small14-relu-he-s2"]
+
+
 @pytest.mark.parametrize("scale", ["smoke", "cpu"])
 def test_a_scales_limits_are_on_generated_images_alone(scale):
     def limits(*words):
