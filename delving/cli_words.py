@@ -45,9 +45,13 @@ def speaks() -> bool:
 
 
 def asked_root(words: Sequence[str], usual: str = "outputs") -> str:
-    """The folder for outputs by key=value words, the last one counting; `~` is the user's home."""
+    """The folder for outputs by key=value words, the last one counting; `~` is the user's home.
+    ValueError for an empty one."""
     roots = [word.partition("=")[2] for word in words if word.startswith("output_root=")]
-    return os.path.expanduser(roots[-1] if roots else usual)
+    root = roots[-1] if roots else usual
+    if not root:
+        raise ValueError("output_root=: no folder is named; output_root=. is this one")
+    return os.path.expanduser(root)
 
 
 def split_places(words: Sequence[str], usual: str = "outputs") -> tuple[str, str, list[str]]:

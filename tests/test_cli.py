@@ -88,6 +88,19 @@ def test_list_runs_tells_finished_from_unfinished(delving, root, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "words",
+    [["list", "runs", "output_root="], ["plot-slopes", "--output-root="],
+     ["doctor", "output_root="], ["eval", "small14-prelu-he-s0", "output_root="],
+     ["reproduce", "figure1", "output_root="]],
+)  # fmt: skip
+def test_an_output_root_without_a_folder_is_refused(delving, words):
+    """It would be this folder, and `list runs` would say nothing."""
+    code, out, err = delving(*words)
+    assert (code, out) == (2, "")
+    assert "output_root=: no folder is named" in err
+
+
+@pytest.mark.parametrize(
     "command",
     [[], ["train"], ["eval"], ["show"], ["list"], ["data"], ["data", "prepare"], ["data", "verify"],
      ["data", "preview"], ["doctor"], ["reproduce"], ["compare-init"], ["plot-slopes"],
