@@ -157,7 +157,7 @@ def load_splits(settings: Detect, output_root: str) -> list[Split]:
         if settings.root is None:
             where = write_scenes(where, classes=counts[0], train_images=counts[1],
                                  test_images=counts[2])  # fmt: skip
-        classes = tuple(TEXTURES)[: counts[0]]
+        classes = tuple(TEXTURES)
     else:
         classes = CLASSES
         if settings.root is None:
@@ -165,8 +165,19 @@ def load_splits(settings: Detect, output_root: str) -> list[Split]:
                              "VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar")  # fmt: skip
     read = find_voc(expand_home(settings.root, "detect.root") if settings.root else where)
     train, test = (load_split(read, name, classes) for name in SPLITS)
+    if settings.data == "shapes_voc":
+        train, test = (_limited(split, counts[0]) for split in (train, test))
     return [train.first(settings.train_images, "detect.train_images"),
             test.first(settings.test_images, "detect.test_images")]  # fmt: skip
+
+
+def _limited(split: Split, count: int) -> Split:
+    """The split with the first `count` classes; ValueError if it shows others."""
+    need = 1 + max(int(one.labels.max(initial=-1)) for one in split.objects)
+    if need > count:
+        raise ValueError(f"detect.classes={count}: the scenes at detect.root show more, such as "
+                         f"{split.classes[need - 1]}; they need {need} at least")  # fmt: skip
+    return dataclasses.replace(split, classes=split.classes[:count])
 
 
 def scenes_folder(settings: Detect, output_root: str) -> tuple[Path, tuple[int, int, int]]:

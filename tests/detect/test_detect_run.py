@@ -227,6 +227,16 @@ def test_what_came_from_another_machine_is_reported(copied, tmp_path):
 
 
 # --- refused ---
+def test_fewer_classes_than_the_scenes_show_are_refused_by_their_key(scenes, tmp_path):
+    def load(classes):
+        words = [f"detect.root={scenes}", f"detect.classes={classes}"]
+        return load_splits(configs.compose_detect("smoke", words), str(tmp_path))
+
+    assert len(load(4)[0].classes) == 4
+    with pytest.raises(ValueError, match=r"^detect\.classes=2: the scenes at detect\.root show"):
+        load(2)
+
+
 def test_another_file_of_proposals_by_the_same_name_is_another_detection(copied, tmp_path):
     splits = load_splits(configs.compose_detect("smoke", WORDS), str(copied.parents[2]))
 
