@@ -3,14 +3,17 @@
 import math
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
+
+import torch
 
 from delving.build import build_model, count_classes, images_at_once
 from delving.data import load_data
 from delving.data.images import reckon_bytes
 from delving.data.loader import MOST, count_workers
 from delving.data.sources import SIZES
-from delving.device import pick_device
+from delving.device import pick_device, pick_precision
 from delving.net import Net, describe
 from delving.notation import Layer, count_depth
 from delving.schema import Config, Data
@@ -95,17 +98,20 @@ def _count_there(name: str, root: str, classes: int | None, train: int | None, v
 
 
 def reckon_memory(config: Config) -> float:
-    """GB: weights, gradients and momentum in fp32, and each layer's responses in half precision."""
+    """GB: weights, gradients and momentum in fp32, and each layer's responses, in half precision
+    unless another is asked for."""
     net, _, rows = describe_net(config)
     shapes = [row["output"].split("x") for row in rows]
     responses = sum(math.prod(map(int, shape)) for shape in shapes) * images_at_once(config)
     weights = sum(p.numel() for p in net.parameters())
-    return (3 * FP32 * weights + HALF * responses) / 1e9
+    number = HALF if config.precision in ("auto", "bf16") else FP32
+    return (3 * FP32 * weights + number * responses) / 1e9
 
 
 def largest_gigabytes(runs: Iterable[Config]) -> float:
     """GB of memory that the largest of these trainings takes on a CPU; 0 without any."""
-    alike = {repr((c.model, c.data, images_at_once(c))): c for c in runs}
+    here = [replace(c, precision=pick_precision(c.precision, torch.device("cpu"))) for c in runs]
+    alike = {repr((c.model, c.data, c.precision, images_at_once(c))): c for c in here}
     return max((PROCESS + TIMES * reckon_memory(c) + _images(c) for c in alike.values()),
                default=0.0)  # fmt: skip
 

@@ -18,9 +18,9 @@ from fabricate import make_planned, snapshot
 
 import delving.run
 from delving import config as configs
-from delving import record, work
+from delving import cost, record, work
 from delving.asked import measured_of
-from delving.cost import largest_gigabytes
+from delving.cost import largest_gigabytes, reckon_memory
 from delving.plan import make_plan
 from delving.reference import copy_records
 from delving.reproduce import Ledger, _count, count_jobs
@@ -519,6 +519,20 @@ def test_fewer_images_at_once_take_less_memory():
     assert gigabytes("train.micro_batch=32") < gigabytes()
     assert gigabytes("train.micro_batch=32") == gigabytes("train.batch=32")
     assert gigabytes("train.micro_batch=1000") == gigabytes()
+
+
+def test_responses_in_fp32_take_twice_the_memory(monkeypatch):
+    def gigabytes(precision):
+        words = ["scale=quarter", "data.cache_gb=0", f"precision={precision}"]
+        return largest_gigabytes([configs.compose(words)])
+
+    half, none = gigabytes("bf16"), reckon_memory(configs.compose(["scale=quarter"]))
+    responses = reckon_memory(configs.compose(["scale=quarter", "precision=fp32"])) - none
+    assert gigabytes("fp32") - half == pytest.approx(cost.TIMES * responses)
+    assert 0 < responses < none
+    for here in ("fp32", "bf16"):  # `auto` is what this machine has
+        monkeypatch.setattr(cost, "pick_precision", lambda name, device, here=here: here)
+        assert gigabytes("auto") == gigabytes(here)
 
 
 @pytest.mark.long
