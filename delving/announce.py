@@ -10,7 +10,7 @@ from delving.naming import name_run
 from delving.plan import Plan
 from delving.report import verdict_heading, verdict_words
 from delving.words import count, duration
-from delving.workers import Task
+from delving.workers import Task, reckon_wall
 
 LONG = 3600 * 100.0  # seconds beyond which nobody means to wait for a CPU
 ON_A_CPU = " on this machine's CPU; `delving estimate ... --tflops` tells a GPU's time"
@@ -40,7 +40,7 @@ def tell_plan(
         say.say(f"  {task.name:44} {task.message['kind']:8} about {duration(weights[task.name])}")
     if tasks:
         jobs, gpu = min(jobs, len(tasks)), any(map(is_for_a_gpu, _devices(plan)))
-        seconds = max(max(weights.values()), sum(weights.values()) / jobs)
+        seconds = reckon_wall(tasks, weights, jobs)
         hint = ON_A_CPU if seconds > LONG and not gpu else ""
         say.say(f"About {duration(seconds)}, {jobs} side by side{hint}.")
 
@@ -58,12 +58,12 @@ def tell_outcome(
     say.say(f"\n{verdict_heading(plan.scale, data)}")
     for row in rows:
         say.say(f"  {words[row['verdict']]:14} {row['artefact']:11} {row['claim']}")
-    if any(seconds.values()) and plan.budget.seconds:
+    if any(seconds.values()) and (planned := plan.planned):
         say.say("\nseconds         planned    used")
-        for purpose in dict.fromkeys([*plan.budget.seconds, *seconds]):
-            planned = plan.budget.seconds.get(purpose, 0)
-            say.say(f"  {purpose:12} {planned:8.0f} {seconds.get(purpose, 0.0):7.0f}")
-        say.say(f"  {'in all':12} {sum(plan.budget.seconds.values()):8.0f} "
+        for purpose in dict.fromkeys([*planned, *seconds]):
+            say.say(f"  {purpose:12} {planned.get(purpose, 0):8.0f} "
+                    f"{seconds.get(purpose, 0.0):7.0f}")  # fmt: skip
+        say.say(f"  {'in all':12} {sum(planned.values()):8.0f} "
                 f"{sum(seconds.values()):7.0f}")  # fmt: skip
     for name, error in failed.items():
         say.say(f"FAILED {name}: {error}")

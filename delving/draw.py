@@ -231,8 +231,7 @@ def check_records(plan: Plan) -> None:
 
 def headline(plan: Plan) -> str:
     """What a scale's results rest on, in a line; images as counted once a net is trained."""
-    small, large = (_compose_family(plan, model) for model in ("small14", "a"))
-    data = small.data
+    data = _compose_family(plan, "small14").data
     kind, source = "images", f" of {data.name}"
     if data.name == "shapes":
         kind, source = "generated drawings", ""
@@ -241,9 +240,16 @@ def headline(plan: Plan) -> str:
     count = f"{data.train_images:,} " if data.train_images else ""
     return (
         f"Trained on {' or '.join(told) or count + kind + source}, {data.crop}-pixel crops; small "
-        f"nets at {small.model.width:g} of the paper's width for {small.train.epochs:g} epochs, "
-        f"large ones at {large.model.width:g} for {large.train.epochs:g}."
-    )
+        "nets at {} of the paper's width for {} epochs, large ones at {} for {}."
+    ).format(*_extent(plan, "small14"), *_extent(plan, "a"))
+
+
+def _extent(plan: Plan, model: str) -> tuple[str, str]:
+    """Widths and epochs of a plan's nets of a model's family; if it has none, the scale's."""
+    usual = _compose_family(plan, model)
+    nets = [c for c in plan.runs.values() if c.model.family == usual.model.family] or [usual]
+    values = {net.model.width for net in nets}, {net.train.epochs for net in nets}
+    return tuple(" or ".join(f"{value:g}" for value in sorted(one)) for one in values)
 
 
 def name_data(plan: Plan) -> str:

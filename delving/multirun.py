@@ -20,7 +20,7 @@ from delving.plan import Plan, add_run, in_order
 from delving.schema import Config, check_families, differences
 from delving.tasks import count_jobs, estimate_run, train_task, watching, with_images
 from delving.words import count, duration
-from delving.workers import work_through
+from delving.workers import Task, reckon_wall, work_through
 
 CAP = 100  # runs, unless asked for otherwise
 
@@ -157,7 +157,8 @@ def train_here(
     tell_sweep(sweep, say, lambda label, plan, name: f"about {duration(weights[label])}")
     jobs = max(1, min(jobs, len(weights)))
     if weights:
-        say.say(f"About {duration(sum(weights.values()) / jobs)}, {jobs} side by side.")
+        seconds = reckon_wall([Task(label, {}) for label in weights], weights, jobs)
+        say.say(f"About {duration(seconds)}, {jobs} side by side.")
     if dry:
         return sweep.refused()
     failed = sweep.refused() | (_work(sweep, weights, jobs, say) if weights else {})

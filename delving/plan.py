@@ -68,6 +68,12 @@ class Plan:
         detect = [w for w in self.detect if w.partition("=")[0] not in DETECT_NEUTRAL]
         return self.telling + self.seeds + detect
 
+    @property
+    def planned(self) -> dict[str, float]:
+        """Seconds by purpose that the scale plans: for all artefacts together, as it sets them."""
+        whole = len(self.requests) == len(choices("paper")) and not self.told
+        return dict(self.budget.seconds) if whole else {}
+
     def sets(self, key: str) -> bool:
         """Whether an override gives this key."""
         return any(word.partition("=")[0] == key for word in self.overrides)

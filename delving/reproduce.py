@@ -67,7 +67,12 @@ def list_tasks(plan: Plan, words: Sequence[str], device: str = "auto") -> list[T
             message = {"kind": "measure", "name": artefact, "words": list(words)}
             tasks.append(Task(artefact, message, frozenset(names & set(missing)), request.alone))
     detections = [detect_task(plan, run) for run in plan.detectors() if _undetected(plan, run)]
-    return with_images(tasks + detections, plan.runs)
+    untrained = {
+        name: configs.compose([f"scale={plan.scale}", *plan.overrides])
+        for name, request in plan.requests.items()
+        if "models" in request.settings
+    }
+    return with_images(tasks + detections, plan.runs | untrained)
 
 
 def _undetected(plan: Plan, run: str) -> bool:
@@ -137,10 +142,10 @@ def _count(plan: Plan, ledger: Ledger, outcome: Outcome) -> None:
 
 def save_times(plan: Plan, jobs: int, spent: dict[str, float]) -> None:
     """reproduce.json: seconds planned and used, summed over sittings that computed something."""
-    before = (load_times(plan) or {"used": {}})["used"]
-    used = {key: round(before.get(key, 0.0) + spent.get(key, 0.0), 1)
-            for key in dict.fromkeys([*before, *spent])}  # fmt: skip
-    seconds = {"planned": dict(plan.budget.seconds), "used": used}
+    before = load_times(plan) or {"planned": {}, "used": {}}
+    used = {key: round(before["used"].get(key, 0.0) + spent.get(key, 0.0), 1)
+            for key in dict.fromkeys([*before["used"], *spent])}  # fmt: skip
+    seconds = {"planned": before["planned"] | plan.planned, "used": used}
     record.write_json(plan.root / "reproduce.json", {"jobs": jobs, "seconds": seconds})
 
 

@@ -70,10 +70,10 @@ def estimate_task(plan: Plan, task: Task) -> float:
 
 def with_images(tasks: Sequence[Task], runs: Mapping[str, Config]) -> list[Task]:
     """The tasks, and before them one for each set of generated images that is still to be made. The
-    trainings and detections that need it wait for it: otherwise each would begin to make it.
+    tasks that need it wait for it: otherwise each would begin to make it.
 
     Args:
-        runs: configurations of the trainings, by task.
+        runs: configurations whose images are needed, by task.
     """
     makers: dict[str, Task] = {}
     waiting = []
@@ -90,7 +90,10 @@ def _maker_for(task: Task, config: Config | None) -> Task | None:
     if config and config.data.name == "shapes" and config.data.root is None:
         counts = config.data.classes, config.data.train_images, config.data.val_images
         folder, made = shapes_folder(config.output_root, *counts)
-        return _maker(folder, DRAWING * sum(made[1:]), task.message)
+        message = task.message
+        if "config" not in message:  # a measurement's
+            message = message | {"config": configs.to_yaml(config)}
+        return _maker(folder, DRAWING * sum(made[1:]), message)
     if task.message["kind"] == "detect":
         from delving.detect.job import scenes_folder
 

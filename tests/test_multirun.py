@@ -121,6 +121,13 @@ def test_a_plan_tells_the_hours_of_a_long_run(train, no_workers, home):
     assert all(re.fullmatch(r"\d+ h \d\d min", line) for line in told)
 
 
+def test_a_sweep_takes_no_less_than_its_longest_run(train, no_workers, home):
+    words = [*SMOKE, "act=relu", "train.epochs=2,100000", "--jobs", "2", "--plan"]
+    _, lines, _ = train("-m", *words)
+    [longest] = [line.partition("about ")[2] for line in lines if "epochs100000" in line]
+    assert lines[-1] == f"About {longest}, 2 side by side."
+
+
 def test_the_long_option_and_the_short_one_are_the_same(train, no_workers, home):
     words = [*SMOKE, "act=relu,prelu", "--plan"]
     assert train("--multirun", *words) == train("-m", *words)

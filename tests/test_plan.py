@@ -16,22 +16,24 @@ from rich.console import Console
 
 from delving import compare, cost, record
 from delving import config as configs
-from delving.announce import tell_plan
+from delving.announce import tell_outcome, tell_plan
 from delving.asked import ask, measured_of
 from delving.build import build_model
 from delving.cost import count_images
 from delving.data import load_splits
 from delving.display import Overview
+from delving.draw import headline, load_times
 from delving.groups import CONF, choices
 from delving.measured import measure_missing, save_measured
 from delving.net import describe
 from delving.paper import fisher
 from delving.plan import SMALL, in_order, make_plan
-from delving.reproduce import list_tasks
+from delving.reproduce import list_tasks, save_times
 from delving.request import load_request
+from delving.schema import Reproduce
 from delving.tasks import DETECTING, estimate_task
 from delving.work import _work
-from delving.workers import Task
+from delving.workers import Task, reckon_wall
 
 ARTEFACTS = choices("paper")
 PAPER_ORDER = [
@@ -345,10 +347,62 @@ def test_hours_of_a_cpu_that_nobody_waits_for_are_told_to_be_a_cpus():
     assert "CPU" not in say_plan(plan, [task], 3600.0)
 
 
-def say_plan(plan, tasks=(), seconds=1.0):
+def test_the_headline_tells_the_widths_and_epochs_of_the_nets_that_are_asked_for():
+    """Figure 3's nets have 12 epochs, where scale smoke gives small ones 2."""
+    small = "small nets at 0.0625 of the paper's width for {} epochs, large ones at 0.0625 for 2."
+    for artefacts, epochs in ((["figure3"], "12"), (["figure3", "figure1"], "2 or 12")):
+        assert small.format(epochs) in headline(plan_for(*artefacts))
+    words = ["family.small.epochs=3", "family.large.width=0.5"]
+    told = headline(plan_for("figure1", "table5", words=words))
+    assert "at 0.0625 of the paper's width for 3 epochs, large ones at 0.5 for 2." in told
+
+
+def test_the_time_is_no_less_than_the_longest_chain_of_tasks_that_wait_for_one_another():
+    plan = plan_for("figure1")
+    tasks = [Task("images", {}), Task("long", {}, frozenset({"images"})), Task("short", {}),
+             Task("measured", {}, frozenset({"long", "short"})),
+             Task("timed", {}, alone=True)]  # fmt: skip
+    weights = {"images": 5.0, "long": 100.0, "short": 20.0, "measured": 40.0, "timed": 7.0}
+    assert reckon_wall(tasks, weights, 1) == 165 + 7
+    assert reckon_wall(tasks, weights, 2) == reckon_wall(tasks, weights, 9) == 145 + 7
+    tasks = [Task("long", {"kind": "train"}), Task("measured", {"kind": "measure"},
+                                                   frozenset({"long"}))]  # fmt: skip
+    assert "About 2.0 min, 2 side by side." in say_plan(plan, tasks, 60.0, jobs=2)
+
+
+@pytest.fixture
+def budgeted(whole):
+    """A plan of everything, and one of a single artefact, at a scale that plans 100 seconds."""
+    budget = Reproduce(seconds={"small": 100.0})
+    return [dataclasses.replace(plan, budget=budget) for plan in (whole, plan_for("figure1"))]
+
+
+def test_seconds_are_planned_for_all_artefacts_as_the_scale_sets_them(budgeted):
+    everything, one = budgeted
+    assert everything.planned == {"small": 100.0}
+    assert dataclasses.replace(everything, overrides=["train.epochs=9"]).planned == {}
+    assert one.planned == {}
+    said = {}
+    for plan in budgeted:
+        out = io.StringIO()
+        tell_outcome(plan, {"small": 3.0}, [], {}, [], Overview(Console(file=out)))
+        said[len(plan.requests)] = out.getvalue()
+    assert "planned" in said[len(everything.requests)]
+    assert "planned" not in said[1]
+
+
+def test_a_single_artefact_adds_to_the_seconds_used_and_leaves_those_planned(budgeted):
+    everything, one = budgeted
+    for plan, planned in ((one, {}), (everything, {"small": 100.0}), (one, {"small": 100.0})):
+        save_times(plan, 1, {"small": 3.0})
+        assert load_times(plan)["planned"] == planned
+    assert load_times(one)["used"] == {"small": 9.0}
+
+
+def say_plan(plan, tasks=(), seconds=1.0, jobs=1):
     said = io.StringIO()
     weights = {task.name: seconds for task in tasks}
-    tell_plan(plan, tasks, weights, 1, Overview(Console(file=said, width=200)))
+    tell_plan(plan, tasks, weights, jobs, Overview(Console(file=said, width=200)))
     return said.getvalue()
 
 
@@ -758,6 +812,20 @@ def test_generated_images_are_made_once_and_before_what_needs_them(tmp_path):
         assert (tmp_path / "outputs" / "data" / task.name).is_dir()
     assert [task.name for task in list_tasks(plan, [])] == [task.name for task in rest]
     assert not any(task.after & {shapes, scenes} for task in list_tasks(plan, []))
+
+
+def test_nets_that_are_measured_untrained_wait_for_their_images_too(tmp_path):
+    """Beside trainings, which wait for them, they would be made a second time."""
+    plan = make_plan(["signal", "table3", "figure1"], ["scale=smoke"])
+    maker, *rest = list_tasks(plan, [])
+    after = {task.name: task.after for task in rest}
+    assert set(map(after.get, ["signal", *plan.runs])) == {frozenset([maker.name])}
+    assert after["table3"] == frozenset()  # it looks at noise
+    [alone, signal] = list_tasks(make_plan(["signal"], ["scale=smoke"]), [])
+    assert (alone.name, signal.after) == (maker.name, {maker.name})
+    make(alone)
+    assert (tmp_path / "outputs" / "data" / maker.name).is_dir()
+    assert not tasks_of(plan)["signal"].after
 
 
 def test_images_that_cannot_be_made_are_left_to_the_runs_to_name(tmp_path):
