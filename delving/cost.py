@@ -34,7 +34,8 @@ ASSUMED = (1, 100_000, 10_000)
 FORWARDS = 3  # a step's work, forward and backward, in forward passes
 FP32, HALF = 4, 2  # bytes
 # GB of a training on a CPU: its process, and TIMES what reckon_memory gives for its net. Measured
-# with small14, small30, A and C at scale quarter; small14 and A at scale paper took less.
+# with small14, small30, A and C at scale quarter; small14 and A at scale paper took less, as did
+# small14 at scale quarter in fp32, whose responses took 1.4 times what they are reckoned to.
 PROCESS, TIMES = 1.0, 2.2
 
 

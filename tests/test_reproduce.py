@@ -491,10 +491,10 @@ def test_as_many_runs_side_by_side_as_wanted_or_as_there_are_cores_but_one():
     ("models", "jobs"), [([], 8), (["small14"], 5), (["a"], 2), (["small14", "c"], 1)]
 )
 def test_as_many_runs_side_by_side_as_memory_holds_of_the_largest(monkeypatch, models, jobs):
-    """Eight cores, 16 GB and the quarter scale's full-width nets, of 3.2, 6.8 and 11.6 GB."""
+    """Eight cores, 16 GB, and the quarter scale's full-width nets, of 3.2, 6.8, 11.6 GB in bf16."""
     monkeypatch.setattr("delving.tasks.count_cores", lambda: 8)
     monkeypatch.setattr("delving.tasks.free_memory", lambda: 16e9)
-    words = ["scale=quarter", "data.cache_gb=0"]
+    words = ["scale=quarter", "data.cache_gb=0", "precision=bf16"]
     runs = [configs.compose([*words, f"model={model}"]) for model in models]
     assert count_jobs("cpu", None, runs) == jobs
     assert count_jobs("cpu", 4, runs) == 4
