@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
@@ -70,7 +71,8 @@ def nearest_folder(file: Path) -> Path:
 
 def settle_caches() -> None:
     """Gives matplotlib a temporary folder if it cannot write its settings and caches, about which
-    it would warn on every start. Call before it is imported; child processes share the folder."""
+    it would warn on every start; nor does it tell that it fills them, where that takes long. Call
+    before it is imported; child processes share the folder."""
     try:
         for folder in _folders_of_matplotlib():
             check_writable(folder)
@@ -79,6 +81,7 @@ def settle_caches() -> None:
             place = tempfile.mkdtemp(prefix="delving-matplotlib-")
             os.environ["MPLCONFIGDIR"] = place
             atexit.register(shutil.rmtree, place, ignore_errors=True)
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 def _folders_of_matplotlib() -> list[Path]:

@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import termios
+import textwrap
 import warnings
 from pathlib import Path
 
@@ -339,6 +340,22 @@ def test_matplotlib_gets_a_folder_where_its_own_cannot_be_written(
         (Path(folder) / "fontlist.json").touch()
         shutil.rmtree(folder)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_matplotlib_that_is_long_about_its_fonts_does_not_tell_so(tmp_path):
+    slow = """
+    import threading
+    from delving import disk
+    timer = threading.Timer
+    threading.Timer = lambda seconds, tell: timer(0, tell)
+    disk.settle_caches()
+    import matplotlib.font_manager
+    """
+    command = [sys.executable, "-c", textwrap.dedent(slow)]
+    env = os.environ | {"MPLCONFIGDIR": str(tmp_path), "PYTHONPATH": python_path(ROOT)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert list(tmp_path.glob("fontlist*"))  # it did look for them
 
 
 def test_settings_of_a_machine_change_no_figure(tmp_path):

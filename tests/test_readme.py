@@ -148,7 +148,7 @@ def test_a_rectifier_and_a_net_are_added_and_compared_as_the_readme_says(extende
     assert (root / "out/smoke/runs/slim-elu-he-s0/result.json").exists()
     done = run("compare-init", "model=slim", "train.epochs=1")
     assert done.returncode == 0, done.stderr
-    assert (root / "out/smoke/compare-init-slim/signal.png").exists()
+    assert (root / "out/smoke/compare-init-slim-epochs1/signal.png").exists()
 
 
 @pytest.mark.long
