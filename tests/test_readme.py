@@ -1,5 +1,6 @@
 """The READMEs' generated blocks, and what their text says of records, agree with the records."""
 
+import itertools
 import math
 import os
 import re
@@ -16,6 +17,7 @@ from scipy.stats import spearmanr
 from delving import record
 from delving.artefact import mean_and_spread, published
 from delving.judge import mean_interval
+from delving.paper.table1 import fall_with_depth, stand_out
 from delving.readme import BLOCKS, READMES, REFERENCE, collect, paragraphs, refresh
 
 ROOT = Path(__file__).parent.parent
@@ -331,6 +333,42 @@ def test_what_is_told_of_lrelus_usual_slope_is_in_its_records():
     assert ends[5:9] == first
     first, second, third = (f"{a - b:.2f}" for a, b in zip(relu[:3], ledgers, strict=True))
     assert f"at {mean_and_spread(ledgers)}. By seed that is {first}, {second} and {third} " in told
+
+
+def test_what_is_told_of_two_further_seeds_is_in_their_records():
+    told, name = text_of(FURTHER), "small14-{}-he-classes50-epochs36-width0.25-s{}"
+    errors, means = ({act: [] for act in ("relu", "prelu_shared", "prelu")} for _ in range(2))
+    for act, seed in itertools.product(errors, range(5)):
+        folder = REFERENCE / ("quarter/runs" if seed < 3 else "seeds") / name.format(act, seed)
+        further = act == "relu" and seed > 2
+        result = (record.read_json(REFERENCE / "slope" / f"{folder.name}.json") if further else
+                  record.read_result(folder))  # fmt: skip
+        errors[act].append(result["eval"]["ten_view"]["top1_err"])
+        slopes = {} if act == "relu" else record.load_slopes(folder)
+        means[act].append([own.mean() for layer, own in slopes.items() if layer.startswith("conv")])
+    for title, seeds in (("0 to 2", slice(3)), ("3 and 4", slice(3, 5)), ("all five", slice(5))):
+        cells = [mean_and_spread(values[seeds]) for values in errors.values()]
+        assert f"| {title} | {' | '.join(cells)} |" in told
+    relu, shared, wise = errors.values()
+
+    def interval(values, level, places):
+        seen = mean_interval(list(values), level)
+        return [f"{x:.{places}f}" for x in (seen.mean, seen.low, seen.high)]
+
+    def pairs(left, right, level=0.95):
+        return interval([a - b for a, b in zip(left, right, strict=True)], level, 2)
+
+    assert "are {} points better than channel-wise ones (90 % interval {} to {}".format(
+        *pairs(wise, shared, 0.9)) in told  # fmt: skip
+    assert "channel-wise {} points ahead of ReLU (95 % interval {} to {}), ".format(
+        *pairs(relu, wise)) in told  # fmt: skip
+    assert "channel-shared {} ({} to {})".format(*pairs(relu, shared)) in told
+    falls = interval(map(fall_with_depth, means["prelu"]), 0.95, 2)
+    assert "rank correlation {} (95 % interval {} to {}".format(*falls) in told
+    leads = [interval(map(stand_out, means[act]), 0.95, 3) for act in ("prelu_shared", "prelu")]
+    assert "shared by a layer by {} ({} to {}), channel-wise by {} ({} to {})".format(
+        *leads[0], *leads[1]) in told  # fmt: skip
+    assert min(own[0] for act in ("prelu_shared", "prelu") for own in means[act]) > 0
 
 
 def test_what_is_told_of_longer_trainings_is_in_their_records():
