@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from delving import build
+from delving import build, device
 from delving.build import build_model, describe_model, materialise
 from delving.config import KEYS, KNOBS, WORDS, compose
 from delving.schema import NEUTRAL
@@ -114,7 +114,7 @@ def layers(*lines):
     ],
 )  # fmt: skip
 def test_layers_that_are_no_net_or_too_large_a_one_are_refused(lines, words, monkeypatch):
-    monkeypatch.setattr(build, "memory", lambda: 8 * 10**9)
+    monkeypatch.setattr(device, "memory", lambda: 8 * 10**9)
     assert words in refuse([layers(*lines), "model.width=1"])
 
 
@@ -126,13 +126,13 @@ def test_a_net_is_refused_by_what_this_machine_can_hold(monkeypatch):
     config = compose(["scale=smoke"])
     net, _ = build_model(config, 10)
     needed = 4 * sum(p.numel() for p in net.parameters())
-    monkeypatch.setattr(build, "memory", lambda: needed)
+    monkeypatch.setattr(device, "memory", lambda: needed)
     materialise(net, config, torch.device("cpu"))
-    monkeypatch.setattr(build, "memory", lambda: needed - 1)
+    monkeypatch.setattr(device, "memory", lambda: needed - 1)
     net, _ = build_model(config, 10)  # building on the meta device is allowed
     with pytest.raises(ValueError, match=rf"{needed // 4:,} parameters"):
         materialise(net, config, torch.device("cpu"))
-    monkeypatch.setattr(build, "memory", lambda: needed // build.SPARE - 1)
+    monkeypatch.setattr(device, "memory", lambda: needed // build.SPARE - 1)
     with pytest.raises(ValueError, match=rf"{needed // 4:,} parameters"):
         build_model(config, 10)
 
