@@ -20,6 +20,8 @@ $(READY): pyproject.toml constraints.txt
 	  $(PYTHON) -m venv $$clear .venv
 	@echo 'setting up .venv (PyTorch and others, some 6 GB): a few minutes without a word'
 	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo 'compiling for this machine what is faster so: half a minute'
+	.venv/bin/delving doctor
 	@touch $@
 
 test: $(READY) lint  ## lint, then the fast tests

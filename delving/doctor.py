@@ -74,9 +74,12 @@ def _kernels(kind: str) -> str:
     from delving.kernels.compiled import FAULTS
 
     if kind == "cpu":
-        if native.load() is not None:
-            return "compiled for this CPU"
-        return f"none ({FAULTS['kernels.cpp']}): compiled by a C++ compiler they train faster"
+        if native.load() is None:
+            return f"none ({FAULTS['kernels.cpp']}): compiled by a C++ compiler they train faster"
+        if native.operator() is None:
+            fault = FAULTS.get("operator.cpp", "it cannot be registered")
+            return f"compiled for this CPU, but not the operator that calls them ({fault})"
+        return "compiled for this CPU"
     if kind == "cuda":
         found, fault = gpu.look_for_programs()
         return "Triton's" if found else f"none: {fault}"

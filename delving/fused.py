@@ -103,7 +103,8 @@ def _pick(kernels, x: Tensor, slope: Tensor, bias: Tensor | None = None):
 
 
 def _are_plain(values: Tensor, *counts: int) -> bool:
-    return values.dtype == torch.float32 and values.is_contiguous() and values.shape[0] in counts
+    whole = values.dtype == torch.float32 and values.is_contiguous() and not values.is_neg()
+    return whole and values.shape[0] in counts
 
 
 def _rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool, kernels=None) -> Tensor:
@@ -119,7 +120,8 @@ def _rectify_backward(
 
 
 def _lying_as(out: Tensor, grad: Tensor) -> Tensor:
-    return grad if grad.stride() == out.stride() else torch.empty_like(out).copy_(grad)
+    alike = grad.stride() == out.stride() and not grad.is_neg()
+    return grad if alike else torch.empty_like(out).copy_(grad)
 
 
 def _fake(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
@@ -134,7 +136,8 @@ def _fake_backward(
 
 
 class _Eager(torch.autograd.Function):
-    """The operator without torch's dispatch, which takes longer than a small layer's own work."""
+    """The operator for GPUs, and where operator.cpp's cannot serve. torch's dispatch to functions
+    in Python takes longer than a small layer's own work."""
 
     @staticmethod
     def forward(ctx, x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
@@ -186,6 +189,13 @@ def _register() -> None:
         library.impl(
             "delving::rectify_backward", device, partial(_rectify_backward, kernels=kernels)
         )
+    library.define(
+        "delving::rectify_backward_plain",
+        "(Tensor grad, Tensor out, Tensor slope, bool learned) -> (Tensor, Tensor, Tensor)",
+    )
+    library.impl(  # for operator.cpp
+        "delving::rectify_backward_plain", "CompositeImplicitAutograd", rectify_backward_plain
+    )
     library.register_fake("delving::rectify", _fake)
     library.register_fake("delving::rectify_backward", _fake_backward)
     library.register_autograd("delving::rectify", _backward, setup_context=_keep)
@@ -198,6 +208,10 @@ def rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Ten
     """f(x + bias) with gradients: (N, C, ...) to the same; bias (C,), slope (C,) or (1,)."""
     if torch.compiler.is_compiling():
         return torch.ops.delving.rectify(x, bias, slope, learned)
+    if x.is_cpu and (operator := native.operator()):
+        out = operator(x, bias, slope, learned)
+        if out is not None:
+            return out
     return _Eager.apply(x, bias, slope, learned)
 
 

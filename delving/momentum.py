@@ -40,16 +40,13 @@ class Momentum:
             moved = [p for p in group["params"] if p.grad is not None]
             if not moved:
                 continue
-            # torch's operator allocates velocities only for all parameters at once, and does not
-            # fill them if `unless` is 1.
-            fresh = [p for p in moved if p not in self.velocity] if self.momentum else []
-            if unless is not None or len(fresh) < len(moved):
+            if self.momentum:
+                fresh = [p for p in moved if p not in self.velocity]
                 self.velocity.update((p, torch.zeros_like(p)) for p in fresh)
-            velocities = [self.velocity.get(p) for p in moved]
             sgd(
-                moved,
-                [p.grad for p in moved],
-                velocities,
+                [_in_order(p, p) for p in moved],
+                [_in_order(p.grad, p) for p in moved],
+                [_in_order(self.velocity.get(p), p) for p in moved],
                 fused=moved[0].device.type in ("cpu", "cuda"),
                 weight_decay=group["weight_decay"],
                 momentum=self.momentum,
@@ -59,5 +56,10 @@ class Momentum:
                 nesterov=False,
                 maximize=False,
             )
-            if self.momentum:
-                self.velocity.update(zip(moved, velocities, strict=True))
+
+
+def _in_order(x: torch.Tensor | None, p: torch.Tensor) -> torch.Tensor | None:
+    """x with its dimensions as they lie if those of p are channels last, as torch's operator copies
+    each gradient that is not contiguous."""
+    last = p.dim() == 4 and not p.is_contiguous()
+    return x.permute(0, 2, 3, 1) if last and x is not None else x

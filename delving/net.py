@@ -47,16 +47,16 @@ class Features(nn.Sequential):
     follows, all in one pass; modules that are looked at (see is_looked_at) do their own work."""
 
     def forward(self, x: Tensor) -> Tensor:
-        layers = list(self)
-        while layers:
-            layer, after, beyond = (*layers, None, None)[:3]
+        layers, at = [*self, None, None], 0
+        while at < len(self):
+            layer, after, beyond = layers[at : at + 3]
             if not _leaves_its_bias(layer, after):
-                x, layers = layer(x), layers[1:]
+                x, at = layer(x), at + 1
                 continue
             x = convolve(layer, x)
             side = _side_of_pooling(beyond)
             x = after.pooled(x, layer.bias, side) if side else after(x, layer.bias)
-            layers = layers[3 if side else 2 :]
+            at += 3 if side else 2
         return x
 
 
@@ -72,9 +72,13 @@ def _is_the_papers(rectifier: nn.Module | None) -> bool:
 
 def is_looked_at(module: nn.Module) -> bool:
     """Whether something depends on the module being called: a hook on it, or a `forward` set."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks,
-             module._backward_hooks, module._backward_pre_hooks)  # fmt: skip
-    return any(hooks) or "forward" in vars(module)
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+    )
 
 
 def _side_of_pooling(layer: nn.Module | None) -> int | None:

@@ -35,20 +35,20 @@ class Recipe:
     seed: int
 
 
-def gradient_squares(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """Each gradient's squared norm, in one tensor or several. On a CPU by dot products, which are
-    twice as fast there; elsewhere by norms of all at once, which take few launches."""
+def gradient_squares(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Each gradient's squared norm. On a CPU by dot products, which are twice as fast there;
+    elsewhere by norms of all at once, which take few launches."""
     gradients = [p.grad for p in parameters]
     if gradients[0].device.type == "cpu":
-        return [torch.dot(g, g)[None] for g in map(_in_a_row, gradients)]
-    return [torch.stack(torch._foreach_norm(gradients)).square()]
+        return torch.stack([torch.dot(g, g) for g in map(_in_a_row, gradients)])
+    return torch.stack(torch._foreach_norm(gradients)).square()
 
 
 def show(shown: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
     """(4,): what accumulate_gradients returned, then the squared norms of the whole gradient and of
     the gradient of the conv layers' weights."""
     parameters = [p for p in parameters if p.grad is not None]  # a rectifier's may be frozen
-    squares = torch.cat(gradient_squares(parameters))
+    squares = gradient_squares(parameters)
     # By index: for a mask the CPU would wait until the GPU has counted it.
     conv = [n for n, p in enumerate(parameters) if p.dim() == 4]
     parts = squares.sum(), squares.index_select(0, _numbers(tuple(conv), squares.device)).sum()

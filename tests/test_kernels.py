@@ -122,6 +122,102 @@ def test_the_compiled_kernels_equal_the_plain_forms_to_the_last_bit(
         assert distance(found[2], wanted[2]) < 1e-6
 
 
+@compiled
+@few
+@given(
+    shape=st.sampled_from(SHAPES),
+    dtype=st.sampled_from(TYPES),
+    shared=st.booleans(),
+    learned=st.booleans(),
+    biased=st.booleans(),
+    order=st.sampled_from([1, 2]),
+)
+def test_the_compiled_operator_is_the_one_in_python_to_the_last_bit(
+    shape, dtype, shared, learned, biased, order
+):
+    """With all gradients; of order 2 those of a gradient."""
+    results = []
+    for way in (rectify, fused._Eager.apply):
+        x, bias = normal(shape).to(dtype).requires_grad_(), normal(shape[1:2], 1).requires_grad_()
+        slope = slopes_for(shape[1], shared).requires_grad_()
+        leaves = [x, *([bias] if biased else []), *([slope] if learned else [])]
+        out = way(x, bias if biased else None, slope, learned)
+        grad = normal(shape, 2).to(dtype)
+        if order == 2:
+            [first] = torch.autograd.grad(out**3, x, grad, create_graph=True)
+            results.append([first, *torch.autograd.grad(first, leaves, grad, allow_unused=True)])
+        else:
+            results.append([out, *torch.autograd.grad(out, leaves, grad)])
+    for ours, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=0, atol=0, equal_nan=True)
+
+
+@compiled
+def test_the_compiled_operator_takes_what_the_kernels_take_and_leaves_the_rest():
+    operator = native.operator()
+    assert operator is not None, compiling.FAULTS
+    x, bias, slope = normal((2, 8, 3, 3)), normal((8,), 1), torch.full((8,), 0.25)
+    taken = [
+        (x, bias, slope), (x, None, slope[:1]), (normal((5, 8)), bias, slope),
+        (x[:0], bias, slope), (x.bfloat16(), bias, slope),
+    ]  # fmt: skip
+    left = [
+        (x.contiguous(), bias, slope), (x.double(), bias, slope), (x[..., :2], bias, slope),
+        (x[0], bias, slope), (x, bias[:3], slope), (x, bias, slope[:3]), (x, bias.double(), slope),
+        (x, bias, slope.double()), (x[:, :, 0, 0], bias, slope), (x, bias, slope[:1].expand(8)),
+        (x, torch.stack([bias, bias], 1)[:, 0], slope), (x, bias.bfloat16(), slope),
+    ]  # fmt: skip
+    for guard in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with guard():
+            for tensors in taken:
+                assert torch.equal(operator(*tensors, True), rectify_plain(*tensors, True))
+            assert all(operator(*tensors, True) is None for tensors in left)
+
+
+@compiled
+@pytest.mark.parametrize("way", [rectify, fused._Eager.apply])
+def test_numbers_that_are_not_what_lies_in_memory_are_read_as_what_they_are(way):
+    """Such as those of a complex number's conjugate."""
+    x, bias, slope = normal((2, 8, 3, 3)), normal((8,), 1), torch.full((8,), 0.25)
+    for negated in range(3):
+        tensors = [x, bias, slope]
+        tensors[negated] = torch._neg_view(tensors[negated])
+        for guard in (torch.no_grad, torch.inference_mode):
+            with guard():
+                assert torch.equal(way(*tensors, True), rectify_plain(*tensors, True))
+
+
+@compiled
+@pytest.mark.parametrize("way", [rectify, fused._Eager.apply])
+def test_a_gradient_that_lies_otherwise_is_put_in_order(way):
+    """As that of a sum, whose numbers are one number."""
+    x, slope = normal((2, 8, 3, 3)).requires_grad_(), torch.full((8,), 0.25, requires_grad=True)
+    out, plain = way(x, None, slope, True), normal(x.shape, 1)
+    for grad in (torch.ones(1).expand(x.shape), plain.contiguous(), torch._neg_view(plain)):
+        found = torch.autograd.grad(out, (x, slope), grad, retain_graph=True)
+        wanted = rectify_backward_plain(grad, out.detach(), slope.detach(), True)
+        assert torch.equal(found[0], wanted[0])
+        assert distance(found[1], wanted[2]) < 1e-6
+
+
+@compiled
+def test_without_the_compiled_operator_the_one_in_python_serves(monkeypatch, tmp_path):
+    x, act = normal((2, 8, 3, 3)).requires_grad_(), PReLU(8, 0.25)
+    assert act(x).grad_fn.name() != "_EagerBackward"
+    monkeypatch.setattr(native, "_operator", lambda: None)
+    monkeypatch.setitem(compiling.FAULTS, "operator.cpp", "no header")
+    assert act(x).grad_fn.name() == "_EagerBackward"
+    told = dict(examine(str(tmp_path)))["kernels"]
+    assert torch.cuda.is_available() or told.endswith("the operator that calls them (no header)")
+
+
+@compiled
+def test_an_operator_is_registered_once():
+    """A second one of its name, as of a library compiled anew, could be the end of Python."""
+    again = native._operator.__wrapped__()
+    assert again is native.operator() is not None
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_parameters_of_another_type_are_read_as_what_they_are(dtype):
     """As after net.bfloat16(), whereas kernels read fp32."""

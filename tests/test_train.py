@@ -290,6 +290,30 @@ def test_a_parameter_whose_first_gradient_comes_late_moves_as_in_torchs_sgd():
         torch.testing.assert_close(p, q)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_weights_with_channels_last_move_as_in_torchs_sgd(momentum):
+    """torch's operator is given them with their dimensions in another order."""
+    drawn = torch.randn(3, 8, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    shapes = (8, 4, 3, 3), (8, 4, 1, 1), (8, 1, 3, 3), (8,)
+    start, *gradients = [
+        [x.flatten()[: math.prod(s)].view(s).clone() for s in shapes] for x in drawn
+    ]
+    ours, theirs = ([nn.Parameter(x.clone()) for x in start] for _ in range(2))
+    for p in ours[:3]:
+        p.data = p.data.contiguous(memory_format=torch.channels_last)
+    rule = {"weight_decay": 0.1, "momentum": momentum}
+    optimizer = Momentum([{"params": ours, "weight_decay": 0.1}], momentum=momentum)
+    sgd = torch.optim.SGD(theirs, lr=0.1, **rule)
+    for step in gradients:
+        for p, q, g in zip(ours, theirs, step, strict=True):
+            p.grad, q.grad = torch.empty_like(p).copy_(g), g
+        optimizer.step(0.1)
+        sgd.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q)
+        assert momentum == 0 or optimizer.velocity[p].stride() == p.stride()
+
+
 def test_a_step_tells_the_loss_error_and_gradient_norm_before_it():
     net, batch = build(), draw_batch()
     twin = copy.deepcopy(net)

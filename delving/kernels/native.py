@@ -1,8 +1,9 @@
 """Calls kernels.cpp with tensors."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from delving.kernels.compiled import compile_and_load
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 VECTOR = 64  # numbers in a row that the kernels make good use of
 P, N = ctypes.c_void_p, ctypes.c_long
+OPERATOR = ("rectify", "rectify_backward")  # what operator.cpp calls
 SIGNATURES = {
     "rectify": [P] * 4 + [N] * 4 + [ctypes.c_int],
     "rectify_backward": [P] * 6 + [N] * 4 + [ctypes.c_int],
@@ -68,9 +70,9 @@ def spp_backward(grad: Tensor, x: Tensor, levels: Sequence[int]) -> Tensor:
 
 
 def channels_innermost(x: Tensor) -> bool:
-    """Whether x is (N, C), or (N, C, H, W) channels last, without gaps."""
+    """Whether x is (N, C), or (N, C, H, W) channels last, without gaps, and is what lies there."""
     layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
-    return x.dim() in (2, 4) and x.is_contiguous(memory_format=layout)
+    return x.dim() in (2, 4) and x.is_contiguous(memory_format=layout) and not x.is_neg()
 
 
 def _pointers(*tensors: Tensor | None) -> list[int | None]:
@@ -106,6 +108,37 @@ def _function(name: str, dtype: torch.dtype) -> ctypes._CFuncPtr:
     function = getattr(load(), f"{name}_{TYPES[dtype]}")
     function.argtypes = SIGNATURES[name]
     return function
+
+
+Operator = Callable[[Tensor, Tensor | None, Tensor, bool], Tensor | None]
+
+
+def operator() -> Operator | None:
+    """operator.cpp's operator, which returns None for tensors that the kernels do not take; None if
+    there are no kernels, or nothing that compiles it."""
+    return _operator() if load() is not None else None
+
+
+@cache
+def _operator() -> Operator | None:
+    built = compile_and_load("operator.cpp", **_beside_torch())
+    if built is None:
+        return None
+    functions = [_function(name, dtype) for dtype in TYPES for name in OPERATOR]
+    built.enlist.argtypes = [P] * len(functions) + [N]
+    built.enlist(*(ctypes.cast(function, P) for function in functions), VECTOR)
+    registered = getattr(torch.ops.delving_cpu, "rectify", None)
+    return registered and registered.default
+
+
+def _beside_torch() -> dict:
+    """How to compile and link what belongs to the PyTorch that is running."""
+    folder = Path(torch.__file__).parent
+    include = folder / "include"
+    flags = ("-std=c++20", "-O1", "-DAT_PER_OPERATOR_HEADERS", f"-DTORCH={torch.__version__}",
+             f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
+             f"-I{include}", f"-I{include / 'torch/csrc/api/include'}")  # fmt: skip
+    return {"tuned": [flags], "links": [f"-L{folder / 'lib'}", "-ltorch_cpu", "-lc10"]}
 
 
 @cache
