@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 from delving import record
 from delving.artefact import mean_and_spread, published
 from delving.judge import mean_interval
+from delving.paper import fisher
 from delving.paper.table1 import fall_with_depth, stand_out
 from delving.readme import BLOCKS, READMES, REFERENCE, collect, paragraphs, refresh
 
@@ -369,6 +370,36 @@ def test_what_is_told_of_two_further_seeds_is_in_their_records():
     assert "shared by a layer by {} ({} to {}), channel-wise by {} ({} to {})".format(
         *leads[0], *leads[1]) in told  # fmt: skip
     assert min(own[0] for act in ("prelu_shared", "prelu") for own in means[act]) > 0
+
+
+def test_what_is_told_of_the_fisher_matrix_with_five_seeds_is_in_its_records():
+    told, name = text_of(FURTHER), "small14-{}-he-classes50-epochs36-width0.25-s{}"
+    parts = record.read_json(REFERENCE / "quarter" / "fisher" / "measured.json")["parts"]
+    further = record.read_json(REFERENCE / "seeds" / "fisher.json")
+    assert all(part["asked"]["settings"] == further["settings"] for part in parts)
+    found = {run: part["found"] for part in parts for run in part["asked"]["runs"]}
+    found |= further["found"]
+
+    def less(value):
+        each = [value(found[name.format("relu", s)]) - value(found[name.format("prelu", s)])
+                for s in range(5)]  # fmt: skip
+        return each, mean_interval(each)
+
+    each, seen = less(fisher.condition)
+    assert max(each) < 0
+    assert seen.high < fisher.CONDITIONED
+    larger = (
+        f"by {-seen.mean:.3f} powers of ten (95 % interval {-seen.high:.3f} to {-seen.low:.3f})"
+    )
+    assert larger in told
+    _, seen = less(fisher.log_between)
+    assert seen.low < 0 < fisher.SMALLER < seen.high
+    assert f"smaller by {seen.mean:.3f} powers of ten ({seen.low:.3f} to {seen.high:.3f})" in told
+    for kind, sentence in (("within", "it is {} % smaller ({} to {}), between"),
+                           ("bias_weight", "weights {} % ({} to {}).")):  # fmt: skip
+        _, seen = less(lambda one, kind=kind: math.log10(one["fisher"][kind]["energy"]))
+        shares = [f"{100 - 100 * 10**-x:.0f}" for x in (seen.mean, seen.low, seen.high)]
+        assert sentence.format(*shares) in told
 
 
 def test_what_is_told_of_longer_trainings_is_in_their_records():
