@@ -136,7 +136,7 @@ def _beside_torch() -> dict:
     folder = Path(torch.__file__).parent
     include = folder / "include"
     flags = ("-std=c++20", "-O1", "-DAT_PER_OPERATOR_HEADERS", f"-DTORCH={torch.__version__}",
-             f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
+             f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
              f"-I{include}", f"-I{include / 'torch/csrc/api/include'}")  # fmt: skip
     return {"tuned": [flags], "links": [f"-L{folder / 'lib'}", "-ltorch_cpu", "-lc10"]}
 

@@ -52,7 +52,8 @@ bool is_plain(const Tensor &x) {
 }
 
 bool is_a_parameter(const Tensor &x, long count) {
-    return is_plain(x) && x.scalar_type() == at::kFloat && x.numel() == count && x.is_contiguous();
+    return is_plain(x) && x.scalar_type() == at::kFloat && x.dim() == 1 && x.size(0) == count &&
+           x.is_contiguous();
 }
 
 // Whether the kernels take these tensors: fused.py's _pick.
@@ -153,6 +154,6 @@ extern "C" void enlist(Rectify rectify_float32, Backward backward_float32, Recti
         library->def("rectify(Tensor x, Tensor? bias, Tensor slope, bool learned) -> Tensor?");
         library->impl("rectify", torch::dispatch(c10::DispatchKey::Autograd, with_gradients));
         library->impl("rectify", torch::dispatch(c10::DispatchKey::CPU, without));
-    } catch (const c10::Error &) {
+    } catch (const c10::Error &) {  // the name is taken
     }
 }
