@@ -41,6 +41,8 @@ SIDES = (0.25, -0.5, 0.0, -0.0, 1e-30, -1e-30, 3.0)  # both sides of 0, and clos
 compiled = pytest.mark.skipif(native.load() is None, reason="no C++ compiler here")
 triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton here")
 few = settings(deadline=None, max_examples=30, derandomize=True)
+LAYERS = {"shape": st.sampled_from(SHAPES), "dtype": st.sampled_from(TYPES)}
+LAYERS |= dict.fromkeys(("shared", "learned", "biased"), st.booleans())
 
 
 def normal(shape, seed=0):
@@ -98,14 +100,7 @@ def test_the_operator_and_all_its_gradients_are_those_of_the_formula(shape, dtyp
 
 @compiled
 @few
-@given(
-    shape=st.sampled_from(SHAPES),
-    dtype=st.sampled_from(TYPES),
-    shared=st.booleans(),
-    learned=st.booleans(),
-    biased=st.booleans(),
-    seed=st.integers(0, 99),
-)
+@given(**LAYERS, seed=st.integers(0, 99))
 def test_the_compiled_kernels_equal_the_plain_forms_to_the_last_bit(
     shape, dtype, shared, learned, biased, seed
 ):
@@ -124,14 +119,7 @@ def test_the_compiled_kernels_equal_the_plain_forms_to_the_last_bit(
 
 @compiled
 @few
-@given(
-    shape=st.sampled_from(SHAPES),
-    dtype=st.sampled_from(TYPES),
-    shared=st.booleans(),
-    learned=st.booleans(),
-    biased=st.booleans(),
-    order=st.sampled_from([1, 2]),
-)
+@given(**LAYERS, order=st.sampled_from([1, 2]))
 def test_the_compiled_operator_is_the_one_in_python_to_the_last_bit(
     shape, dtype, shared, learned, biased, order
 ):
