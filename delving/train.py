@@ -122,8 +122,7 @@ def train(
     take = way.replaying(batches) if replayed else way.launching()
     for batch in batches:
         lr = learning_rate(recipe, progress.step, progress.drops)
-        if not net.training:  # going through all modules takes longer than a small layer
-            net.train()
+        net.train()
         with advising("train.micro_batch=... takes fewer images at once, to the same end"):
             found, finite = take(batch, lr)
         loss, wrong = found[:2].tolist()
