@@ -55,6 +55,7 @@ class _Fused(torch.autograd.Function):
         if torch.is_grad_enabled():  # with create_graph: the kernels have no gradients
             x, pooled = ctx.saved_tensors[0], pool_levels(ctx.saved_tensors[0], ctx.levels)
             return *torch.autograd.grad(pooled, x, grad, create_graph=True), None, None
+        grad = grad.resolve_neg()  # kernels read what lies in memory
         return ctx.kernels.spp_backward(grad, *ctx.saved_tensors, ctx.levels), None, None
 
 

@@ -380,6 +380,16 @@ def test_a_gradients_gradient_of_pyramid_pooling_is_that_of_the_plain_one():
     assert distance(*found) < 1e-5
 
 
+@compiled
+def test_pyramid_poolings_gradient_from_a_negated_one_is_that_of_its_numbers():
+    x = normal((2, 8, 3, 3)).requires_grad_()
+    out, grad = SPP((2, 1))(x), normal((2, 40), 1)
+    negated, wanted = (
+        torch.autograd.grad(out, x, g, retain_graph=True)[0] for g in (torch._neg_view(grad), -grad)
+    )
+    assert torch.equal(negated, wanted)
+
+
 def test_pyramid_pooling_hands_on_what_is_no_number():
     x = normal((1, 2, 6, 6))
     x[0, 1, 2, 3] = torch.nan
