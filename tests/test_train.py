@@ -301,9 +301,8 @@ def test_weights_with_channels_last_move_as_in_torchs_sgd(momentum):
     ours, theirs = ([nn.Parameter(x.clone()) for x in start] for _ in range(2))
     for p in ours[:3]:
         p.data = p.data.contiguous(memory_format=torch.channels_last)
-    rule = {"weight_decay": 0.1, "momentum": momentum}
     optimizer = Momentum([{"params": ours, "weight_decay": 0.1}], momentum=momentum)
-    sgd = torch.optim.SGD(theirs, lr=0.1, **rule)
+    sgd = torch.optim.SGD(theirs, lr=0.1, weight_decay=0.1, momentum=momentum)
     for step in gradients:
         for p, q, g in zip(ours, theirs, step, strict=True):
             p.grad, q.grad = torch.empty_like(p).copy_(g), g

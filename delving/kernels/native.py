@@ -1,4 +1,4 @@
-"""Calls kernels.cpp with tensors."""
+"""Calls kernels.cpp with tensors, and has operator.cpp do so."""
 
 import ctypes
 from collections.abc import Callable, Sequence
