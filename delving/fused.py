@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from delving.kernels import KERNELS, native
+from delving.kernels import KERNELS, is_transformed, is_watched, native
 
 # In float16's range of exponents, 2^-10 times a response of 1 still has all its digits.
 REACH = {torch.float16: 2.0**-10}
@@ -46,8 +46,7 @@ def reach(slope: Tensor, learned: bool, kind: torch.dtype) -> Tensor:
 
 def rectify_plain(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
     """f(x + bias), computed in the slope's type: (N, C, ...) to the same."""
-    z = x.to(slope.dtype)
-    z = z if bias is None else z + by_channel(bias, x)
+    z = _response(x, bias, slope)
     a = by_channel(reach(slope, learned, x.dtype), x)
     f = torch.where(z > 0, z, a * z)
     y = f.to(x.dtype)
@@ -55,6 +54,11 @@ def rectify_plain(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) 
         return y
     bits = y.view(INTEGERS[y.dtype])
     return torch.where(a < 0, _marked(f, y, z > 0), bits).view(y.dtype)
+
+
+def _response(x: Tensor, bias: Tensor | None, slope: Tensor) -> Tensor:
+    z = x.to(slope.dtype)
+    return z if bias is None else z + by_channel(bias, x)
 
 
 def _marked(f: Tensor, y: Tensor, above: Tensor) -> Tensor:
@@ -93,18 +97,18 @@ PLAIN = SimpleNamespace(rectify=rectify_plain, rectify_backward=rectify_backward
 
 def _pick(kernels, x: Tensor, slope: Tensor, bias: Tensor | None = None):
     """The kernels if they can take these tensors, else the plain forms. Kernels assume, unchecked,
-    that parameters are fp32 and contiguous: one bias a channel, and one slope a channel or a single
-    one."""
+    that there are channels, and that parameters are fp32 and contiguous: one bias a channel, and
+    one slope a channel or a single one."""
     if not kernels or not kernels.knows(x):
         return PLAIN
     channels = x.shape[1]
     fits = _are_plain(slope, 1, channels) and (bias is None or _are_plain(bias, channels))
-    return kernels if fits else PLAIN
+    return kernels if channels and fits else PLAIN
 
 
 def _are_plain(values: Tensor, *counts: int) -> bool:
-    whole = values.dtype == torch.float32 and values.is_contiguous() and not values.is_neg()
-    return whole and values.shape[0] in counts
+    dense = values.dtype == torch.float32 and values.dim() == 1 and values.is_contiguous()
+    return dense and values.shape[0] in counts and native.is_plain(values)
 
 
 def _rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool, kernels=None) -> Tensor:
@@ -120,8 +124,14 @@ def _rectify_backward(
 
 
 def _lying_as(out: Tensor, grad: Tensor) -> Tensor:
-    alike = grad.stride() == out.stride() and not grad.is_neg()
+    alike = grad.stride() == out.stride() and native.is_plain(grad)
     return grad if alike else torch.empty_like(out).copy_(grad)
+
+
+def _as_computed(out: Tensor, grad: Tensor) -> Tensor:
+    """A saved output in the type that it had: hooks on saved tensors may keep them in another. Its
+    gradient is of that type. In fewer bits the side of 0 is lost where a slope is negative."""
+    return out.to(grad.dtype)
 
 
 def _fake(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
@@ -141,19 +151,17 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
-        x = _dense(x)
-        ctx.kernels = _pick(KERNELS.get(x.device.type), x, slope, bias)
-        out = ctx.kernels.rectify(x, bias, slope, learned)
+        out = _rectify(x, bias, slope, learned, KERNELS.get(x.device.type))
         _keep(ctx, (x, bias, slope, learned), out)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple:
         out, slope = ctx.saved_tensors
-        if torch.is_grad_enabled():  # by create_graph: kernels have no gradients of their own
-            return _given(ctx, *rectify_backward_plain(grad, out, slope, ctx.learned))
-        grad = _lying_as(out, grad)
-        return _given(ctx, *ctx.kernels.rectify_backward(grad, out, slope, ctx.learned))
+        # With create_graph none: kernels have no gradients of their own.
+        kernels = None if torch.is_grad_enabled() else KERNELS.get(grad.device.type)
+        given = (grad, _as_computed(out, grad), slope, ctx.learned)
+        return _given(ctx, *_rectify_backward(*given, kernels))
 
 
 def _keep(ctx, inputs: tuple, output: Tensor, *more: Tensor) -> None:
@@ -206,13 +214,21 @@ _register()
 
 def rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
     """f(x + bias) with gradients: (N, C, ...) to the same; bias (C,), slope (C,) or (1,)."""
-    if torch.compiler.is_compiling():
+    if is_transformed():
+        return _composed(x, bias, slope)
+    if is_watched():
         return torch.ops.delving.rectify(x, bias, slope, learned)
     if x.is_cpu and (operator := native.operator()):
         out = operator(x, bias, slope, learned)
         if out is not None:
             return out
     return _Eager.apply(x, bias, slope, learned)
+
+
+def _composed(x: Tensor, bias: Tensor | None, slope: Tensor) -> Tensor:
+    """f(x + bias) of torch's own operators, which torch.func can transform; nothing is marked."""
+    z = _response(x, bias, slope)
+    return torch.where(z > 0, z, by_channel(slope, x) * z).to(x.dtype)
 
 
 class _Pooled(torch.autograd.Function):
@@ -229,7 +245,11 @@ class _Pooled(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # raises if a gradient's gradient is wanted
     def backward(ctx, grad: Tensor) -> tuple:
-        out, slope, chosen = ctx.saved_tensors
+        kept, slope, chosen = ctx.saved_tensors
+        out, chosen = (
+            x.contiguous(memory_format=torch.channels_last)
+            for x in (_as_computed(kept, grad), chosen)
+        )
         grad = _lying_as(out, grad)
         given = ctx.kernels.rectify_pool_backward(
             grad, out, chosen, slope, ctx.learned, ctx.shape, ctx.side
@@ -241,7 +261,7 @@ def rectify_pool(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool, s
     """Max pooling of `rectify`'s result over windows of side x side that do not overlap: (N, C, H,
     W) to (N, C, H // side, W // side). What is left at the map's edge is dropped."""
     kernels = KERNELS.get(x.device.type)
-    fused = hasattr(kernels, "rectify_pool") and not torch.compiler.is_compiling()
+    fused = hasattr(kernels, "rectify_pool") and not is_watched()
     if fused and min(x.shape[2:]) >= side and _pick(kernels, x, slope, bias) is kernels:
         return _Pooled.apply(x, bias, slope, learned, side)
     return F.max_pool2d(rectify(x, bias, slope, learned), side)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from delving.kernels import KERNELS
+from delving.kernels import KERNELS, is_watched
+from delving.kernels.native import is_plain
 
 
 def bin_edges(size: int, bins: int) -> list[tuple[int, int]]:
@@ -52,11 +53,15 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        x, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():  # with create_graph: the kernels have no gradients
-            x, pooled = ctx.saved_tensors[0], pool_levels(ctx.saved_tensors[0], ctx.levels)
+            pooled = pool_levels(x, ctx.levels)
             return *torch.autograd.grad(pooled, x, grad, create_graph=True), None, None
-        grad = grad.resolve_neg()  # kernels read what lies in memory
-        return ctx.kernels.spp_backward(grad, *ctx.saved_tensors, ctx.levels), None, None
+        # Kernels read what lies in memory; hooks on saved tensors may keep them otherwise.
+        x = x.to(grad.dtype).contiguous(memory_format=torch.channels_last)
+        if not is_plain(grad):
+            grad = x.new_empty(grad.shape).copy_(grad)
+        return ctx.kernels.spp_backward(grad, x, *kept, ctx.levels), None, None
 
 
 class SPP(nn.Module):
@@ -68,9 +73,14 @@ class SPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         kernels = KERNELS.get(x.device.type)
-        if kernels and kernels.knows(x) and not torch.compiler.is_compiling():
+        if self._fits(kernels, x):
             return _Fused.apply(x, self.levels, kernels)
         return pool_levels(x, self.levels)
+
+    @staticmethod
+    def _fits(kernels: ModuleType | None, x: Tensor) -> bool:
+        known = kernels and not is_watched() and kernels.knows(x)
+        return known and x.dim() == 4 and min(x.shape[2:]) > 0
 
     def windows(self, x: Tensor, size: int) -> Tensor:
         """SPP of every size x size window of (N, C, H, W): (N, rows, columns, C times bins).
@@ -79,7 +89,7 @@ class SPP(nn.Module):
         our own, which have no gradients, read each window's bins from the map instead.
         """
         kernels = KERNELS.get(x.device.type)
-        if kernels and kernels.knows(x) and not x.requires_grad:
+        if self._fits(kernels, x) and not x.requires_grad:
             return kernels.spp_windows(x, self.levels, size)
         rows, columns = x.shape[2] - size + 1, x.shape[3] - size + 1
         pooled: dict[tuple[int, int], Tensor] = {}

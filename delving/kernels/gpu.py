@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from delving.kernels.native import TYPES, channels_innermost
+from delving.kernels.native import TYPES, channels_innermost, is_plain
 from delving.words import cut
 
 TILE = 4096  # numbers that a program holds at once: 32 per thread, or 8 of one that sums
@@ -105,7 +105,7 @@ def _wrong(number: torch.dtype, found: SimpleNamespace, device: str) -> str:
 
 def knows(x: Tensor) -> bool:
     """Whether there are programs for a tensor of this type and layout, channels innermost."""
-    return x.dtype in TYPES and channels_innermost(x) and programs() is not None
+    return x.dtype in TYPES and channels_innermost(x) and is_plain(x) and programs() is not None
 
 
 def rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from delving.kernels.compiled import compile_and_load
 
@@ -25,7 +25,7 @@ SIGNATURES = {
 
 def knows(x: Tensor) -> bool:
     """Whether there are kernels for a tensor of this type and layout, channels innermost."""
-    return x.dtype in TYPES and channels_innermost(x) and load() is not None
+    return x.dtype in TYPES and channels_innermost(x) and is_plain(x) and load() is not None
 
 
 def rectify(x: Tensor, bias: Tensor | None, slope: Tensor, learned: bool) -> Tensor:
@@ -70,9 +70,16 @@ def spp_backward(grad: Tensor, x: Tensor, levels: Sequence[int]) -> Tensor:
 
 
 def channels_innermost(x: Tensor) -> bool:
-    """Whether x is (N, C), or (N, C, H, W) channels last, without gaps, and is what lies there."""
+    """Whether x is (N, C), or (N, C, H, W) channels last, without gaps."""
     layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
-    return x.dim() in (2, 4) and x.is_contiguous(memory_format=layout) and not x.is_neg()
+    return x.dim() in (2, 4) and x.is_contiguous(memory_format=layout)
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether a tensor's numbers lie at its address. Not so in subclasses (fake ones, distributed
+    ones), nor where torch only notes that they are negated or all zero."""
+    whole = type(x) in (Tensor, nn.Parameter) and not x.is_neg()
+    return whole and (x.data_ptr() != 0 or x.numel() == 0)
 
 
 def _pointers(*tensors: Tensor | None) -> list[int | None]:

@@ -37,11 +37,9 @@ const Kernels &kernels_for(const Tensor &x) {
 
 long period(long channels) { return channels * std::max(1L, vector / channels); }
 
-void check(int failed) {
-    if (failed) C10_THROW_ERROR(OutOfMemoryError, "no memory is left for a kernel");
-}
+void check(int failed) { TORCH_CHECK(!failed, "no memory is left for a kernel"); }
 
-// Whether a tensor is what it seems: its numbers lie at its address, and nothing watches it.
+// Whether a tensor is what it seems: its numbers lie at its address.
 bool is_plain(const Tensor &x) {
     constexpr c10::DispatchKeySet others{
         c10::DispatchKey::Python,   c10::DispatchKey::FuncTorchGradWrapper,
@@ -57,13 +55,13 @@ bool is_a_parameter(const Tensor &x, long count) {
 }
 
 // Whether the kernels take these tensors: fused.py's _pick.
-bool fits(const Tensor &x, const std::optional<Tensor> &bias, const Tensor &slope) {
+bool fits(const Tensor &x, const Tensor &slope, const std::optional<Tensor> &bias = {}) {
     if (!is_plain(x) || (x.scalar_type() != at::kFloat && x.scalar_type() != at::kBFloat16))
         return false;
     const auto layout = x.dim() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
     if ((x.dim() != 2 && x.dim() != 4) || !x.is_contiguous(layout)) return false;
     const long channels = x.size(1);
-    return (is_a_parameter(slope, channels) || is_a_parameter(slope, 1)) &&
+    return channels > 0 && (is_a_parameter(slope, channels) || is_a_parameter(slope, 1)) &&
            (!bias || is_a_parameter(*bias, channels));
 }
 
@@ -79,7 +77,7 @@ Tensor forward(const Tensor &x, const std::optional<Tensor> &bias, const Tensor 
 
 std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad, const Tensor &out, const Tensor &slope,
                                             bool learned) {
-    if (grad.strides() != out.strides() || grad.is_neg()) grad = at::empty_like(out).copy_(grad);
+    if (grad.strides() != out.strides() || !is_plain(grad)) grad = at::empty_like(out).copy_(grad);
     const long channels = out.size(1);
     Tensor grad_x = at::empty_like(out);
     Tensor grad_bias = at::empty({channels}, slope.options());
@@ -92,7 +90,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad, const Tensor &out, cons
     return {grad_x, grad_bias, grad_slope};
 }
 
-// With create_graph: the kernels have no gradients of their own.
+// With create_graph, as the kernels have no gradients of their own, and where hooks on saved tensors
+// keep them otherwise than the kernels need them.
 std::tuple<Tensor, Tensor, Tensor> plain_backward(const Tensor &grad, const Tensor &out,
                                                   const Tensor &slope, bool learned) {
     static const auto plain =
@@ -115,11 +114,13 @@ struct Function : torch::autograd::Function<Function> {
 
     static Tensors backward(Context *context, const Tensors &grads) {
         const Tensors saved = context->get_saved_variables();
-        const Tensor &out = saved[0], &slope = saved[1];
+        const Tensor &grad = grads[0], &slope = saved[1];
+        const Tensor out = saved[0].to(grad.scalar_type());  // its own type, whatever hooks made of it
         const bool learned = context->saved_data["learned"].toBool();
         auto [grad_x, grad_bias, grad_slope] =
-            c10::GradMode::is_enabled() ? plain_backward(grads[0], out, slope, learned)
-                                        : ::backward(grads[0], out, slope, learned);
+            !c10::GradMode::is_enabled() && fits(out, slope)
+                ? ::backward(grad, out, slope, learned)
+                : plain_backward(grad, out, slope, learned);
         if (slope.numel() == 1) grad_slope = grad_slope.sum(0, true);
         return {grad_x, context->saved_data["biased"].toBool() ? grad_bias : Tensor(),
                 learned ? grad_slope : Tensor(), Tensor()};
@@ -128,13 +129,13 @@ struct Function : torch::autograd::Function<Function> {
 
 std::optional<Tensor> with_gradients(const Tensor &x, const std::optional<Tensor> &bias,
                                      const Tensor &slope, bool learned) {
-    if (!fits(x, bias, slope)) return std::nullopt;
+    if (!fits(x, slope, bias)) return std::nullopt;
     return Function::apply(x, bias, slope, learned);
 }
 
 std::optional<Tensor> without(const Tensor &x, const std::optional<Tensor> &bias,
                               const Tensor &slope, bool learned) {
-    if (!fits(x, bias, slope)) return std::nullopt;
+    if (!fits(x, slope, bias)) return std::nullopt;
     return forward(x, bias, slope, learned);
 }
 
