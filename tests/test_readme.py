@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from calling import python_path
 from scipy.stats import spearmanr
 
@@ -116,6 +117,21 @@ def examples():
         elif place:
             found[place].append(line[4:])
     return {place: "\n".join(lines).strip() + "\n" for place, lines in found.items()}
+
+
+def test_the_rectifier_and_the_initialisers_serve_in_any_net():
+    text = README.read_text(encoding="utf-8")
+    block = text[text.index("    from functools import partial\n") :].partition("\n\n")[0]
+    scope = {}
+    exec("\n".join(line[4:] for line in block.splitlines()), scope)
+    conv, act, _ = net = scope["net"]
+    std = math.sqrt(2 / ((1 + 0.25**2) * 27))  # Eq. 15
+    assert conv.weight.std().item() == pytest.approx(std, rel=0.1)
+    assert act.slope.tolist() == [0.25] * 64
+    plain = torch.nn.PReLU(64)
+    plain.load_state_dict({"weight": act.state_dict()["slope"]})
+    x = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(plain(conv(x)), net[:2](x))
 
 
 @pytest.fixture(scope="module")
