@@ -58,8 +58,10 @@ def _operators() -> str:
 def _devices() -> Iterator[tuple[str, str]]:
     try:
         from delving import device as devices
+        from delving.kernels.compiled import forget_failures
     except (ImportError, OSError):  # torch does not load, as the line before says
         return
+    forget_failures()  # the user may have mended what was in the way
     device = devices.pick_device("auto")
     precision = devices.pick_precision("auto", device)
     scale = "cpu" if device.type == "cpu" else "quarter or paper"

@@ -1,6 +1,7 @@
 """Calls kernels.cpp with tensors, and has operator.cpp do so."""
 
 import ctypes
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from delving.kernels.compiled import compile_and_load
+from delving.kernels.compiled import compile_and_load, is_due
 
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 VECTOR = 64  # numbers in a row that the kernels make good use of
@@ -117,6 +118,7 @@ def _function(name: str, dtype: torch.dtype) -> ctypes._CFuncPtr:
     return function
 
 
+ENLISTING = threading.Lock()  # one thread would find the operator half registered by another
 Operator = Callable[[Tensor, Tensor | None, Tensor, bool], Tensor | None]
 
 
@@ -128,21 +130,30 @@ def operator() -> Operator | None:
 
 @cache
 def _operator() -> Operator | None:
-    built = compile_and_load("operator.cpp", **_beside_torch())
-    if built is None:
-        return None
-    functions = [_function(name, dtype) for dtype in TYPES for name in OPERATOR]
-    built.enlist.argtypes = [P] * len(functions) + [N]
-    built.enlist(*(ctypes.cast(function, P) for function in functions), VECTOR)
-    registered = getattr(torch.ops.delving_cpu, "rectify", None)
-    return registered and registered.default
+    with ENLISTING:
+        built = compile_and_load("operator.cpp", **_beside_torch())
+        if built is None:
+            return None
+        functions = [_function(name, dtype) for dtype in TYPES for name in OPERATOR]
+        built.enlist.argtypes = [P] * len(functions) + [N]
+        built.enlist(*(ctypes.cast(function, P) for function in functions), VECTOR)
+        registered = getattr(torch.ops.delving_cpu, "rectify", None)
+        return registered and registered.default
+
+
+def is_to_be_compiled() -> bool:
+    """Whether the first call of `operator` takes a while, since no library is kept here."""
+    if is_due("kernels.cpp"):
+        return True
+    return load() is not None and is_due("operator.cpp", **_beside_torch())
 
 
 def _beside_torch() -> dict:
     """How to compile and link what belongs to the PyTorch that is running."""
     folder = Path(torch.__file__).parent
     include = folder / "include"
-    flags = ("-std=c++20", "-O1", "-DAT_PER_OPERATOR_HEADERS", f"-DTORCH={torch.__version__}",
+    build = f"{torch.__version__}-{torch.version.git_version}"  # for the library's name alone
+    flags = ("-std=c++20", "-O1", "-DAT_PER_OPERATOR_HEADERS", f"-DTORCH={build}",
              f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
              f"-I{include}", f"-I{include / 'torch/csrc/api/include'}")  # fmt: skip
     return {"tuned": [flags], "links": [f"-L{folder / 'lib'}", "-ltorch_cpu", "-lc10"]}
