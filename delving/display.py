@@ -112,6 +112,9 @@ class Display:
     def _on_opening(self, event: dict) -> None:
         self.say(event["line"])
 
+    def _on_compiling(self, event: dict) -> None:
+        self.say("compiling the rectifier's kernels for this CPU, once: about half a minute")
+
     def _on_finished(self, event: dict) -> None:
         self.say("Finished earlier; nothing to train, and no image was looked at. To train it "
                  "anew, move its folder away.")  # fmt: skip

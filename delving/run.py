@@ -22,7 +22,7 @@ from delving.ranks import agree, joined
 from delving.same import find_other
 from delving.schema import Config
 from delving.score import drop_others, score_trained
-from delving.session import Session, Watch, open_session, supply_batches
+from delving.session import Session, Watch, compile_kernels, open_session, supply_batches
 from delving.signals import heeding_signals, leaving_at_once
 from delving.state import resume_or_start, save
 from delving.step import decay_norm
@@ -59,6 +59,7 @@ def train_run(config: Config, watch: Watch, shelf: dict | None = None) -> Path:
                     held.enter_context(holding(folder))
             session = open_session(config, folder, watch, shelf, ranks)
             session.tell(event="opening", line=opening_line(session))
+            compile_kernels(session.device, lambda event: session.tell(**event))
             resume_or_start(session)
             with heeding_signals() as session.heard:
                 train_until_done(session)

@@ -24,6 +24,7 @@ from delving.data.loader import (
 from delving.data.resident import Resident, ResidentBatches, load_resident
 from delving.data.shared import iterate_shared
 from delving.evaluate import Tester
+from delving.kernels import native
 from delving.momentum import Momentum
 from delving.net import Net
 from delving.notation import Layer
@@ -160,6 +161,15 @@ def open_session(
         shelf=shelf,
         ranks=ranks,
     )
+
+
+def compile_kernels(device: torch.device, watch: Watch) -> None:
+    """Compiles a CPU's kernels where that was not done before: not in the first step, where it
+    would count as training and hold up signals."""
+    if device.type == "cpu":
+        if native.is_to_be_compiled():
+            watch({"event": "compiling"})
+        native.operator()
 
 
 def _same_precision(config: Config, device: torch.device, ranks: Ranks) -> str:

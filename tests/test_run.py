@@ -21,6 +21,7 @@ from delving.data.images import UndecodableImageError
 from delving.data.loader import Cache
 from delving.evaluate import error_rates
 from delving.groups import choices
+from delving.kernels import native
 from delving.paper import fisher
 from delving.probe import open_images
 from delving.request import load_request
@@ -140,6 +141,17 @@ def test_the_log_tells_the_training_in_order(done):
         assert 0 <= event["wait"] <= 1
         assert event["images_per_second"] > 0
     assert [e["lr"] for e in steps] == pytest.approx([0.005, 0.005, 0.0005])
+
+
+@pytest.mark.parametrize("due", [True, False])
+def test_kernels_are_compiled_before_training_is_timed(fresh, monkeypatch, due):
+    """And told only where that takes a while."""
+    heard, operator = [], native.operator
+    monkeypatch.setattr(native, "is_to_be_compiled", lambda: due)
+    monkeypatch.setattr(native, "operator", lambda: heard.append("compiled") or operator())
+    train(fresh, "train.epochs=0.1", watch=lambda event: heard.append(event["event"]))
+    expected = ["opening", "compiling", "compiled", "start"]
+    assert heard[: 3 + due] == [word for word in expected if due or word != "compiling"]
 
 
 def test_the_saved_configuration_is_the_one_asked_for(root, done):

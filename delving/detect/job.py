@@ -27,6 +27,7 @@ from delving.detect.voc import CLASSES, SPLITS, Split, find_voc, fingerprint, im
 from delving.momentum import Momentum
 from delving.net import CROP, Net, map_side
 from delving.schema import Config, Detect
+from delving.session import compile_kernels
 from delving.train import group_parameters
 
 Watch = Callable[[dict], None]
@@ -195,6 +196,7 @@ def open_job(folder: Path, config: Config, trunk: Trunk, about: Detection, watch
     net = build_detector(trunk.net, classes=len(splits[0].classes), frozen=settings.frozen,
                          seed=about.seed)  # fmt: skip
     proposals = propose(splits, settings, config.output_root, watch)  # may take hours
+    compile_kernels(trunk.input.mean.device, watch)
     return Job(folder, config, about, splits, proposals, net, trunk.input, watch)
 
 
