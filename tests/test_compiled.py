@@ -236,7 +236,7 @@ SLEEPING = "sleep 60 & echo $! > {}; wait"
 
 
 def test_a_compiler_that_takes_too_long_ends_with_all_that_it_started(sources, stub, monkeypatch):
-    monkeypatch.setattr(compiled, "SECONDS", 0.5)
+    monkeypatch.setattr(compiled, "SECONDS", 2)
     calls = stub(SLEEPING.format(sources / "pid"))
     assert fault() == "took more than 120 s"
     assert_ended(sources)

@@ -19,6 +19,7 @@ from delving.detect.job import load_splits
 from delving.detect.naming import detection_folder, load_about
 from delving.detect.record import read_detection, read_pictures
 from delving.detect.run import detect_run
+from delving.kernels import native
 from delving.reference import copy_records
 from delving.signals import Interrupted
 from delving.transfer import export_runs, import_runs
@@ -224,6 +225,14 @@ def test_what_came_from_another_machine_is_reported(copied, tmp_path):
     assert [event["event"] for event in told] == ["finished"]
     with pytest.raises(ValueError, match="no checkpoint"):
         detect(run, words=["detect.lr=0.5"])
+
+
+def test_kernels_are_compiled_before_the_fine_tuning_is_timed(copied, monkeypatch):
+    heard, operator = [], native.operator
+    monkeypatch.setattr(native, "is_to_be_compiled", lambda: True)
+    monkeypatch.setattr(native, "operator", lambda: heard.append("compiled") or operator())
+    detect(copied, lambda event: heard.append(event["event"]), ["detect.steps=1"])
+    assert heard[heard.index("compiling") :][:4] == ["compiling", "compiled", "opening", "start"]
 
 
 # --- refused ---
