@@ -59,7 +59,8 @@ def train_run(config: Config, watch: Watch, shelf: dict | None = None) -> Path:
                     held.enter_context(holding(folder))
             session = open_session(config, folder, watch, shelf, ranks)
             session.tell(event="opening", line=opening_line(session))
-            compile_kernels(session.device, lambda event: session.tell(**event))
+            with ranks.same_fate():
+                compile_kernels(session.device, lambda event: session.tell(**event))
             resume_or_start(session)
             with heeding_signals() as session.heard:
                 train_until_done(session)
