@@ -382,38 +382,46 @@ def test_what_is_told_of_lrelus_usual_slope_is_in_its_records():
 
 def test_what_is_told_of_two_further_seeds_is_in_their_records():
     told, name = text_of(FURTHER), "small14-{}-he-classes50-epochs36-width0.25-s{}"
-    errors, means = ({act: [] for act in ("relu", "prelu_shared", "prelu")} for _ in range(2))
+    acts = ("relu", "lrelu", "prelu_shared", "prelu")
+    errors, means = ({act: [] for act in acts} for _ in range(2))
     for act, seed in itertools.product(errors, range(5)):
         folder = REFERENCE / ("quarter/runs" if seed < 3 else "seeds") / name.format(act, seed)
         further = act == "relu" and seed > 2
         result = (record.read_json(REFERENCE / "slope" / f"{folder.name}.json") if further else
                   record.read_result(folder))  # fmt: skip
         errors[act].append(result["eval"]["ten_view"]["top1_err"])
-        slopes = {} if act == "relu" else record.load_slopes(folder)
+        slopes = record.load_slopes(folder) if act.startswith("prelu") else {}
         means[act].append([own.mean() for layer, own in slopes.items() if layer.startswith("conv")])
     for title, seeds in (("0 to 2", slice(3)), ("3 and 4", slice(3, 5)), ("all five", slice(5))):
         cells = [mean_and_spread(values[seeds]) for values in errors.values()]
         assert f"| {title} | {' | '.join(cells)} |" in told
-    relu, shared, wise = errors.values()
+    relu, leaky, shared, wise = errors.values()
 
-    def interval(values, level, places):
+    def interval(values, places=2, level=0.95):
         seen = mean_interval(list(values), level)
         return [f"{x:.{places}f}" for x in (seen.mean, seen.low, seen.high)]
 
     def pairs(left, right, level=0.95):
-        return interval([a - b for a, b in zip(left, right, strict=True)], level, 2)
+        return interval([a - b for a, b in zip(left, right, strict=True)], level=level)
 
     seen = pairs(wise, shared)
     assert "are {} points better than channel-wise ones (95 % interval {} to {}".format(
         *seen) in told  # fmt: skip
     rounded = [f"{float(x):.1f}" for x in seen]
     assert "they are {} better ({} to {})".format(*rounded) in text_of(README)
-    assert "channel-wise {} points ahead of ReLU (95 % interval {} to {}), ".format(
-        *pairs(relu, wise)) in told  # fmt: skip
-    assert "channel-shared {} ({} to {})".format(*pairs(relu, shared)) in told
-    falls = interval(map(fall_with_depth, means["prelu"]), 0.95, 2)
+    ahead = [x for other in (wise, shared, leaky) for x in pairs(relu, other)]
+    assert ("channel-wise slopes by {} points (95 % interval {} to {}), channel-shared by {} ({} "
+            "to {}), LReLU by {} ({} to {})").format(*ahead) in told  # fmt: skip
+    alike = pairs(leaky, wise, 0.9)
+    assert "errs {} points more (90 % interval {} to {}, within 0.6".format(*alike) in told
+    assert -0.6 < float(alike[1]) < float(alike[2]) < 0.6
+    gain = pairs(leaky, shared)
+    assert "{} points better than LReLU (95 % interval {} to {})".format(*gain) in told
+    rounded = [f"{float(x):.1f}" for x in gain]
+    assert "adds {} points where a layer shares one ({} to {})".format(*rounded) in text_of(README)
+    falls = interval(map(fall_with_depth, means["prelu"]))
     assert "rank correlation {} (95 % interval {} to {}".format(*falls) in told
-    leads = [interval(map(stand_out, means[act]), 0.95, 3) for act in ("prelu_shared", "prelu")]
+    leads = [interval(map(stand_out, means[act]), 3) for act in ("prelu_shared", "prelu")]
     assert "shared by a layer by {} ({} to {}), channel-wise by {} ({} to {})".format(
         *leads[0], *leads[1]) in told  # fmt: skip
     assert min(own[0] for act in ("prelu_shared", "prelu") for own in means[act]) > 0
