@@ -3,6 +3,7 @@
 import contextlib
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -16,13 +17,22 @@ from delving.data import find_source
 from delving.data.input import Input
 from delving.data.sources import SIZES, list_classes
 from delving.device import number_type
-from delving.initializer import INITIALIZERS, gaussian, initialize, layer_stds
+from delving.initializer import (
+    INITIALIZERS,
+    fans,
+    gaussian,
+    give_storage,
+    initialize,
+    layer_stds,
+    start,
+)
 from delving.momentum import Momentum
 from delving.naming import deviations
 from delving.net import Net, build_net, crowded_levels, describe
 from delving.notation import Layer, count_depth, read_layers
-from delving.rectifier import RECTIFIERS
+from delving.rectifier import RECTIFIERS, PReLU, Rectifier
 from delving.schema import Config, Init
+from delving.signal import WEIGHTED, weight_layers
 
 WIDEST, LARGEST, FINEST = 100_000, 999, 64  # filters, window, SPP's bins along a side
 SPARE = 4  # times this machine's memory, so that a net for a larger machine can be looked at here
@@ -52,15 +62,18 @@ def build_model(config: Config, classes: int) -> tuple[Net, list[Layer]]:
     if config.init.name != "gaussian" and config.init.std != Init.std:
         raise ValueError(f"init.std={config.init.std:g}: init=gaussian's; {config.init.name} has "
                          "its own")  # fmt: skip
+
+    def build_act(channels: int) -> nn.Module:
+        return RECTIFIERS[act.name](channels, act.slope)
+
     try:
         layers = read_layers(
             model.layers, depth=model.depth, width=model.width, stem_stride=model.stem_stride
         )
         check_layers(layers)
-        rectifier = RECTIFIERS[act.name]
         net = build_net(
             layers,
-            lambda channels: rectifier(channels, act.slope),
+            build_act,
             classes=classes,
             crop=config.data.crop,
             dropout=config.train.dropout,
@@ -71,7 +84,49 @@ def build_model(config: Config, classes: int) -> tuple[Net, list[Layer]]:
         of += f", model.stem_stride={model.stem_stride}" if model.stem_stride else ""
         size = f"data.crop={config.data.crop}, data.classes={classes}"
         raise ValueError(f"{of}, {size}: {error}") from error
+    check_rectifiers(net, build_act, act=act.name)
+    check_stds(net, config)
     return net, layers
+
+
+def check_rectifiers(net: Net, build_act: Callable[[int], nn.Module], *, act: str) -> None:
+    """Tries rectifiers other than the paper's on a map and on a row of the net's widths.
+
+    Raises:
+        ValueError: one has a conv or fc layer of its own, fails, changes the shape, writes over
+            its input, or has a parameter or buffer without an initial value.
+    """
+    for chain, map_shape in ((net.features, (4, 4)), (net.classifier, ())):
+        layer, *after = chain
+        if not after or type(after[0]) in (Rectifier, PReLU):
+            continue
+        [_, name, *_], shape = dict(chain.named_children()), (2, len(layer.weight), *map_shape)
+        try:
+            # What it draws at random must not move the caller's draws.
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                _try_rectifier(name, build_act, shape)
+        except ValueError as error:
+            raise ValueError(f"act={act}: {error}") from error
+
+
+def _try_rectifier(name: str, build_act: Callable, shape: tuple[int, ...]) -> None:
+    with torch.device("meta"):
+        act = nn.Sequential(OrderedDict({name: build_act(shape[1])}))
+    if own := [place for place, m in act.named_modules() if isinstance(m, WEIGHTED)]:
+        inside = own[0].removeprefix(f"{name}.")
+        raise ValueError(f"{name} has a layer of its own ({inside}): a rectifier may have no conv "
+                         "or fc layers")  # fmt: skip
+    start(act, torch.device("cpu"), partial(initialize, stds=lambda layers: [], seed=0))
+    given = torch.linspace(-100, 101, math.prod(shape)).view(shape)
+    y = given.clone()
+    try:
+        made = act.eval()(y).shape
+    except Exception as error:
+        raise ValueError(f"{name} fails on {shape}: {error}") from error
+    if made != shape:
+        raise ValueError(f"a rectifier keeps its layer's shape, but makes {tuple(made)} of {shape}")
+    if not torch.equal(y, given):
+        raise ValueError(f"{name} writes over its input (inplace=True?), which others still read")
 
 
 def check_layers(layers: Sequence[Layer]) -> None:
@@ -141,40 +196,39 @@ def describe_model(config: Config) -> dict:
 
 def plan_stds(config: Config) -> Callable[[Sequence[nn.Module]], list[float]]:
     """The function that gives weight layers their stds by the configuration's initialiser."""
-    init = config.init
+    init, slope = config.init, config.act.slope
+    return partial(
+        layer_stds, rule=_rule(init), slope=slope, range=init.range, classifier=init.classifier
+    )
+
+
+def _rule(init: Init) -> Callable[[int, int, float], float]:
     rules = INITIALIZERS | {"gaussian": gaussian(init.std)}
     if init.name not in rules:
         raise ValueError(f"init={init.name}: choose from {', '.join(rules)}")
-    return partial(
-        layer_stds,
-        rule=rules[init.name],
-        slope=config.act.slope,
-        range=init.range,
-        classifier=init.classifier,
-    )
+    return rules[init.name]
+
+
+def check_stds(net: Net, config: Config) -> None:
+    """ValueError names the layer for which the initialiser fails, or gives what is no std."""
+    rule = _rule(config.init)
+    for name, layer in weight_layers(net).items():
+        n, nhat = fans(layer)
+        of = f"init={config.init.name}: {name}, with fan_in={n} and fan_out={nhat}"
+        try:
+            std = rule(n, nhat, config.act.slope)
+            fits = 0 <= std < math.inf
+        except Exception as error:
+            raise ValueError(f"{of}: {error}") from error
+        if not fits:
+            raise ValueError(f"{of}: a std of {std}, which must be finite and at least 0")
 
 
 def allocate(net: Net, config: Config, device: torch.device) -> Net:
     """Gives a meta net its storage, with no values yet."""
     _check_room(net, config, device)
-    _give_storage(net, device, number_type(config.precision))
+    give_storage(net, device, number_type(config.precision))
     return net.to(memory_format=torch.channels_last)
-
-
-def _give_storage(net: Net, device: torch.device, number: torch.dtype) -> None:
-    """Allocates parameters and buffers. Module.to_empty would load torch's compiler, which takes
-    half a second."""
-    seen: set[int] = set()
-    for place, module in net.named_modules():
-        for name, p in list(module.named_parameters(recurse=False)):
-            if id(p) in seen:
-                raise ValueError(f"{place}.{name} is another layer's too: each has its own")
-            seen.add(id(p))
-            own = torch.empty(p.shape, dtype=number, device=device)
-            setattr(module, name, nn.Parameter(own, p.requires_grad))
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            kind = number if buffer.is_floating_point() else buffer.dtype
-            setattr(module, name, torch.empty(buffer.shape, dtype=kind, device=device))
 
 
 def materialise(
@@ -184,36 +238,11 @@ def materialise(
     the net is kept in; for `drawn` see initialize.
 
     Raises:
-        ValueError: a module leaves a parameter or buffer of its own without a value (one of bools
-            or unsigned integers starts at 0), shares a parameter with another, or has a buffer that
-            no checkpoint would keep.
+        ValueError: see start.
     """
     _check_room(net, config, device)
-    _give_storage(net, device, torch.float32)
-    stds = plan_stds(config)
-    values = [*net.named_parameters(), *net.named_buffers()]
-    for _, value in values:
-        value.data.fill_(_nothing(value.dtype))
-    initialize(net, stds, seed=config.seed, drawn=drawn)
-    lost = [name for name, _ in net.named_buffers() if name not in net.state_dict()]
-    if lost:
-        raise ValueError(f"{lost[0]} is a buffer that is not persistent: no checkpoint keeps it")
-    unset = [name for name, value in values if _is_unset(value)]
-    if unset:
-        raise ValueError(f"{unset[0]} got no initial value: its module needs reset_parameters()")
+    start(net, device, partial(initialize, stds=plan_stds(config), seed=config.seed, drawn=drawn))
     return net.to(number_type(config.precision)).to(memory_format=torch.channels_last)
-
-
-def _nothing(kind: torch.dtype) -> float:
-    """A value that no module starts from; 0 if the type has none to spare."""
-    if kind.is_floating_point or kind.is_complex:
-        return math.nan
-    return torch.iinfo(kind).min if kind.is_signed else 0
-
-
-def _is_unset(value: Tensor) -> bool:
-    nothing = _nothing(value.dtype)
-    return bool(nothing and (value.isnan() if math.isnan(nothing) else value == nothing).any())
 
 
 def list_deviations(config: Config, net: Net, precision: str) -> list[str]:

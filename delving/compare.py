@@ -117,7 +117,8 @@ def compare_slopes(
     runs: Sequence[str], output_root: str, scale: str = "*"
 ) -> tuple[Path, list[str]]:
     """Draws the slopes of runs, by default of all that learned some. Returns the figure's path and
-    what is wrong with the runs that are damaged, which are left out unless they were named.
+    what is wrong with the runs that are damaged, which are left out unless they were named. Slopes
+    are those of PReLU and of classes derived from it.
 
     Raises:
         ValueError: a run that was named is damaged, unfinished or has no slopes; or none has any.
@@ -131,7 +132,8 @@ def compare_slopes(
         strange = []
     if strange or not found:
         where = ", ".join(strange) or output_root
-        raise ValueError("; ".join([f"no learned slopes in {where}: train act=prelu", *faults]))
+        none = f"no slopes of PReLU, or of a class derived from it, in {where}: train act=prelu"
+        raise ValueError("; ".join([none, *faults]))
     by_model: dict[str, list[Run]] = {}
     for run in found.values():
         by_model.setdefault(f"{run.result['model']}, {run.result['act']}", []).append(run)

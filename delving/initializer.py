@@ -107,8 +107,7 @@ def initialize(
     with torch.no_grad():
         for (name, layer), std in zip(named, stds([m for _, m in named]), strict=True):
             layer.weight.copy_(_normal(seed, name, layer.weight, drawn)).mul_(std)
-            if layer.bias is not None:  # a rectifier's own layer may have none
-                layer.bias.zero_()
+            layer.bias.zero_()
     for module in net.modules():
         if hasattr(module, "reset_parameters") and not isinstance(module, nn.Conv2d | nn.Linear):
             module.reset_parameters()  # a rectifier's own, such as slopes
@@ -126,3 +125,55 @@ def key_of(seed: object, what: object) -> int:
     """A generator's key, derived from both arguments as text: 63 bits, of which a CPU generator
     uses 32."""
     return int.from_bytes(hashlib.sha256(f"{seed} {what}".encode()).digest()[:8], "big") >> 1
+
+
+# A net's storage and its first values
+
+
+def start(net: nn.Module, device: torch.device, fill: Callable[[nn.Module], None]) -> None:
+    """Gives a meta net its storage in fp32 and the values that `fill` sets in place.
+
+    Raises:
+        ValueError: a module leaves a parameter or buffer of its own without a value (one of bools
+            or unsigned integers starts at 0), shares a parameter with another, or has a buffer that
+            no checkpoint would keep.
+    """
+    give_storage(net, device, torch.float32)
+    values = [*net.named_parameters(), *net.named_buffers()]
+    for _, value in values:
+        value.data.fill_(_nothing(value.dtype))
+    fill(net)
+    lost = [name for name, _ in net.named_buffers() if name not in net.state_dict()]
+    if lost:
+        raise ValueError(f"{lost[0]} is a buffer that is not persistent: no checkpoint keeps it")
+    unset = [name for name, value in values if _is_unset(value)]
+    if unset:
+        raise ValueError(f"{unset[0]} got no initial value: its module needs reset_parameters()")
+
+
+def give_storage(net: nn.Module, device: torch.device, number: torch.dtype) -> None:
+    """Allocates parameters and buffers. Module.to_empty would load torch's compiler, which takes
+    half a second."""
+    seen: set[int] = set()
+    for place, module in net.named_modules():
+        for name, p in list(module.named_parameters(recurse=False)):
+            if id(p) in seen:
+                raise ValueError(f"{place}.{name} is another layer's too: each has its own")
+            seen.add(id(p))
+            own = torch.empty(p.shape, dtype=number, device=device)
+            setattr(module, name, nn.Parameter(own, p.requires_grad))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            kind = number if buffer.is_floating_point() else buffer.dtype
+            setattr(module, name, torch.empty(buffer.shape, dtype=kind, device=device))
+
+
+def _nothing(kind: torch.dtype) -> float:
+    """A value that no module starts from; 0 if the type has none to spare."""
+    if kind.is_floating_point or kind.is_complex:
+        return math.nan
+    return torch.iinfo(kind).min if kind.is_signed else 0
+
+
+def _is_unset(value: Tensor) -> bool:
+    nothing = _nothing(value.dtype)
+    return bool(nothing and (value.isnan() if math.isnan(nothing) else value == nothing).any())

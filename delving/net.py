@@ -107,7 +107,8 @@ class Net(nn.Module):
         return self.classifier(self.spp(self.features(x)))
 
     def slopes(self) -> dict[str, Tensor]:
-        """The learned slopes by layer, in order: (channels,) or (1,) each; empty without PReLU."""
+        """The learned slopes by layer, in order: (channels,) or (1,) each. They are those of PReLU
+        and of classes derived from it: what else a rectifier learns need not be a slope."""
         return {
             _layer_of(name): module.slope.detach()
             for name, module in self.named_modules()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from composed import mix
+from composed import build_act, mix, slope_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import gain
@@ -287,13 +287,13 @@ def measure(tower, kind):
             for ts in (responses, [x.grad for x in inputs])]  # fmt: skip
 
 
-def is_of_eq_1(name):
-    """Whether a rectifier is linear on either side of zero, as Eq. 15 assumes."""
-    act, y = RECTIFIERS[name](1, 0.25), torch.linspace(-3, 3, 13)[:, None]
-    return torch.allclose(act(2 * y), 2 * act(y))
+def is_of_eq_1(act):
+    """Whether a rectifier is y above zero and linear below, as Eq. 15 assumes."""
+    f, y = build_act(act, 96), torch.logspace(-2, 2, 9)[:, None].expand(-1, 96)
+    return torch.allclose(f(y), y) and torch.allclose(f(-y), y * f(-torch.ones(1, 96)))
 
 
-OF_EQ_1 = [name for name in RECTIFIERS if is_of_eq_1(name)]
+OF_EQ_1 = [act for act in choices("act") if is_of_eq_1(act)]
 WIDTHS = {"fc": [256, 512] * 6, "conv": [96, 192] * 4}
 # Over 12 seeds the mean is unbiased across all layers; a single seed is off by a factor of 2^0.4
 # (standard deviation) at the far end. Xavier would be off by 2^-10 (fc) and 2^-6 (conv).
@@ -301,8 +301,8 @@ SAMPLING = 2
 
 
 def signal(kind, rule, name, widths=None):
-    slope, widths = 0.0 if name == "relu" else 0.25, widths or WIDTHS[kind]
-    tower = build_tower(kind, widths, lambda channels: RECTIFIERS[name](channels, slope))
+    slope, widths = slope_of(name), widths or WIDTHS[kind]
+    tower = build_tower(kind, widths, partial(build_act, name))
     initialize(tower, partial(layer_stds, rule=rule, slope=slope, range="normalised"), seed=1)
     return measure(tower, kind)
 
@@ -354,10 +354,8 @@ def test_a_module_without_initial_values_is_refused_by_name(monkeypatch):
             return y * self.gain
 
     monkeypatch.setitem(RECTIFIERS, "relu", lambda channels, slope: Forgetful())
-    config = compose(["scale=smoke", "act=relu"])
-    net, _ = build_model(config, 4)
     with pytest.raises(ValueError, match=r"conv1_act\.gain got no initial value"):
-        materialise(net, config, torch.device("cpu"))
+        build_model(compose(["scale=smoke", "act=relu"]), 4)
 
 
 @pytest.mark.parametrize("value", [0.1, 3])
@@ -377,10 +375,9 @@ def test_so_is_one_whose_buffer_nothing_fills(monkeypatch, resets, value):
         Fixed.reset_parameters = lambda self: self.slopes.fill_(value)
     monkeypatch.setitem(RECTIFIERS, "relu", lambda channels, slope: Fixed())
     config = compose(["scale=smoke", "act=relu"])
-    net, _ = build_model(config, 4)
     refused = pytest.raises(ValueError, match=r"conv1_act\.slopes got no initial value")
     with nullcontext() if resets else refused:
-        materialise(net, config, torch.device("cpu"))
+        net = materialise(build_model(config, 4)[0], config, torch.device("cpu"))
         assert net.features.conv1_act.slopes.item() == pytest.approx(value)
 
 
@@ -432,10 +429,25 @@ def test_a_buffer_that_no_checkpoint_keeps_is_refused_by_name(monkeypatch):
             self.slopes.fill_(0.1)
 
     monkeypatch.setitem(RECTIFIERS, "relu", lambda channels, slope: Fixed())
-    config = compose(["scale=smoke", "act=relu"])
-    net, _ = build_model(config, 4)
     with pytest.raises(ValueError, match=r"conv1_act\.slopes is a buffer that is not persistent"):
-        materialise(net, config, torch.device("cpu"))
+        build_model(compose(["scale=smoke", "act=relu"]), 4)
+
+
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        (lambda n, nhat, a: math.sqrt(a - n), "math domain error"),
+        (lambda n, nhat, a: 1 / a, "division by zero"),
+        (lambda n, nhat, a: math.inf, "a std of inf"),
+        (lambda n, nhat, a: math.nan, "a std of nan"),
+        (lambda n, nhat, a: -0.1, "a std of -0.1"),
+    ],
+)
+def test_an_initialiser_that_gives_no_std_is_refused_by_name(monkeypatch, rule, why):
+    """In time, and not as a net that diverged."""
+    monkeypatch.setitem(INITIALIZERS, "he", rule)
+    with pytest.raises(ValueError, match=rf"init=he: conv1, .*fan_in=147.*: .*{why}"):
+        build("model=small14", "act=relu")
 
 
 def test_relu_takes_no_slope():

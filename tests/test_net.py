@@ -132,13 +132,25 @@ def test_slopes_are_named_as_the_rows_of_table_1(published):
     assert list(build("model=small14", "act=prelu")[0].slopes()) == list(published["table1"])
 
 
+def slopes_with(monkeypatch, rectifier):
+    """The slopes of small14 with a rectifier of the user's own."""
+    monkeypatch.setitem(RECTIFIERS, "prelu", rectifier)
+    return build.__wrapped__("model=small14", "act=prelu")[0].slopes()
+
+
 def test_a_slope_within_a_rectifier_of_several_modules_is_its_layers(monkeypatch):
     def capped(channels, slope):
         return nn.Sequential(PReLU(channels, slope), nn.Hardtanh(-6, 6))
 
-    plain = list(build("model=small14", "act=prelu")[0].slopes())
-    monkeypatch.setitem(RECTIFIERS, "prelu", capped)
-    assert list(build("model=small14", "act=prelu")[0].slopes()) == plain
+    assert list(slopes_with(monkeypatch, capped)) == list(slopes_with(monkeypatch, PReLU))
+
+
+def test_slopes_are_those_of_prelu_and_of_classes_derived_from_it(monkeypatch):
+    class Ours(PReLU):
+        pass
+
+    assert list(slopes_with(monkeypatch, Ours)) == list(slopes_with(monkeypatch, PReLU))
+    assert slopes_with(monkeypatch, lambda channels, slope: nn.PReLU(channels)) == {}
 
 
 @pytest.mark.parametrize("act", ["relu", "lrelu"])

@@ -6,11 +6,14 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from calling import call
+from composed import build_act
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import PAPERS
 from torch import nn
 
+from delving.build import build_model
 from delving.config import compose
 from delving.fused import rectify_backward_plain, rectify_plain
 from delving.groups import choices
@@ -111,9 +114,9 @@ def test_only_a_slope_nearer_to_zero_than_2_to_the_minus_60_is_replaced(sign, ki
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", RECTIFIERS)
+@pytest.mark.parametrize("name", choices("act"))
 def test_gradients_are_those_of_finite_differences(name, shape):
-    act = RECTIFIERS[name](shape[1], 0.25).double().eval()  # one may draw at random in train mode
+    act = build_act(name, shape[1], 0.25).double()  # one may draw at random in train mode
     y = torch.from_numpy(np.random.default_rng(2).normal(size=shape)).requires_grad_()
     for p in act.parameters():
         p.data += torch.linspace(-0.5, 0.5, p.numel()).double().view_as(p)
@@ -175,7 +178,7 @@ def test_a_positive_response_passes_unchanged_and_keeps_type_shape_and_layout(na
 @pytest.mark.parametrize("name", choices("act"))
 def test_every_act_of_conf_is_a_rectifier(name):
     act = compose(["scale=smoke", f"act={name}"]).act
-    module = RECTIFIERS[act.name](3, act.slope)
+    module = build_act(name, 3)
     assert module(torch.zeros(1, 3)).shape == (1, 3)
     if name in PAPERS:
         assert not module(torch.zeros(1, 3)).any()
@@ -243,6 +246,85 @@ def test_under_bf16_autocast_slope_and_its_gradient_stay_fp32(name):
     products = np.abs(np.minimum(y, 0) * grad)
     products = products.sum() if act.slope.numel() == 1 else products.sum((0, 2, 3))
     assert (np.abs(act.slope.grad.numpy() - expected) < 1e-3 * products).all()
+
+
+# A user's own: what a net cannot work with is refused before anything is made
+
+
+class Glu(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.gate = nn.Linear(channels, channels)
+
+
+class Maxout(nn.Module):
+    def forward(self, y):
+        return torch.maximum(*y.chunk(2, 1))
+
+
+class Drawing(nn.Module):
+    def forward(self, y):
+        return y * torch.rand_like(y)
+
+
+def centre(channels):
+    """It has buffers, and takes rows and maps."""
+    return nn.Sequential(nn.GroupNorm(2, channels), nn.ReLU())
+
+
+def build_with(monkeypatch, function, *words):
+    """The net of a configuration whose rectifier is function(channels)."""
+    monkeypatch.setitem(RECTIFIERS, "lrelu", lambda channels, slope: function(channels))
+    return build_model(compose(["scale=smoke", "act=lrelu", *words]), 4)[0]
+
+
+UNFIT = {
+    "layer": (Glu, r"act=lrelu: conv1_act has a layer of its own \(gate\).*no conv or fc layers"),
+    "is a layer": (lambda c: nn.Conv2d(c, c, 1), r"a layer of its own \(conv1_act\)"),
+    "shape": (lambda c: Maxout(), r"act=lrelu: .*its layer's shape, but makes \(2, 2, 4, 4\) of"),
+    "maps only": (nn.BatchNorm2d, r"act=lrelu: fc1_act fails on \(2, 256\): expected 4D"),
+    "rows only": (lambda c: nn.Flatten(), r"makes \(2, 64\) of \(2, 4, 4, 4\)"),
+    "in place": (lambda c: nn.ReLU(inplace=True), r"act=lrelu: conv1_act writes over its input"),
+    "smooth, in place": (lambda c: nn.SiLU(inplace=True), "conv1_act writes over its input"),
+    "capped, in place": (lambda c: nn.Hardtanh(-9, 9, inplace=True), "writes over its input"),
+}
+
+
+@pytest.mark.parametrize(("function", "why"), UNFIT.values(), ids=UNFIT)
+def test_a_rectifier_that_a_net_cannot_work_with_is_refused(monkeypatch, function, why):
+    with pytest.raises(ValueError, match=why):
+        build_with(monkeypatch, function)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [nn.PReLU, centre, lambda c: nn.Sequential(PReLU(c, 0.25), nn.Hardtanh(-6, 6)),
+     lambda c: nn.RReLU(), lambda c: Drawing()],
+)  # fmt: skip
+def test_one_that_fits_is_tried_without_moving_any_draws(monkeypatch, function):
+    state = torch.get_rng_state()
+    build_with(monkeypatch, function)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_net_without_hidden_fc_layers_takes_a_rectifier_of_maps(monkeypatch):
+    layers = "model.layers=[{conv1: '3x3, 8'}, {spp: '{1}'}, {fc: classes}]"
+    net = build_with(monkeypatch, nn.BatchNorm2d, layers)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) == 1
+
+
+@pytest.mark.parametrize("words", [["show"], ["train"], ["train", "--plan"], ["train", "-m"]])
+def test_a_command_with_an_unfit_one_ends_with_bad_input_and_no_run(monkeypatch, tmp_path, words):
+    monkeypatch.setitem(RECTIFIERS, "lrelu", lambda channels, slope: Maxout())
+    place = [] if words == ["show"] else [f"output_root={tmp_path}"]
+    code, _, told = call(*words, "scale=smoke", "act=lrelu", *place)
+    assert code == 2
+    assert "act=lrelu: a rectifier keeps its layer's shape" in told
+    assert not list(tmp_path.glob("smoke/runs/*/*"))
+
+
+def test_every_rectifier_of_the_dict_has_its_file_in_conf():
+    assert set(RECTIFIERS) == set(choices("act"))
 
 
 # Negative slopes: the last bit of f tells on which side of 0 the response lies
