@@ -107,7 +107,8 @@ def initialize(
     with torch.no_grad():
         for (name, layer), std in zip(named, stds([m for _, m in named]), strict=True):
             layer.weight.copy_(_normal(seed, name, layer.weight, drawn)).mul_(std)
-            layer.bias.zero_()
+            if layer.bias is not None:  # the nets' own all have one, others' may not
+                layer.bias.zero_()
     for module in net.modules():
         if hasattr(module, "reset_parameters") and not isinstance(module, nn.Conv2d | nn.Linear):
             module.reset_parameters()  # a rectifier's own, such as slopes

@@ -132,6 +132,9 @@ def test_the_rectifier_and_the_initialisers_serve_in_any_net():
     plain.load_state_dict({"weight": act.state_dict()["slope"]})
     x = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     assert torch.equal(plain(conv(x)), net[:2](x))
+    bare = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3, bias=False))
+    scope["initialize"](bare, lambda layers: [std], seed=0)
+    assert torch.equal(bare[0].weight, conv.weight)
 
 
 @pytest.fixture(scope="module")
