@@ -5,12 +5,14 @@ runs, `measure(asked, *runs) -> dict`, with `teams(arms)` to tell which runs are
 Its title and its claims, with their rules, stand there too.
 """
 
+import importlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from statistics import fmean, stdev
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,7 @@ from matplotlib.figure import Figure
 
 from delving import record
 from delving.curves import count_classes, load_events
+from delving.exits import describe
 from delving.judge import Finding, compare_images, pooled_deviation, unless_stalled
 from delving.schema import NEUTRAL
 from delving.train import STALLED, TAIL
@@ -134,6 +137,18 @@ class Run:
         ended there."""
         below = self.steps.loss < (1 - STALLED) * self.blind_loss
         return math.isinf(self.departure) and bool(below.mean() >= TAIL)
+
+
+def code_of(artefact: str) -> ModuleType:
+    """The module of an artefact; ValueError if there is no file of it, or if it cannot be imported.
+    That is found before anything is trained for it."""
+    file, module = f"delving/paper/{artefact}.py", f"delving.paper.{artefact}"
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == module:
+            raise ValueError(f"conf/paper/{artefact}.yaml has no {file}") from error
+        raise ValueError(f"{file}: {describe(error)}") from error
 
 
 def model_title(name: str) -> str:

@@ -1,4 +1,5 @@
-"""Bounds of the knobs: each is a pair of the words that state it and the check itself."""
+"""Bounds of the knobs: each is a pair of the words that state it, or what finds the words for a
+refused value, and the check itself."""
 
 import math
 import re
@@ -7,12 +8,14 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+from delving.words import shown
+
 PROTOCOLS = ("center", "ten_view", "dense")
 RANGES = ("raw", "scaled", "normalised")
 FAMILIES = ("small", "large")
 PRECISIONS = ("auto", "fp32", "bf16", "fp64")
 
-Bound = tuple[str, Callable[[Any], bool]]
+Bound = tuple[str | Callable[[Any], str], Callable[[Any], bool]]
 # Upper bounds are far beyond honest use: anything above them would hang or exhaust the memory.
 DEEPEST = 1000  # conv and fc layers
 SIDES = 20  # image sides in a list, at most
@@ -85,23 +88,37 @@ SOME_PROTOCOLS = (
 )
 
 
-LAYERS = (
-    "1 to 200 {name: notation}, as - conv1: 7x7, 64, /2; names of letters and a number after them, "
-    "a conv first, an fc last, no name twice",
-    lambda v: 0 < len(v) <= 200 and _are_layers(v),
-)
+LISTED = "a list of {name: notation}, as - conv1: 7x7, 64, /2"
+# OmegaConf's words for a mapping in the place of a list, and ours.
+MAPPED = ("Cannot merge DictConfig with ListConfig", f"a mapping; model.layers is {LISTED}")
+LAYERS = (lambda v: f"{LISTED}; {_fault_of_layers(v)}", lambda v: not _fault_of_layers(v))
 
 
-def _are_layers(v: list[dict]) -> bool:
-    """Checks layers by their names only; their notation is read when the net is built."""
-    if not all(isinstance(line, dict) and len(line) == 1 for line in v):
-        return False
-    pairs = [pair for line in v for pair in line.items()]
-    names = [str(name) for name, _ in pairs]
-    named = all(re.fullmatch("[a-z]{1,9}[0-9]{0,3}", name) for name in names)
-    plain = all(isinstance(text, str | int) for _, text in pairs)
-    ends = names[0].startswith("conv") and names[-1].startswith("fc")
-    return named and plain and ends and len(set(names)) == len(names)
+def _fault_of_layers(v: list) -> str:
+    """What is wrong with layers by their names; their notation is read when the net is built."""
+    if not isinstance(v, list):
+        return f"{shown(v)} is no list"
+    if not 0 < len(v) <= 200:
+        return f"1 to 200 of them, not {len(v):,}"
+    if fault := next(filter(None, map(_fault_of_line, v)), ""):
+        return fault
+    names = [name for line in v for name in line]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        return f"{twice[0]} is there twice"
+    if not names[0].startswith("conv"):
+        return f"the first is to be a conv, not {names[0]}"
+    return "" if names[-1].startswith("fc") else f"the last is to be an fc, not {names[-1]}"
+
+
+def _fault_of_line(line: Any) -> str:
+    if not (isinstance(line, dict) and len(line) == 1):
+        return f"{shown(line)} is not one"
+    [(name, text)] = line.items()
+    if not re.fullmatch("[a-z]{1,9}[0-9]{0,3}", str(name)):
+        return f"{shown(name)}: a name is letters, and a number after them"
+    if isinstance(text, dict):  # as YAML reads {3,1}
+        return f'{name}: levels of spp are written in quotes, "{{3,1}}"'
+    return "" if isinstance(text, str | int) else f"{name}: {shown(text)} is no notation"
 
 
 def _rises(v: list[float]) -> bool:

@@ -57,11 +57,9 @@ def import_(
     from delving.transfer import import_runs
 
     root, scale, archives = split_places(words, output_root)
-    if scale != "*":
-        raise ValueError(f"scale={scale}: an archive's runs are of the scale that it tells")
     disk.check_writable(Path(root))
     for archive in map(Path, archives):
-        moved = import_runs(archive, root)
+        moved = import_runs(archive, root, scale)
         terminal.say(f"{archive}: {len(moved.new)} new, {len(moved.there)} there already")
         for name in moved.new:
             terminal.say(f"  {name}")

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from delving.bounds import MAPPED
 from delving.foreign import check_nesting, check_yaml, read_text, root_of
 from delving.groups import CONF, GROUPS, choices, choose
 from delving.schema import (
@@ -156,8 +157,7 @@ def load(path: Path) -> Config:
 
 def from_yaml(text: str, name: str) -> Config:
     """The configuration that to_yaml wrote; ValueError, naming `name`, if it is not plain YAML or
-    does not fit. Knobs that change no result may be missing: there were fewer of them once.
-    """
+    does not fit. Knobs that change no result may be missing: there were fewer of them once."""
     try:
         check_yaml(text)
         tree = OmegaConf.create(text) if text.strip() else OmegaConf.create()
@@ -292,7 +292,7 @@ def _explain(error: Exception) -> str:
         inner = inner.__context__
     # OmegaConf's key of a list's item is its index.
     file, key = str(error).split(":")[0], str(getattr(inner, "full_key", None) or "")
-    text = first_line(inner)
+    text = first_line(inner).replace(*MAPPED)
     if file.startswith("In '"):
         text = f"conf/{file[4:].rstrip(chr(39))}.yaml: {text}"
     if key and key not in KEYS and "not in" in text:

@@ -1,7 +1,6 @@
 """Draws artefacts' folders (table, figure, verdict) from records, and the page over all of them."""
 
 import hashlib
-import importlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pandas as pd
 import delving
 from delving import config as configs
 from delving import record
-from delving.artefact import Asked, Shown
+from delving.artefact import Asked, Shown, code_of
 from delving.asked import ask, measured_of
 from delving.curves import check_end, read_counts
 from delving.detect.record import read_detection, read_pictures
@@ -48,7 +47,7 @@ def draw_artefact(plan: Plan, name: str, to: Path) -> None:
     stamp, drawn = _stamp(plan, name), _read_stamps(to)
     if drawn.get(name) == stamp | {"files": _digest(to / file for file in DRAWN)}:
         return
-    shown = importlib.import_module(f"delving.paper.{name}").show(asked)
+    shown = code_of(name).show(asked)
     caption = shown.caption + _tell_images(plan, name)
     for old in DRAWN:
         (to / old).unlink(missing_ok=True)

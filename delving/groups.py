@@ -1,5 +1,6 @@
 """What conf/ offers, read without hydra, so that `delving list` and suggestions cost nothing."""
 
+import ast
 import difflib
 import re
 from itertools import takewhile
@@ -32,12 +33,23 @@ def _place(artefact: str) -> float:
 
 
 def describe(group: str, name: str) -> str:
-    """The first paragraph of the comment that opens a group's file, as one line."""
+    """The first paragraph of the comment that opens a group's file, as one line, without a comment
+    behind it; of an artefact without any, its module's first line."""
     lines = _read(CONF / group / f"{name}.yaml").splitlines()
     comment = takewhile(
         lambda x: x.startswith("# "), (x for x in lines if not x.startswith("# @package"))
     )
-    return " ".join(x[2:] for x in comment)
+    told = " ".join(re.sub(" {2,}# .*", "", x[2:]).rstrip() for x in comment)
+    return told or (_docstring(name) if group == "paper" else "")
+
+
+def _docstring(artefact: str) -> str:
+    """The first line of an artefact's docstring, read without importing it."""
+    try:
+        tree = ast.parse(_read(Path(__file__).parent / "paper" / f"{artefact}.py"))
+    except (OSError, SyntaxError, ValueError):  # it is told where the file is needed
+        return ""
+    return (ast.get_docstring(tree) or "").partition("\n")[0]
 
 
 def _check_file(group: str, name: str) -> None:
@@ -70,5 +82,7 @@ def choose(group: str, value: str) -> list[str]:
         return ["model=small14", f"model.name={value}", f"model.depth={int(deeper[1])}"]
     more = f", small<N> with N >= {PAPER_DEPTH}, at most {DEEPEST:,}" if group == "model" else ""
     close = difflib.get_close_matches(value.lower(), names, n=1)
+    if group == "model" and (asked := re.fullmatch("small([0-9]{1,9})", value)):
+        close = ["small14"] if int(asked[1]) <= PAPER_DEPTH else []
     advice = f"; did you mean {close[0]}?" if close else ""
     raise ValueError(f"{group}={shown(value)}: choose from {', '.join(names)}{more}{advice}")

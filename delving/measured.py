@@ -6,7 +6,6 @@ measurements, and those of runs that came from another machine, without weights,
 """
 
 import hashlib
-import importlib
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 from delving import config as configs
 from delving import record
-from delving.artefact import Asked, Run
+from delving.artefact import Asked, Run, code_of
 from delving.lock import holding
 from delving.plan import Plan
 from delving.same import images_of
@@ -91,14 +90,14 @@ def add_parts(path: Path, parts: Sequence[dict]) -> None:
 
 def measures(artefact: str) -> bool:
     """Whether an artefact measures anything."""
-    return hasattr(importlib.import_module(f"delving.paper.{artefact}"), "measure")
+    return hasattr(code_of(artefact), "measure")
 
 
 def list_teams(artefact: str, arms: dict[str, list[Run]]) -> list[Team]:
     """The teams of finished runs that an artefact measures; none if it measures nothing."""
     if not measures(artefact):
         return []
-    module = importlib.import_module(f"delving.paper.{artefact}")
+    module = code_of(artefact)
     return [tuple(team) for team in module.teams(arms)] if hasattr(module, "teams") else [()]
 
 
@@ -146,7 +145,7 @@ def measure_missing(plan: Plan, asked: Asked) -> None:
         ValueError: why some could not be measured; raised once all others have been.
     """
     artefact, faults = asked.artefact, []
-    module = importlib.import_module(f"delving.paper.{artefact}")
+    module = code_of(artefact)
     teams = list_teams(artefact, asked.arms)
     with holding(plan.root / artefact):
         there = load_measured(plan, artefact, teams)

@@ -162,7 +162,8 @@ def make_plan(
     configs.compose_detect(base.scale, detect)
     own = (*OWN[:-1], *FIXED)
     if owned := [word for word in words if word.split("=")[0] in own]:
-        raise ValueError(f"{shown(owned[0])}: an artefact sets {', '.join(own)} itself")
+        raise ValueError(f"{shown(owned[0])}: an artefact sets {', '.join(own)} itself; `delving "
+                         "train ... --plan` tells the time of one run of yours")  # fmt: skip
     everything = choices("paper")
     named = {name: load_request(name) for name in artefacts if name != "all"}
     wanted = everything if not artefacts or "all" in artefacts else list(named)

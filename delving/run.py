@@ -192,8 +192,9 @@ def note_bad_images(session: Session, step: Step) -> None:
     if new and len(session.progress.bad) > limit:
         session.ranks.fail(
             ValueError(
-                f"{len(session.progress.bad)} training images cannot be decoded (borne: {limit}): "
-                f"{', '.join(session.progress.bad[:5])}. `delving data verify` lists them all"
+                f"{len(session.progress.bad)} training images cannot be decoded "
+                f"(at most {limit} is tolerated): {', '.join(session.progress.bad[:5])}. "
+                "`delving data verify` lists them all"
             )
         )
 

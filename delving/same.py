@@ -70,7 +70,7 @@ def _find_other_images(config: Config, folder: Path, root: str) -> str | None:
     return (
         f"{folder} holds a run on other images, data.root {asked} asked for, "
         f"{root or 'generated ones'} there. "
-        "Give the same ones, or move it away to train anew"
+        "Give the same ones, move it away to train anew, or write elsewhere with output_root=..."
     )
 
 

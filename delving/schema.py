@@ -113,7 +113,7 @@ class Request:
 class Model:
     name: str = knob("", NAME)
     family: str = knob("small", one_of(FAMILIES))
-    layers: list[dict[str, Any]] = knob([], LAYERS)  # in the paper's notation, see notation.py
+    layers: list[Any] = knob([], LAYERS)  # {name: the paper's notation}, see notation.py
     depth: int | None = knob(None, integer(1, DEEPEST))  # conv + fc layers; None: as listed
     width: float = of_family("width", number(0, 100, above=True))  # times the paper's filters
     stem_stride: int | None = knob(None, integer(1, 100))  # of the first conv; None: as listed
@@ -174,9 +174,7 @@ class Eval:
     ten_view_s: int = knob(8, integer(7, 70))  # sevenths of the crop; center too
     dense_s: list[int] = knob([8, 12, 15], SEVENTHS)  # sevenths: 256, 384, 480 at crop 224
     batch: int = knob(128, BATCH)  # images per forward pass
-    every: float = knob(
-        1.0, number(0, 1_000_000, above=True)
-    )  # epochs between two looks at the validation error
+    every: float = knob(1.0, number(0, 1_000_000, above=True))  # epochs between two validations
     images: int = knob(3000, IMAGES)  # fixed random validation images looked at in training
 
 
@@ -290,6 +288,7 @@ def check_value(key: str, value: Any, f: Field) -> Any:
 def refusal(key: str, value: Any, f: Field) -> str:
     """The message for a value that is not allowed."""
     what = "true or false" if f.type is bool else f.metadata["check"][0]
+    what = what(value) if callable(what) else what
     return f"{key}={'null' if value is None else shown(value)}: must be {what}"
 
 

@@ -122,15 +122,18 @@ def _pack(folder: Path) -> bytes:
     return file.getvalue()
 
 
-def import_runs(archive: Path, output_root: str) -> Moved:
+def import_runs(archive: Path, output_root: str, scale: str = "*") -> Moved:
     """Puts the runs of an archive where they belong below output_root, each whole or not at all,
     and measurements of them beside those that are there.
 
     Raises:
-        ValueError: the archive is damaged or no archive, holds what it should not, or holds a run
-            where another of its name is here; nothing of it is kept then.
+        ValueError: the archive is damaged or no archive, holds what it should not, runs of another
+            `scale` or a run where another of its name is here; nothing of it is kept then.
     """
     files = read_archive(archive)
+    others = sorted({name.partition("/")[0] for name in files} - {scale})
+    if others and scale != "*":
+        raise ValueError(f"scale={scale}: {archive} is of scale={others[0]}")
     groups: dict[str, dict[str, bytes]] = {}
     for name, data in files.items():
         scale, kind, *rest = name.split("/")

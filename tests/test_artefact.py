@@ -8,7 +8,7 @@ from fabricate import BLIND, CLASSES, EVERY, IMAGES, make_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from delving import record
+from delving import paper, record
 from delving.artefact import Asked, Run, differences, mean_and_spread, printed, published
 
 some = settings(deadline=None, derandomize=True, max_examples=40)
@@ -29,6 +29,27 @@ def run_with_losses(folder, losses, errors=None):
         event["err"] = errors[n] if errors else 0.0
         record.append_event(folder / "log.jsonl", event)
     return Run(folder)
+
+
+# --- its own file ---
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (None, "conf/paper/wrong.yaml has no delving/paper/wrong.py"),
+        ("import nosuch", "delving/paper/wrong.py: ModuleNotFoundError: No module named 'nosuch'"),
+        ("def show(:", "delving/paper/wrong.py: SyntaxError: invalid syntax (wrong.py, line 1)"),
+    ],
+)
+def test_an_artefact_whose_file_lacks_or_fails_is_told_by_its_file(
+    own_conf, tmp_path, monkeypatch, delving, code, told
+):
+    (own_conf / "paper" / "wrong.yaml").write_text("place: 200\n")
+    monkeypatch.setattr("delving.request.CONF", own_conf)
+    monkeypatch.setattr(paper, "__path__", [*paper.__path__, str(tmp_path)])
+    if code:
+        (tmp_path / "wrong.py").write_text(code)
+    words = ["reproduce", "wrong", "scale=smoke", f"output_root={tmp_path / 'outputs'}"]
+    assert delving(*words) == (2, "", f"delving: {told}\n")
 
 
 # --- when a net begins to learn ---

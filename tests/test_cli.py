@@ -118,6 +118,9 @@ def test_every_command_explains_itself(delving, command):
     ("words", "said"),
     [
         (["train", "model=d"], "model=d: choose from a, b, c"),
+        (["bench", "rectifier", "act=relu"], "bench rectifier: act=relu: it measures PReLU, and"),
+        (["bench", "rectifier", "atc=relu"], "there is no 'atc'; did you mean act"),
+        (["estimate", "act=relu"], "itself; `delving train ... --plan` tells the time"),
         (["compare-init", "init=he"], "init=he: compare-init takes inits=he,xavier"),
         (["reproduce", "table2", "launcher=slurm"], "launcher=slurm: of `delving train -m`. Jobs"),
         (["reproduce", "table2", "scale=paper"], "data=imagenet needs data.root=..."),

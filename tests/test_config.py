@@ -1,5 +1,6 @@
 """Everything in conf/ composes, every slip is refused by name, a run's name is its meaning."""
 
+import importlib
 import itertools
 import math
 import re
@@ -88,6 +89,36 @@ def test_a_file_of_another_name_or_family_is_told(own_conf, old, new, told):
         return
     with pytest.raises(ValueError, match=f"^conf/model/mine.yaml: {told}$"):
         compose(["model=mine"])
+
+
+@pytest.mark.parametrize(
+    ("layers", "told"),
+    [
+        ("[{conv1: '7x7, 64'}, gap, {fc1: classes}]", "7x7, 64, /2; gap is not one"),
+        ("{conv1: '7x7, 64', fc1: classes}", "a mapping; model.layers is a list of {name: "),
+        ("[{conv1: '7x7, 9'}, {spp: {3,1}}, {fc1: classes}]", 'written in quotes, "{3,1}"'),
+        ("[{conv1: '7x7, 64'}, {spp: '{3,1}'}]", "the last is to be an fc, not spp"),
+        ("[{stem: '7x7, 64'}, {fc1: classes}]", "the first is to be a conv, not stem"),
+        ("[{conv1: '7x7, 64'}, {conv1: '2x2, 4'}, {fc1: classes}]", "conv1 is there twice"),
+        ("[{conv-1: '7x7, 64'}, {fc1: classes}]", "conv-1: a name is letters, and a number after"),
+        ("[{conv1: 7.5}, {fc1: classes}]", "conv1: 7.5 is no notation"),
+        ("[]", "1 to 200 of them, not 0"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_list_of_layers_is_told_of_the_layer(own_conf, layers, told):
+    (own_conf / "model" / "mine.yaml").write_text(f"name: mine\nlayers: {layers}\n")
+    with pytest.raises(ValueError, match=re.escape(told)):
+        compose(["model=mine"])
+
+
+def test_a_description_is_the_opening_comment_or_else_the_artefacts_own(own_conf):
+    (own_conf / "act" / "elu.yaml").write_text("# ELU.      # conf/act/elu.yaml\nname: elu\n")
+    assert groups.describe("act", "elu") == "ELU."
+    (own_conf / "paper" / "table5.yaml").write_text("place: 90\n")
+    own = importlib.import_module("delving.paper.table5").__doc__.splitlines()[0]
+    assert groups.describe("paper", "table5") == own
+    (own_conf / "paper" / "table9.yaml").write_text("place: 91\n")  # without a file of its name
+    assert groups.describe("paper", "table9") == ""
 
 
 def test_scales_are_listed_from_small_to_large_and_described():
@@ -192,6 +223,7 @@ NEEDED = [
 )
 def test_of_a_value_of_a_wrong_kind_it_is_told_what_there_may_be(key, value):
     what = "true or false" if WORDS[key].type is bool else WORDS[key].metadata["check"][0]
+    what = what([{"a": 1} if value == "{a: 1}" else None]) if callable(what) else what
     with pytest.raises(ValueError, match=f"^{key}=.*: must be {re.escape(what)}$"):
         compose([f"{key}={value}"])
 
@@ -260,7 +292,8 @@ def test_a_misspelt_choice_is_refused_by_name_with_the_choices(group, data):
     [
         ("scale=papr", "paper"), ("act=prlu", "prelu"), ("init=xaver", "xavier"),
         ("lr=0.1", "train.lr"), ("epochs=3", "train.epochs"), ("root=x", "data.root"),
-        ("model=small13", "N >= 14"), ("model.name=a", "model="), ("act.name=relu", "act="),
+        ("model=small13", "did you mean small14?"), ("model=small2000", "at most 1,000"),
+        ("model.name=a", "model="), ("act.name=relu", "act="),
         ("trian.lr=1", "train.lr"), ("precision=fp16", "bf16"), ("init.range=norm", "normalised"),
         ("eval.protocols=tenview", "ten_view"),
     ],

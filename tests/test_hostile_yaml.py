@@ -116,8 +116,8 @@ CRAFTED = {
     "has a device of its own": (
         instead("device: 'cuda; x'\n", of="device: auto\n"), "device=cuda;"),
     "has layers with a count": (layers("[{conv1: '3x3, 4, x999999999'}]"), "model.layers"),
-    "has layers that are texts": (layers("[conv1, fc1]"), "assign str"),
-    "has layers that are numbers": (layers("[{conv1: a}, 7]"), "assign int"),
+    "has layers that are texts": (layers("[conv1, fc1]"), "/2; conv1 is not one"),
+    "has layers that are numbers": (layers("[{conv1: a}, 7]"), "/2; 7 is not one"),
     "has layers in layers": (layers("[{conv1: {a: {b: c}}}, {fc1: classes}]"), "model.layers"),
     "has a layer with a line break": (
         layers('[{"conv1\\n": 3x3}, {fc1: classes}]'), "model.layers"),

@@ -497,8 +497,11 @@ def test_the_commands_say_what_they_did(delving, there, here, tmp_path):
     code, out, _ = delving("runs", "import", to, f"output_root={tmp_path / 'third'}")
     assert (code, "0 there already" in out) == (0, True)
     assert [*(tmp_path / "third").glob("smoke/runs/*/result.json")]
-    code, _, err = delving("runs", "import", to, "scale=smoke", "--output-root", here)
-    assert (code, "scale=smoke: an archive's runs are of the scale" in err) == (2, True)
+    code, out, _ = delving("runs", "import", to, "scale=smoke", "--output-root", here)
+    assert (code, f"{to}: 0 new" in out) == (0, True)
+    code, _, err = delving("runs", "import", to, "scale=cpu", "--output-root", tmp_path / "4th")
+    assert (code, f"scale=cpu: {to} is of scale=smoke" in err) == (2, True)
+    assert not [*(tmp_path / "4th").glob("*/runs/*")]
     code, _, err = delving("runs", "import", tmp_path / "nosuch.zip", "--output-root", here)
     assert code == 2
     assert "nosuch.zip: not there" in err

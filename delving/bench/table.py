@@ -13,7 +13,7 @@ from delving.bench.training import bench_eval, bench_train
 from delving.config import compose
 from delving.data.loader import count_cores
 from delving.device import pick_device
-from delving.words import likeliest
+from delving.words import likeliest, shown
 
 LARGE = ("a", "b", "c", "small14")
 MOST_RANKS = 8  # the paper's
@@ -33,12 +33,14 @@ def measure(
             nets, and a CPU those of scale cpu and one of the paper's size.
 
     Raises:
-        ValueError: no such name.
+        ValueError: no such name, or a word that would change nothing.
         Interrupted: a signal came.
     """
     if what != "all" and what not in WHAT:
         choices = ", ".join([*WHAT, "all"])
         raise ValueError(f"bench {what}: choose from {choices}{likeliest(what, [*WHAT, 'all'])}")
+    if what == "rectifier":
+        _check_of_rectifier(words)
     for name in WHAT if what == "all" else [what]:
         # data.root is for the loader alone: the others make their own noise.
         own = [w for w in words if name == "loader" or not w.startswith("data.root=")]
@@ -50,6 +52,14 @@ def measure(
             if what != "all":
                 raise
             yield name, error
+
+
+def _check_of_rectifier(words: Sequence[str]) -> None:
+    compose(list(words))  # a slip is told as one
+    odd = [word for word in words if word.partition("=")[0] not in ("device", "precision")]
+    if odd:
+        raise ValueError(f"bench rectifier: {shown(odd[0])}: it measures PReLU, and takes device "
+                         "and precision alone; bench train measures nets")  # fmt: skip
 
 
 def _release() -> None:

@@ -33,7 +33,7 @@ class Input(nn.Module):
         self.register_buffer("color", color)
         self.register_buffer("std", torch.tensor(float(std)))
 
-    def forward(self, pixels: Tensor, shift: Tensor | None = None) -> Tensor:
+    def forward(self, pixels: Tensor | np.ndarray, shift: Tensor | None = None) -> Tensor:
         """uint8 (N, H, W, 3) to (N, 3, H, W), fp32 or as the buffers are, channels last.
 
         `shift` (N, 3) is added in grey levels.
@@ -41,6 +41,8 @@ class Input(nn.Module):
         crop's size it is the crop's own; it is subtracted after the flip.
         """
         mean = self.mean
+        if not isinstance(pixels, Tensor):
+            pixels = torch.as_tensor(pixels, device=mean.device)
         if mean.shape[1:] != pixels.shape[1:3]:
             side = pixels.shape[1:3]
             mean = F.interpolate(mean[None], side, mode="bilinear", align_corners=False)[0]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from delving.data.images import SUFFIXES, FolderReader, Images, published
+from delving.data.images import SUFFIXES, FolderReader, Images, UndecodableImageError, published
 from delving.data.labels import (
     CLASSES,
     Listing,
@@ -48,9 +48,20 @@ def find_folder_of(name: str, root: Path) -> tuple[Images, Images]:
         odd = next(one for one in there if one not in spelt[0])
         ours = " or ".join(f"{names[0]} to {names[-1]}" for names in spelt)
         fault = f"{shown(odd)} is no class of data={name} ({ours})"
+    elif name in PIXELS and (size := _first_size(found[0], PIXELS[name])) != PIXELS[name]:
+        # MNIST's classes too are 0 to 9.
+        fault = f"{found[0].names[0]} is {size}, pictures of data={name} are {PIXELS[name]}"
     if fault:
         raise ValueError(f"data.root={root}: {fault}; data=folder takes any")
     return found
+
+
+def _first_size(images: Images, usual: str) -> str:
+    """The first picture's width x height, or `usual` if it cannot be read."""
+    with contextlib.suppress(UndecodableImageError):
+        width, height = images.size(0)
+        return f"{width} x {height}"
+    return usual
 
 
 def find_imagenette(root: Path) -> tuple[Images, Images]:
@@ -153,6 +164,7 @@ SIZES = {
     "cifar100": (100, 50_000, 10_000),
     "shapes": (len(TEXTURES), 4_000, 1_000),  # as many images whatever the classes
 }
+PIXELS = {"cifar10": "32 x 32", "cifar100": "32 x 32"}  # of every picture
 
 
 def _split_folder(root: Path, split: str) -> Path:

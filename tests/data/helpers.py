@@ -69,13 +69,13 @@ def write_file(path, data):
     path.write_bytes(data)
 
 
-def write_folder(root, *, train=4, val=2, classes=("cat", "dog"), side=40):
+def write_folder(root, *, train=4, val=2, classes=("cat", "dog"), side=40, taller=8):
     """root/train and root/val of class folders, `train` and `val` images for each class."""
     for split, count in (("train", train), ("val", val)):
         for label, name in enumerate(classes):
             for n in range(count):
                 seed = 1000 * (split == "val") + 100 * label + n
-                data = encode(smooth_pixels(side, side + 8, seed), "JPEG")
+                data = encode(smooth_pixels(side, side + taller, seed), "JPEG")
                 write_file(root / split / name / f"{n}.JPEG", data)
     return root
 

@@ -54,6 +54,11 @@ def test_raw_input_is_the_images_less_their_mean_in_grey_levels(images):
     assert 40 < x.abs().max() < 255
 
 
+def test_arrays_are_taken_as_tensors_are(images):
+    crops, statistics = crops_of(images), measured(images)
+    torch.testing.assert_close(statistics(crops), statistics(torch.from_numpy(crops)))
+
+
 def test_normalised_input_has_mean_zero_and_variance_one(images):
     x = measured(images, normalised=True)(torch.from_numpy(crops_of(images)))
     assert abs(x.mean()) < 1e-4

@@ -101,9 +101,22 @@ def test_a_folder_of_other_classes_does_not_pass_for_a_known_data_set(tmp_path, 
 @pytest.mark.parametrize(("name", "way"), [(n, w) for n in CLASSES for w in range(len(CLASSES[n]))])
 def test_a_known_data_set_goes_by_the_names_of_its_classes_or_their_numbers(tmp_path, name, way):
     names = CLASSES[name][way].split()
-    root = write_folder(tmp_path, train=1, val=1, side=8, classes=names)
+    root = write_folder(tmp_path, train=1, val=1, side=32, taller=0, classes=names)
     assert load(name, str(root))[0].classes == sorted(names)
     assert len(names) == len(set(names)) == SIZES[name][0]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_pictures_of_another_size_do_not_pass_for_cifar(tmp_path, name):
+    """MNIST's class folders too are named 0 to 9."""
+    names = [str(n) for n in range(SIZES[name][0])]
+    root = write_folder(tmp_path, train=1, val=1, side=28, taller=0, classes=names)
+    told = rf"train/0/0.JPEG is 28 x 28, pictures of data={name} are 32 x 32; data=folder takes any"
+    with pytest.raises(ValueError, match=told):
+        load(name, str(root))
+    assert len(load("folder", str(root))[0]) == len(names)
+    write_file(root / "train" / "0" / "0.JPEG", b"no picture")  # which training counts
+    assert load(name, str(root))[0].classes == sorted(names)
 
 
 # --- Tiny ImageNet ---
