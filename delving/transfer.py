@@ -136,8 +136,8 @@ def import_runs(archive: Path, output_root: str, scale: str = "*") -> Moved:
         raise ValueError(f"scale={scale}: {archive} is of scale={others[0]}")
     groups: dict[str, dict[str, bytes]] = {}
     for name, data in files.items():
-        scale, kind, *rest = name.split("/")
-        key = f"{scale}/{kind}/{rest[0]}" if kind in KINDS else f"{scale}/{kind}"
+        its, kind, *rest = name.split("/")
+        key = f"{its}/{kind}/{rest[0]}" if kind in KINDS else f"{its}/{kind}"
         groups.setdefault(key, {})["/".join(rest[1:] if kind in KINDS else rest)] = data
     moved, root = Moved(), Path(output_root)
     with folder_beside(root / "import") as scratch:
