@@ -50,6 +50,22 @@ def test_help_and_list_import_nothing_heavy(words, tmp_path):
     assert done.stdout.splitlines()[-2:] == ["code 0", "heavy []"], done.stderr
 
 
+def test_a_plan_does_without_torchs_compiler(tmp_path):
+    """Which torchvision loads, in as long as all else takes."""
+    code = (
+        "import sys; from delving import cli\n"
+        "sys.argv = 'delving reproduce all scale=smoke --plan output_root=out'.split()\n"
+        "try: cli.main()\n"
+        "except SystemExit as end: print('code', end.code)\n"
+        "import delving.work\n"
+        "print('heavy', {'torchvision', 'torch._dynamo'} & set(sys.modules))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout.splitlines()[-2:] == ["code 0", "heavy set()"], done.stderr
+
+
 def test_the_module_is_the_console_script():
     done = subprocess.run([sys.executable, "-m", "delving", "list", "modles"],
                           capture_output=True, text=True)  # fmt: skip

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torchvision.ops import box_iou
 
 OVERLAP = 0.5  # intersection over union from which an object counts as found
 
@@ -111,6 +110,10 @@ def _best_objects(
 
 def overlaps_of(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """(N, M) intersections over unions, in float64; 0 for two boxes without area."""
+    # Not at the top: torchvision loads torch's compiler, which takes seconds, and plans of
+    # detections do without.
+    from torchvision.ops import box_iou
+
     both = (torch.from_numpy(np.asarray(b, np.float64).reshape(-1, 4)) for b in (boxes, others))
     return box_iou(*both).nan_to_num(0.0).numpy()
 

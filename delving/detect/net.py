@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_pool
 
 from delving.device import wide
 from delving.initializer import initialize
@@ -58,6 +57,8 @@ class FastRCNN(nn.Module):
         cells = (inside - self.start) / self.stride
         most = cells.new_tensor([width - 1, height - 1, width - 1, height - 1])
         cells = cells.clamp(min=0).minimum(most).to(feature_map.dtype)
+        from torchvision.ops import roi_pool  # not at the top: see metric.py
+
         return roi_pool(feature_map, [cells], self.bins)
 
     def judge(self, pooled: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import nms
 
 from delving.data.input import Input
 from delving.detect.boxes import clip, decode
@@ -77,6 +76,8 @@ def suppress(boxes: Tensor, scores: Tensor, overlap: float) -> tuple[Tensor, Ten
     Args:
         boxes: (R, classes, 4); scores: (R, classes).
     """
+    from torchvision.ops import nms  # not at the top: see metric.py
+
     kept = []
     for label in range(scores.shape[1]):
         mine = (scores[:, label] >= LEAST).nonzero().flatten()
