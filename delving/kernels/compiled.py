@@ -34,7 +34,7 @@ TUNED = (
     ("-mcpu=native",),
     (),
 )
-SECONDS = 240  # that a compiler may take: on a busy machine four times as long as usual
+SECONDS = 240  # that a compiler may take: a busy machine takes one minute
 DAY = 24 * 60 * 60.0  # seconds for which what failed is not tried again
 LATE, UNLOADED = f"took more than {SECONDS} s", "what was compiled does not load"
 LASTING = (LATE, UNLOADED)  # how the faults begin that no other flags would mend
