@@ -62,9 +62,9 @@ def test_images_come_from_as_many_processes_as_there_will_be(words, here, delive
 
 
 def test_a_gpu_here_has_its_loader_processes_whatever_way_they_are_started(monkeypatch):
-    """Python 3.14's way on Linux, in which a training on a CPU starts none."""
+    """Where they are not forked, a training on a CPU starts none."""
     monkeypatch.setattr("delving.data.loader.count_cores", lambda: 8)
-    monkeypatch.setattr("delving.data.loader._start_method", lambda: "forkserver")
+    monkeypatch.setattr("delving.data.loader.start_method", lambda: "spawn")
     for gpu, processes in ((True, 6), (False, 1)):
         monkeypatch.setattr("delving.cost.is_for_a_gpu", lambda device, gpu=gpu: gpu)
         assert reckon_delivery(compose(["scale=paper"]), here=True)[1] == processes

@@ -1,7 +1,6 @@
 """Batches for training and views for testing, in this process or by loader processes."""
 
 import math
-import multiprocessing
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from delving.data.augment import (
 )
 from delving.data.images import Images, UndecodableImageError, decode, read_size
 from delving.data.parcel import map_tensors
-from delving.data.processes import AHEAD, Dataset, started, take
+from delving.data.processes import AHEAD, Dataset, start_method, started, take
 from delving.data.regions import agrees, cut_region, look_at
 
 SHARING = "DELVING_SHARING"  # tells each worker process how many of them share the cores
@@ -258,21 +257,15 @@ def count_workers(wanted: int, sharing: int = 1, *, gpu: bool = False) -> int:
     """How many loader processes to start: `wanted`, or if that is -1, all but two of the cores that
     are this process's after `sharing` ranks and the trainings beside it have theirs; at most MOST.
     On two cores loading in this process (0) is fastest: training keeps both busy. So it is without
-    a `gpu` where processes are not forked (macOS, Python 3.14): each would import torch anew for
-    each pass. Trainings side by side on a GPU spare one core each, and load for one another."""
+    a `gpu` where processes are not forked (macOS): each would import torch anew for each pass.
+    Trainings side by side on a GPU spare one core each, and load for one another."""
     if wanted >= 0:
         return wanted
-    if not gpu and _start_method() != "fork":
+    if not gpu and start_method() != "fork":
         return 0
     beside = int(os.environ.get(SHARING, 1))
     spare = 1 if gpu and beside > 1 else 2
     return min(MOST, max(0, count_cores() // (sharing * beside) - spare))
-
-
-def _start_method() -> str:
-    """How this system starts processes; get_start_method() alone would also fix the choice."""
-    known = multiprocessing.get_start_method(allow_none=True)
-    return known or multiprocessing.get_all_start_methods()[0]
 
 
 def count_cores() -> int:

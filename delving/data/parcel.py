@@ -4,6 +4,7 @@ torch's own way asks the sender for each tensor when unpacking it, and waits for
 has stopped; it also needs room in /dev/shm, of which containers have little.
 """
 
+import errno
 import io
 import math
 import mmap
@@ -13,15 +14,14 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import recv_handle, send_handle
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-# Elsewhere, as on macOS, Python awaits a handle's receipt on this very pipe, which carries keys.
-SHARED = hasattr(os, "memfd_create")
+SHARED = hasattr(os, "memfd_create")  # not on macOS: there items travel as bytes
 ALIGNED = 64  # bytes; tensors begin at multiples of it
+MARK = b"f"  # what a file travels with
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def send(pipe: Connection, made: bool, item: Any) -> None:
     with packed.file as memory:
         pipe.send((made, packed.places))
         if SHARED:
-            send_handle(pipe, memory.fileno(), None)
+            _send_file(pipe, memory)
         else:
             pipe.send_bytes(memory.getvalue())  # a view that an error keeps would forbid closing
 
@@ -67,7 +67,7 @@ def limit(pipe: Connection, seconds: float | None) -> None:
     """Makes `receive` wait at most this many seconds for each part of an item (None: for ever): its
     sender may be stopped midway."""
     whole, part = divmod(round(1e6 * (seconds or 0)), 10**6)  # 0: for ever
-    with socket.socket(fileno=os.dup(pipe.fileno())) as end:
+    with _socket_of(pipe) as end:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", whole, part))
 
 
@@ -76,11 +76,11 @@ def receive(pipe: Connection) -> tuple[bool, Any]:
 
     Raises:
         BlockingIOError: nothing came for as long as `limit` says.
-        EOFError, OSError, RuntimeError: the other side is gone, or no file can be opened here.
+        EOFError, OSError: the other side is gone, or no file can be opened here.
     """
     made, places = pipe.recv()
     if SHARED:
-        return made, Packed(places, open(recv_handle(pipe), "rb")).unpack()
+        return made, Packed(places, _receive_file(pipe)).unpack()
     return made, _unpack(places, bytearray(pipe.recv_bytes()))
 
 
@@ -92,6 +92,27 @@ def map_tensors(item: Any, change: Callable, of: type = Tensor) -> Any:
         parts = [map_tensors(part, change, of) for part in item]
         return type(item)(*parts) if hasattr(item, "_fields") else tuple(parts)
     return item
+
+
+def _socket_of(pipe: Connection) -> socket.socket:
+    return socket.fromfd(pipe.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
+
+
+def _send_file(pipe: Connection, file: BinaryIO) -> None:
+    """Python's own way (send_handle) awaits the receipt on this very pipe, which carries keys: on
+    Linux from 3.14 on."""
+    with _socket_of(pipe) as end:
+        socket.send_fds(end, [MARK], [file.fileno()])
+
+
+def _receive_file(pipe: Connection) -> BinaryIO:
+    with _socket_of(pipe) as end:
+        mark, files, _, _ = socket.recv_fds(end, len(MARK), maxfds=1)
+    if not mark:
+        raise EOFError
+    if not files:  # the system drops what it has no number for
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    return open(files[0], "rb")
 
 
 def _open_memory() -> BinaryIO:

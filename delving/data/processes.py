@@ -101,13 +101,22 @@ def _start(dataset: Dataset) -> Loader:
     try:
         ours, theirs = multiprocessing.Pipe()
         at = multiprocessing.RawValue(ctypes.c_longlong, IDLE)
-        process = multiprocessing.Process(target=_work, args=(dataset, theirs, at), daemon=True)
+        start = multiprocessing.get_context(start_method()).Process
+        process = start(target=_work, args=(dataset, theirs, at), daemon=True)
         with _uncollected():
             process.start()
     except OSError as error:
         raise LoaderError(f"a loader process cannot be started: {error}") from error
     theirs.close()  # else the process's death would not close the pipe
     return Loader(process, ours, at)
+
+
+def start_method() -> str:
+    """How loader processes are started: forked on Linux, as Python did before 3.14, so that none
+    has to import torch or be sent the decoded images; else as Python or the program chooses."""
+    usual = multiprocessing.get_all_start_methods()[0]
+    chosen = multiprocessing.get_start_method(allow_none=True) or usual  # may be set by being used
+    return "fork" if chosen == usual == "forkserver" else chosen
 
 
 @contextmanager
@@ -184,7 +193,7 @@ def _open(loader: Loader, dataset: Dataset) -> Any:
         made, item = parcel.receive(loader.pipe)
     except BlockingIOError:
         raise
-    except (EOFError, OSError, RuntimeError) as error:
+    except (EOFError, OSError) as error:
         raise _loss(loader, dataset, error) from error
     if made:
         return item

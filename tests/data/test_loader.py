@@ -28,6 +28,7 @@ from delving.data.loader import (
     decoding_threads,
     iterate,
 )
+from delving.data.processes import start_method
 from delving.signals import HEEDED
 
 COUNT, CROP = 11, 14
@@ -278,12 +279,26 @@ def test_by_itself_no_process_is_started_where_each_would_import_torch_anew(monk
     assert (count_workers(-1), count_workers(3)) == (0, 3)
 
 
-def test_processes_of_a_server_that_forks_import_torch_anew_too(monkeypatch):
-    """Python 3.14's way on Linux. A GPU would wait for images that one process alone decodes."""
+@pytest.mark.parametrize(
+    ("usual", "chosen", "method", "count"),
+    [
+        ("fork", None, "fork", 14),
+        ("forkserver", None, "fork", 14),  # Python 3.14 on Linux
+        ("forkserver", "forkserver", "fork", 14),  # so it says once a lock was made
+        ("forkserver", "spawn", "spawn", 0),
+        ("fork", "forkserver", "forkserver", 0),
+        ("spawn", None, "spawn", 0),
+    ],
+)
+def test_processes_are_forked_unless_the_system_or_the_program_forbids(
+    usual, chosen, method, count, monkeypatch
+):
+    """Others import torch anew; a GPU would wait for images that one process alone decodes."""
     monkeypatch.setattr("delving.data.loader.count_cores", lambda: 16)
-    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["forkserver", "fork"])
-    monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: None)
-    assert (count_workers(-1), count_workers(3), count_workers(-1, gpu=True)) == (0, 3, 14)
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: [usual, "spawn"])
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: chosen)
+    assert start_method() == method
+    assert (count_workers(-1), count_workers(3), count_workers(-1, gpu=True)) == (count, 3, 14)
 
 
 # --- a fixed s: images are resized once, as a whole ---

@@ -102,7 +102,7 @@ def stop_self():
 
 def stop_within_an_item():
     """Its message is sent whole, but its tensors are not."""
-    parcel.send_handle = lambda *_: stop_self()
+    parcel._send_file = lambda *_: stop_self()
 
 
 def stop_within_a_message():
@@ -602,7 +602,7 @@ def test_a_program_that_ends_with_an_iterator_in_its_hand_ends(tmp_path, seconds
 @LONG
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_processes_may_be_started_as_elsewhere(tmp_path, method):
-    """By `spawn` as on macOS, by `forkserver` as Python 3.14 does on Linux."""
+    """By `spawn` as on macOS, by `forkserver` if a program chooses so before Python 3.14."""
     then = "print(*[int(item[0]) for item in items], flush=True)"
     process, pids = start_program(tmp_path, seconds=0, then=then, method=method, timeout=60)
     with process:
