@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 
@@ -33,8 +34,10 @@ def find_target(path: Path) -> Path:
     """
     try:
         target = path.resolve() if path.is_symlink() else path
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{path} is no plain file")
+        # Not exists(): from Python 3.14 on it has no fault to tell.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise ValueError(f"{path} is no plain file")
     except (OSError, RuntimeError) as error:  # a link to itself
         why = getattr(error, "strerror", None) or str(error)
         raise ValueError(f"{path} cannot be written: {why}") from error

@@ -466,7 +466,7 @@ def test_a_command_refuses_a_place_that_cannot_be_written(delving, bad_root, tmp
 def test_commands_that_write_nothing_mind_no_place(delving, bad_root):
     words = ["reproduce", "table1", "scale=smoke", "--plan", f"output_root={bad_root}"]
     code, out, err = delving(*words)
-    if len(bad_root.name) > 255:  # such a path cannot even be looked up
+    if len(bad_root.name) > 255 and sys.version_info < (3, 14):  # not even looked up
         assert code == 2
         assert one_line(err)
         assert str(bad_root) in err

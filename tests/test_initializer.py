@@ -436,7 +436,7 @@ def test_a_buffer_that_no_checkpoint_keeps_is_refused_by_name(monkeypatch):
 @pytest.mark.parametrize(
     ("rule", "why"),
     [
-        (lambda n, nhat, a: math.sqrt(a - n), "math domain error"),
+        (lambda n, nhat, a: math.sqrt(a - n), "(math domain error|expected a nonnegative)"),
         (lambda n, nhat, a: 1 / a, "division by zero"),
         (lambda n, nhat, a: math.inf, "a std of inf"),
         (lambda n, nhat, a: math.nan, "a std of nan"),
