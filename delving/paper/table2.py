@@ -18,7 +18,7 @@ from delving.artefact import (
     printed,
     published,
 )
-from delving.judge import all_of, judge_alike, judge_better
+from delving.judge import Finding, all_of, judge_alike, judge_better
 
 PROTOCOL = "ten_view"
 ROWS = {  # arm: (what the row is called, where the paper's values stand)
@@ -85,34 +85,33 @@ def _claims(asked: Asked) -> list[Claim]:
     ]
 
 
-def _top1(run: Run) -> float:
-    return run.error(PROTOCOL)
-
-
 def _compare(
     asked: Asked, claim: str, *, arms: tuple[str, str], judge: Callable, rule: str
 ) -> Claim:
     """One arm's top-1 error against another's, by judge_better or judge_alike."""
     pairs = asked.pairs(*arms)
-    found = judge(
-        differences(pairs, _top1, drop=True),
-        delta=POINTS,
-        noise=asked.noise(_top1),
-        images=image_evidence(pairs, PROTOCOL),
-    )
+    found = compare_errors(asked, pairs, PROTOCOL, judge)
     return accuracy_claim(claim, rule, runs=chain(*pairs), finding=found)
+
+
+def compare_errors(
+    asked: Asked, pairs: list[tuple[Run, Run]], protocol: str, judge: Callable[..., Finding]
+) -> Finding:
+    """A judge's finding on the top-1 errors of pairs by one protocol. The noise is always that of
+    ten_view: by the others the small nets have no scores."""
+    return judge(
+        differences(pairs, lambda run: run.error(protocol), drop=True),
+        delta=POINTS,
+        noise=asked.noise(lambda run: run.error(PROTOCOL)),
+        images=image_evidence(pairs, protocol),
+    )
 
 
 def _degrades(asked: Asked) -> Claim:
     """2.2: 38.56 against 33.82, "accuracy degradation": in training too, hence no overfitting."""
     pairs = asked.pairs("relu", "small30")
     parts = {
-        "testing": judge_better(
-            differences(pairs, _top1, drop=True),
-            delta=POINTS,
-            noise=asked.noise(_top1),
-            images=image_evidence(pairs, PROTOCOL),
-        ),
+        "testing": compare_errors(asked, pairs, PROTOCOL, judge_better),
         "training": judge_better(
             differences(pairs, lambda run: run.training_error, drop=True),
             delta=POINTS,

@@ -13,13 +13,12 @@ from delving.artefact import (
     Run,
     Shown,
     accuracy_claim,
-    differences,
-    image_evidence,
     mean_and_spread,
     printed,
     published,
 )
 from delving.judge import all_of, judge_better, unless_stalled
+from delving.paper.table2 import compare_errors
 
 COUNT = re.compile(r" \(\d+\)$")  # of mean_and_spread
 OF = "ReLU's minus PReLU's"
@@ -99,22 +98,13 @@ def better_claim(
     `of` says in the rule what the difference is.
     """
     pairs = asked.pairs(*arms)
-    parts = {protocol: _better(asked, pairs, protocol) for protocol in protocols}
+    parts = {name: compare_errors(asked, pairs, name, judge_better) for name in protocols}
     rule = (
         f"top-1 error by {', '.join(protocols)}, {of}, paired by seed on the same images: the "
         "95 % interval over seeds lies above 0"
     )
     finding = all_of(parts) if len(parts) > 1 else parts[protocols[0]]
     return accuracy_claim(claim, rule, runs=chain(*pairs), finding=finding)
-
-
-def _better(asked: Asked, pairs: list[tuple[Run, Run]], protocol: str):
-    return judge_better(
-        differences(pairs, lambda run: run.error(protocol), drop=True),
-        delta=POINTS,
-        noise=asked.noise(lambda run: run.error("ten_view")),
-        images=image_evidence(pairs, protocol),
-    )
 
 
 def _testing_claim(claim: str, runs: list[Run], ours: str, others: list[str]) -> Claim:

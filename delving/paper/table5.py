@@ -10,13 +10,12 @@ from delving.artefact import (
     Claim,
     Shown,
     accuracy_claim,
-    differences,
-    image_evidence,
     mean_and_spread,
     printed,
     published,
 )
 from delving.judge import judge_alike
+from delving.paper.table2 import compare_errors
 from delving.paper.table4 import OF, better_claim
 
 MODELS = {"a_relu": "A, ReLU", "a_prelu": "A, PReLU", "b_prelu": "B, PReLU", "c_prelu": "C, PReLU"}
@@ -64,12 +63,7 @@ def claims(asked: Asked, protocol: str) -> list[Claim]:
 
 def _alike(asked: Asked, protocol: str) -> Claim:
     pairs = asked.pairs("b_prelu", "a_prelu")
-    found = judge_alike(
-        differences(pairs, lambda run: run.error(protocol), drop=True),
-        delta=POINTS,
-        noise=asked.noise(lambda run: run.error("ten_view")),
-        images=image_evidence(pairs, protocol),
-    )
+    found = compare_errors(asked, pairs, protocol, judge_alike)
     rule = (
         f"top-1 error by {protocol}, A's minus B's, paired by seed on the same images: the 90 % "
         f"interval over seeds lies within ±{POINTS} points"
