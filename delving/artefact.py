@@ -220,6 +220,11 @@ class Asked:
     detections: dict[str, list[Path]] = field(default_factory=dict)
 
     @property
+    def runs(self) -> list[Run]:
+        """The finished runs of all arms."""
+        return [run for arm in self.arms.values() for run in arm]
+
+    @property
     def surroundings(self) -> list[str]:
         """The overrides on how and where to compute, as a run's images may have moved since."""
         return [word for word in self.overrides if word.partition("=")[0] in NEUTRAL]

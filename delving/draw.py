@@ -53,7 +53,7 @@ def draw_artefact(plan: Plan, name: str, to: Path) -> None:
         (to / old).unlink(missing_ok=True)
     _write(shown, to)
     shares = (team for need in plan.requests[name].needs for team in asked.measured[need])
-    runs = sorted({run.name for arm in asked.arms.values() for run in arm}.union(*shares))
+    runs = sorted({run.name for run in asked.runs}.union(*shares))
     detections = sorted(folder.name for arm in asked.detections.values() for folder in arm)
     record.write_json(
         to / "verdict.json",  # last: it marks the folder as whole
@@ -76,7 +76,7 @@ def draw_artefact(plan: Plan, name: str, to: Path) -> None:
 def _tell_images(plan: Plan, artefact: str) -> str:
     """What an artefact's nets were trained and tested on, as the last sentence of its caption."""
     asked = (artefact, *plan.requests[artefact].needs)
-    runs = {run for name in asked for arm in plan.arms[name].values() for run in arm}
+    runs = {run for name in asked for run in plan.runs_of(name)}
     told = _counts(plan, runs)
     parts = [f"{train:,} images of {classes:,} classes, tested on {val:,}"
              for classes, train, val in told]  # fmt: skip
@@ -112,7 +112,7 @@ def _stamp(plan: Plan, name: str) -> dict:
     """What a drawing rests on: runs, overrides, its own measurements and those of the artefacts it
     needs, the small nets, detections, and the source."""
     measured = [plan.root / n / FILE for n in (name, *plan.requests[name].needs)]
-    runs = [run for arm in plan.arms[name].values() for run in arm if plan.finished(run)]
+    runs = [run for run in plan.runs_of(name) if plan.finished(run)]
     small = [plan.folder(run) / "result.json" for arm in plan.small for run in arm]
     found = [plan.detection(run) for run in plan.detectors()] if plan.requests[name].detect else []
     detections = [folder / file for folder in found for file in ("result.json", "pictures.json")]

@@ -183,7 +183,7 @@ def _side_by_side(
 def _runs_of(plan: Plan, artefact: str) -> Iterable[str]:
     """An artefact's own runs, and those of the artefacts whose measurements it shows."""
     shown = [artefact, *plan.requests[artefact].needs]
-    runs = [run for name in shown for arm in plan.arms[name].values() for run in arm]
+    runs = [run for name in shown for run in plan.runs_of(name)]
     return runs + [run + DETECTION for run in runs if plan.requests[artefact].detect]
 
 

@@ -78,6 +78,10 @@ class Plan:
         """Whether an override gives this key."""
         return any(word.partition("=")[0] == key for word in self.overrides)
 
+    def runs_of(self, artefact: str) -> list[str]:
+        """The names of an artefact's runs, arm by arm."""
+        return [run for names in self.arms[artefact].values() for run in names]
+
     def folder(self, run: str) -> Path:
         return self.root / "runs" / run
 
@@ -86,9 +90,8 @@ class Plan:
 
     def detection(self, run: str) -> Path:
         """The folder of the run's detection."""
-        usual = configs.compose_detect(self.scale, [])
-        return detection_folder(self.folder(run), configs.compose_detect(self.scale, self.detect),
-                                usual)  # fmt: skip
+        own, usual = (configs.compose_detect(self.scale, words) for words in (self.detect, []))
+        return detection_folder(self.folder(run), own, usual)
 
     def detected(self, run: str) -> bool:
         return (
@@ -98,8 +101,8 @@ class Plan:
 
     def detectors(self) -> list[str]:
         """The runs that are to learn to detect objects, each once."""
-        arms = [self.arms[name] for name, request in self.requests.items() if request.detect]
-        return list(dict.fromkeys(run for one in arms for names in one.values() for run in names))
+        asked = [name for name, request in self.requests.items() if request.detect]
+        return list(dict.fromkeys(run for name in asked for run in self.runs_of(name)))
 
     def missing(self) -> list[str]:
         """The runs to be trained."""

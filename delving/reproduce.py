@@ -61,11 +61,11 @@ def list_tasks(plan: Plan, words: Sequence[str], device: str = "auto") -> list[T
     runs = {name: plan.runs[name] for name in missing}
     tasks = [train_task(name, runs[name]) for name in in_order(runs, plan.estimate, gpu=gpu)]
     for artefact, request in plan.requests.items():
-        names = {name for arm in plan.arms[artefact].values() for name in arm}
-        ready = not names & set(missing) and is_measured(plan, artefact)
+        lacking = frozenset(plan.runs_of(artefact)) & set(missing)
+        ready = not lacking and is_measured(plan, artefact)
         if measures(artefact) and not ready:
             message = {"kind": "measure", "name": artefact, "words": list(words)}
-            tasks.append(Task(artefact, message, frozenset(names & set(missing)), request.alone))
+            tasks.append(Task(artefact, message, lacking, request.alone))
     detections = [detect_task(plan, run) for run in plan.detectors() if _undetected(plan, run)]
     untrained = {
         name: configs.compose([f"scale={plan.scale}", *plan.overrides])

@@ -34,7 +34,7 @@ TRAINING, VALIDATION = {"lw": 0.8, "ls": (0, (3, 2))}, {"lw": 1.5}
 
 
 def show(asked: Asked) -> Shown:
-    runs = [run for arm in asked.arms.values() for run in arm if run.logged]
+    runs = [run for run in asked.runs if run.logged]
     return Shown(
         "Convergence of ReLU and PReLU (ICCV version)",
         "Top-1 error against epochs, one line per net. Dashed: on the training images, with "

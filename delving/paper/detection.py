@@ -79,7 +79,7 @@ def _claim(asked: Asked, found: dict[str, list[dict]]) -> Claim:
     others = {one["seed"]: one for one in found["relu"]}
     pairs = [(one, others[one["seed"]]) for one in found["prelu"] if one["seed"] in others]
     more = [_map(prelu) - _map(relu) for prelu, relu in pairs]
-    trunks = {run.name: run.result["status"] for runs in asked.arms.values() for run in runs}
+    trunks = {run.name: run.result["status"] for run in asked.runs}
     statuses = {one["detection"]: one["status"] for pair in pairs for one in pair}
     used = {one["run"]: trunks.get(one["run"], "missing") for pair in pairs for one in pair}
     finding = judge_better([d for d in more if math.isfinite(d)], delta=BETTER, unit="points")

@@ -23,7 +23,7 @@ EARLIER = 0.1  # powers of ten of steps: 21 % sooner
 
 
 def show(asked: Asked) -> Shown:
-    runs = [run for arm in asked.arms.values() for run in arm]
+    runs = asked.runs
     return Shown(
         "Figure 2. B (22 layers), ReLU, He against Xavier",
         f"Left: top-1 error on {tell_looked(run.folder for run in runs)}, center crop, against "
@@ -58,8 +58,8 @@ def show(asked: Asked) -> Shown:
 def _both(asked: Asked) -> Finding:
     """Do all nets converge? A net of Xavier's that stalled refutes it only if it had enough time to
     converge; with less, nothing is shown."""
-    runs = [run for arm in asked.arms.values() for run in arm]
-    found, failed = converges(runs), {r.name for r in runs if r.result["status"] != "converged"}
+    found = converges(asked.runs)
+    failed = {run.name for run in asked.runs if run.result["status"] != "converged"}
     given = {xavier.name: times_given(he, xavier) for he, xavier in sound_pairs(asked)
              if xavier.result["status"] == "stalled" and math.isfinite(he.departure)}  # fmt: skip
     if not given:

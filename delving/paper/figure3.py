@@ -53,7 +53,7 @@ COLORS = {"he": BLUE, "xavier": RED, "he_backward": GREEN, "gaussian": ORANGE}
 
 
 def show(asked: Asked) -> Shown:
-    runs = [run for arm in asked.arms.values() for run in arm]
+    runs = asked.runs
     return Shown(
         "Figure 3. 30 layers, ReLU, He against Xavier",
         f"Left: top-1 error on {tell_looked(run.folder for run in runs)}, center crop, against "

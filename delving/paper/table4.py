@@ -46,7 +46,7 @@ def show(asked: Asked) -> Shown:
 def _scales(asked: Asked) -> list[str]:
     """dense@<s> of the three scales, then dense, as the runs were scored."""
     each = [[name for name in run.protocols if name.startswith("dense")]
-            for arm in asked.arms.values() for run in arm]  # fmt: skip
+            for run in asked.runs]  # fmt: skip
     found = max(each, key=len, default=[])  # a net that diverged has none
     return sorted(found[:-1], key=lambda name: int(name.partition("@")[2])) + found[-1:]
 
@@ -72,7 +72,7 @@ def both_errors(runs: list[Run], protocol: str) -> str:
 
 
 def _claims(asked: Asked, scales: list[str]) -> list[Claim]:
-    runs = [run for arm in asked.arms.values() for run in arm]
+    runs = asked.runs
     singles, multi = scales[:-1], scales[-1]
     middle = singles[len(singles) // 2]
     others = [name for name in singles if name != middle]

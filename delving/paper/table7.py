@@ -195,7 +195,7 @@ def _beats_members(asked: Asked, ensembles: list[dict]) -> Claim:
     best = [min(e["members"], key=lambda name: e["members"][name]["top5_err"]) for e in ensembles]
     found = [e["members"][name]["top5_err"] - e["top5_err"]
              for e, name in zip(ensembles, best, strict=True)]  # fmt: skip
-    runs = {run.name: run for arm in asked.arms.values() for run in arm}
+    runs = {run.name: run for run in asked.runs}
     images = None
     if len(found) == 1:
         images = against(ensembles[0], runs[best[0]])

@@ -280,7 +280,7 @@ def scored(singles=(18.0, 17.0, 18.5), multi=16.0, prelu=-1.5, **status):
 
 def test_scales_stand_by_size_in_whatever_order_they_were_tested():
     run = SimpleNamespace(protocols=["center", "dense@60", "dense@32", "dense@48", "dense"])
-    found = _scales(SimpleNamespace(arms={"a_relu": [run]}))
+    found = _scales(SimpleNamespace(runs=[run]))
     assert found == ["dense@32", "dense@48", "dense@60", "dense"]
 
 
