@@ -6,7 +6,6 @@ Files appear whole or not at all: each is written beside its place and renamed.
 
 import contextlib
 import errno
-import io
 import json
 import math
 import os
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from delving.arrays import read_arrays
+from delving.arrays import pack_arrays, read_arrays
 from delving.beside import name_beside, remove_dead
 from delving.words import likeliest
 
@@ -236,14 +235,12 @@ def save_scores(
     names: list[str],
 ) -> None:
     """eval/<protocol>.json, and beside it the probabilities (images, classes) of each image."""
-    beside = io.BytesIO()
-    np.savez_compressed(
-        beside,
+    packed = pack_arrays(
         log_probabilities=_logarithms(probabilities),
         labels=labels.astype(np.int32),
         names=np.array(names),
     )
-    write_bytes(folder / "eval" / f"{protocol}.npz", beside.getvalue())
+    write_bytes(folder / "eval" / f"{protocol}.npz", packed)
     write_json(folder / "eval" / f"{protocol}.json", summary)
 
 
@@ -265,10 +262,9 @@ def load_scores(folder: Path, protocol: str) -> tuple[np.ndarray, np.ndarray, li
 def save_ranks(folder: Path, protocol: str, ranks: np.ndarray) -> None:
     """eval/<protocol>.hits.npz: for each image one bit whether its class is the best, and one
     whether it is among the best five; what tables and verdicts need of an image."""
-    beside = io.BytesIO()
     bits = {f"top{k}": np.packbits(ranks < k) for k in (1, 5)}
-    np.savez_compressed(beside, images=len(ranks), **bits)
-    write_bytes(folder / "eval" / f"{protocol}.hits.npz", beside.getvalue())
+    packed = pack_arrays(images=len(ranks), **bits)
+    write_bytes(folder / "eval" / f"{protocol}.hits.npz", packed)
 
 
 def load_hits(folder: Path, protocol: str, k: int = 1) -> np.ndarray:

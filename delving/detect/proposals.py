@@ -5,7 +5,6 @@ which is named by a hash of the images and of the method.
 """
 
 import hashlib
-import io
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import scipy  # loads its parts at their first use
 from PIL import Image
 
-from delving.arrays import read_arrays
+from delving.arrays import pack_arrays, read_arrays
 from delving.data import expand_home
 from delving.data.loader import decoding_threads
 from delving.detect.voc import Split
@@ -105,11 +104,9 @@ def _key(split: Split, numbers: range, method: str) -> str:
 
 def pack(names: Sequence[str], boxes: Sequence[np.ndarray]) -> bytes:
     """The bytes of a file of proposals: names, counts, boxes."""
-    file = io.BytesIO()
     counts = np.array([len(b) for b in boxes], np.int64)
     stacked = np.concatenate([np.zeros((0, 4)), *boxes]).astype(np.float32)
-    np.savez_compressed(file, names=np.array(names), counts=counts, boxes=stacked)
-    return file.getvalue()
+    return pack_arrays(names=np.array(names), counts=counts, boxes=stacked)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from delving import device as devices
 from delving import record
+from delving.arrays import pack_arrays
 from delving.build import load_momentum, load_weights, tensors_of
 from delving.checkpoint import check_room, drop_previous, load_checkpoint, save_checkpoint, settle
 from delving.config import compose_detect
@@ -240,12 +241,11 @@ def score_detector(job: Job) -> dict[str, dict]:
 def save_detections(folder: Path, found: Detections) -> None:
     """Writes detections.npz: image (its place in the split), label, score, boxes in tenths of a
     pixel."""
-    file = io.BytesIO()
-    np.savez_compressed(
-        file, image=found.image.astype(np.int32), label=found.label.astype(np.int16),
+    packed = pack_arrays(
+        image=found.image.astype(np.int32), label=found.label.astype(np.int16),
         score=found.score.astype(np.float32), boxes=np.round(10 * found.boxes).astype(np.int32),
     )  # fmt: skip
-    record.write_bytes(folder / "detections.npz", file.getvalue())
+    record.write_bytes(folder / "detections.npz", packed)
 
 
 def list_pictures(job: Job, parts: list[Detections]) -> list[dict]:
