@@ -17,9 +17,8 @@ from pathlib import Path
 from delving.record import (
     DiskFullError,
     disk_full,
-    expect,
     parse_json,
-    read_json,
+    read_keys,
     sync_folder,
     write_bytes,
     write_json,
@@ -207,7 +206,7 @@ def _listed(checkpoint: Path) -> list[tuple[Path, str]]:
     if not manifest.is_file():
         raise ValueError(f"{checkpoint}: no manifest.json")
     try:
-        hashes = expect(read_json(manifest), {}, str(manifest))
+        hashes = read_keys(manifest)
     except ValueError:
         raise ValueError(f"{manifest} is damaged") from None
     strange = [n for n in hashes if n != "state.json" and not re.fullmatch(r"\w+\.safetensors", n)]

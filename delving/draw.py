@@ -30,7 +30,6 @@ SHARED = (
     "Tables 4 to 7 and Figures 4 to 7 share six large nets per seed, as does the convergence figure"
 )
 SOURCE = Path(__file__).parent
-TIMED = {"seconds": record.NUMBER}  # of eval/<protocol>.json
 DRAWN = ("table.csv", "table.md", "figure.png", "figure.svg", "data.csv", "verdict.json")
 
 
@@ -101,9 +100,8 @@ def find_lack(plan: Plan, asked: Asked) -> str | None:
 def _read_stamps(to: Path) -> dict[str, dict]:
     """What each artefact was drawn from, by drawn.json beside their folders; nothing if that is
     damaged, so that all are drawn anew."""
-    path = to.parent / "drawn.json"
     try:
-        return record.expect(record.read_json(path), {}, str(path))
+        return record.read_keys(to.parent / "drawn.json")
     except (ValueError, FileNotFoundError):
         return {}
 
@@ -186,7 +184,7 @@ def load_times(plan: Plan) -> dict[str, dict] | None:
     path = plan.root / "reproduce.json"
     if not path.exists():
         return None
-    seconds = record.expect(record.read_json(path), {"seconds": dict}, str(path))["seconds"]
+    seconds = record.read_keys(path, seconds=dict)["seconds"]
     kinds = {"planned": dict, "used": dict}
     record.expect(seconds, kinds, f"{path}: seconds")
     for key in kinds:
@@ -196,15 +194,13 @@ def load_times(plan: Plan) -> dict[str, dict] | None:
 
 def load_environment(folder: Path) -> dict:
     """A run's env.json; ValueError if it is damaged."""
-    path = folder / "env.json"
-    return record.expect(record.read_json(path), {}, str(path))
+    return record.read_keys(folder / "env.json")
 
 
 def scoring_seconds(folder: Path) -> float:
     """How long scoring a run took, all protocols together; ValueError names the damaged file."""
     files = sorted((folder / "eval").glob("[!.]*.json"))
-    told = [record.expect(record.read_json(path), TIMED, str(path)) for path in files]
-    return sum(scores["seconds"] for scores in told)
+    return sum(record.read_keys(path, seconds=record.NUMBER)["seconds"] for path in files)
 
 
 def check_records(plan: Plan) -> None:

@@ -50,9 +50,7 @@ def check_members(folders: Sequence[Path]) -> None:
 def _images_of(folder: Path) -> str | None:
     """The hash of a run's images; None if it has no env.json."""
     path = folder / "env.json"
-    return (
-        record.expect(record.read_json(path), {}, str(path)).get("data") if path.exists() else None
-    )
+    return record.read_keys(path).get("data") if path.exists() else None
 
 
 def summarise(

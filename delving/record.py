@@ -157,10 +157,15 @@ def expect(value: Any, kinds: dict[str, Any], where: str, *, infinite: Sequence[
     return value
 
 
+def read_keys(path: Path, **kinds: Any) -> dict:
+    """The keys and values in a JSON file; ValueError names it, and what `expect` refuses in it."""
+    return expect(read_json(path), kinds, str(path))
+
+
 def read_result(folder: Path) -> dict:
     """result.json of a finished run; ValueError names the file and the key that is damaged."""
     path = folder / "result.json"
-    result = expect(read_json(path), RESULT, str(path))
+    result = read_keys(path, **RESULT)
     for protocol, scores in result["eval"].items():
         expect(scores, SCORES, f"{path}: {protocol}")
     strange = [line for line in result["deviations"] if not isinstance(line, str)]
@@ -263,8 +268,7 @@ def save_ranks(folder: Path, protocol: str, ranks: np.ndarray) -> None:
     """eval/<protocol>.hits.npz: for each image one bit whether its class is the best, and one
     whether it is among the best five; what tables and verdicts need of an image."""
     bits = {f"top{k}": np.packbits(ranks < k) for k in (1, 5)}
-    packed = pack_arrays(images=len(ranks), **bits)
-    write_bytes(folder / "eval" / f"{protocol}.hits.npz", packed)
+    write_bytes(folder / "eval" / f"{protocol}.hits.npz", pack_arrays(images=len(ranks), **bits))
 
 
 def load_hits(folder: Path, protocol: str, k: int = 1) -> np.ndarray:
@@ -289,7 +293,7 @@ def save_slopes(folder: Path, slopes: dict[str, Any]) -> None:
 def load_slopes(folder: Path) -> dict[str, np.ndarray]:
     """{layer: (slopes,)} in order; empty if there are none. ValueError names a damaged layer."""
     path = folder / "slopes.json"
-    found = expect(read_json(path), {}, str(path)) if path.exists() else {}
+    found = read_keys(path) if path.exists() else {}
     for layer, slopes in found.items():
         if not (isinstance(slopes, list) and slopes and all(map(is_number, slopes))):
             raise ValueError(f"{path} is damaged: {layer[:80]} is {str(slopes)[:40]!r}")

@@ -17,7 +17,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from delving.record import expect, read_json, write_text
+from delving.record import read_keys, write_text
 from delving.words import count, duration, escaped
 
 TEMPLATE = "report.html.j2"
@@ -207,7 +207,7 @@ def _read_verdict(folder: Path) -> dict:
     """verdict.json with every key there; ValueError names the file and its fault."""
     path = folder / "verdict.json"
     try:
-        verdict = _told(expect(read_json(path), {}, str(path)))
+        verdict = _told(read_keys(path))
         for key in ("claims", "notes", "runs", "detections"):
             if not isinstance(verdict.setdefault(key, []), list):
                 raise ValueError(f"{path} is damaged: {key} is no list")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from delving.record import NUMBER, STATUSES, expect, is_number, read_json
+from delving.record import NUMBER, STATUSES, expect, is_number, read_json, read_keys
 
 MAYBE = (int, float, type(None))
 RESULT = {
@@ -22,7 +22,7 @@ def read_detection(folder: Path) -> dict:
     """result.json of a finished detection; ValueError names the file, and a key that is not as
     delving writes it."""
     path = folder / "result.json"
-    result = expect(read_json(path), RESULT, str(path))
+    result = read_keys(path, **RESULT)
     expect(result["proposals"], PROPOSALS, f"{path}: proposals")
     for name, scores in result["eval"].items():
         expect(scores, {"map": MAYBE, "ap": dict}, f"{path}: {name}")
