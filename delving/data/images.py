@@ -1,5 +1,6 @@
 """A split of a data set: names, labels, and how to read and decode one image."""
 
+import base64
 import io
 import re
 import stat
@@ -193,6 +194,18 @@ def _check_size(width: int, height: int) -> None:
         raise ValueError(f"{size}, more than {PIXELS:,}")
     if max(width, height) > ASPECT * min(width, height):
         raise ValueError(f"{size}, more than {ASPECT} times as long as wide")
+
+
+def to_base64(image: Image.Image, quality: int) -> str:
+    """The image as a JPEG file in text, for JSON."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def from_base64(text: str) -> Image.Image:
+    """The image that `to_base64` made a text of."""
+    return Image.open(io.BytesIO(base64.b64decode(text)))
 
 
 @dataclass(frozen=True)

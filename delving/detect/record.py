@@ -1,10 +1,6 @@
 """Reads a detection's folder: result.json and pictures.json."""
 
-import base64
-import io
 from pathlib import Path
-
-from PIL import Image
 
 from delving.record import NUMBER, STATUSES, expect, is_number, read_json, read_keys
 
@@ -60,8 +56,3 @@ def _is_box(box: object) -> bool:
 
 def _are_numbers(values: object, count: int) -> bool:
     return isinstance(values, list) and len(values) == count and all(map(is_number, values))
-
-
-def open_picture(one: dict) -> Image.Image:
-    """The picture's small JPEG."""
-    return Image.open(io.BytesIO(base64.b64decode(one["jpeg"])))

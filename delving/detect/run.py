@@ -1,7 +1,5 @@
 """`delving detect`: a trained run fine-tuned to detect objects, scored and recorded."""
 
-import base64
-import io
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -9,7 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from delving import device as devices
 from delving import record
@@ -17,6 +14,7 @@ from delving.arrays import pack_arrays
 from delving.build import load_momentum, load_weights, tensors_of
 from delving.checkpoint import check_room, drop_previous, load_checkpoint, save_checkpoint, settle
 from delving.config import compose_detect
+from delving.data.images import to_base64
 from delving.detect.job import Job, describe, open_job, open_trunk
 from delving.detect.metric import Detections
 from delving.detect.naming import Detection, check_same, detection_folder, load_about, save_about
@@ -255,10 +253,11 @@ def list_pictures(job: Job, parts: list[Detections]) -> list[dict]:
         sure = parts[number].score >= SHOWN
         found = zip(parts[number].label[sure], parts[number].score[sure],
                     parts[number].boxes[sure], strict=True)  # fmt: skip
-        objects = test.objects[number]
+        objects, small = test.objects[number], test.load(number)
+        small.thumbnail((320, 320))
         pictures.append({
             "image": test.ids[number],
-            "jpeg": base64.b64encode(_small_jpeg(test.load(number))).decode(),
+            "jpeg": to_base64(small, quality=85),
             "size": list(test.sizes[number]),
             "found": [[test.classes[c], round(float(s), 3), [round(float(v), 1) for v in box]]
                       for c, s, box in found],
@@ -267,13 +266,6 @@ def list_pictures(job: Job, parts: list[Detections]) -> list[dict]:
                                                 strict=True)],
         })  # fmt: skip
     return pictures
-
-
-def _small_jpeg(image: Image.Image) -> bytes:
-    small, file = image.copy(), io.BytesIO()
-    small.thumbnail((320, 320))
-    small.save(file, "JPEG", quality=85)
-    return file.getvalue()
 
 
 def summarise(job: Job, status: str, scores: dict[str, dict]) -> dict:

@@ -14,7 +14,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.transforms import Bbox
 
 from delving.artefact import RECTIFIERS, Asked, Claim, Shown, mean_and_spread
-from delving.detect.record import open_picture, read_detection, read_pictures
+from delving.data.images import from_base64
+from delving.detect.record import read_detection, read_pictures
 from delving.judge import judge_better, unless_stalled
 from delving.plot import GREEN, GREY, RED, new_figure
 from delving.terminal import plain
@@ -118,7 +119,8 @@ def _draw(detections: dict[str, list[Path]]):
 
 def _draw_picture(cell: Axes, one: dict) -> None:
     width, height = one["size"]
-    cell.imshow(np.asarray(open_picture(one)), extent=(0, width, height, 0), interpolation="none")
+    image = np.asarray(from_base64(one["jpeg"]))
+    cell.imshow(image, extent=(0, width, height, 0), interpolation="none")
     for _, box, _ in one["objects"]:
         _frame(cell, box, color="white", lw=0.9, ls=(0, (2, 2)))
     for (name, share, box), color in zip(one["found"], _colors(one), strict=True):

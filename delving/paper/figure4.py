@@ -1,16 +1,14 @@
 """Figure 4: images that the ensemble classifies correctly, with labels; also draws Figure 5."""
 
-import base64
-import io
 import re
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
 from delving.artefact import Asked, Claim, Shown, accuracy_claim
+from delving.data.images import from_base64
 from delving.judge import judge_no_larger
 from delving.paper.table7 import RIGHT, class_errors, ensembles_of, members_of, pictures_of
 from delving.plot import GREEN, RED, new_figure
@@ -55,7 +53,7 @@ def draw_pictures(shown: list[dict], pictures: dict) -> Figure:
 
 
 def _draw_picture(cell: Axes, one: dict, titles: list[str]) -> None:
-    image = Image.open(io.BytesIO(base64.b64decode(one["jpeg"])))
+    image = from_base64(one["jpeg"])
     cell.imshow(np.asarray(image), interpolation="nearest")
     # All cells are square, so that the text below an image has the same room, be it wide or tall.
     middle, side = np.array(image.size) / 2 - 0.5, max(image.size)

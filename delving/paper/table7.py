@@ -4,8 +4,6 @@ ours: the ensemble is scored on the validation images, the paper's on the test s
 not public.
 """
 
-import base64
-import io
 import re
 from collections.abc import Sequence
 
@@ -25,7 +23,7 @@ from delving.artefact import (
     published,
 )
 from delving.data.augment import resize_whole
-from delving.data.images import Images, evenly
+from delving.data.images import Images, evenly, to_base64
 from delving.ensemble import average, summarise
 from delving.evaluate import rank_labels
 from delving.judge import compare_images, judge_better
@@ -132,7 +130,7 @@ def _choose_pictures(images: Images, probabilities: np.ndarray, labels: np.ndarr
             "label": int(labels[i]),
             "rank": int(ranks[i]),
             "top5": [[int(c), round(float(probabilities[i, c]), 4)] for c in best],
-            "jpeg": _jpeg(images.load(i)),
+            "jpeg": to_base64(_small(images.load(i)), quality=92),
         }
 
     return {
@@ -143,11 +141,8 @@ def _choose_pictures(images: Images, probabilities: np.ndarray, labels: np.ndarr
     }
 
 
-def _jpeg(image: Image.Image) -> str:
-    small = image if min(image.size) <= SIDE else Image.fromarray(resize_whole(image, SIDE))
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=92)
-    return base64.b64encode(file.getvalue()).decode()
+def _small(image: Image.Image) -> Image.Image:
+    return image if min(image.size) <= SIDE else Image.fromarray(resize_whole(image, SIDE))
 
 
 def show(asked: Asked) -> Shown:
