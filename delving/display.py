@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
 
 from rich.console import Console
@@ -205,15 +206,17 @@ class Overview:
     def say(self, text: str = "") -> None:
         speak(self.console, text, working=self.working)
 
-    def begin(self, weights: dict[str, float]) -> None:
-        """Opens the overall bar; weights are the tasks' estimated seconds."""
+    @contextlib.contextmanager
+    def showing(self, weights: dict[str, float]) -> Iterator[None]:
+        """Shows the overall bar while tasks are done; weights are their estimated seconds."""
         self.weights, self.started, self.working = weights, time.monotonic(), True
         self.bar = open_bar(self.console, "all of it", total=sum(weights.values()))
-
-    def end(self) -> None:
-        self.working = False
-        if self.bar:
-            self.bar.stop()
+        try:
+            yield
+        finally:
+            self.working = False
+            if self.bar:
+                self.bar.stop()
 
     def __call__(self, name: str, event: dict) -> None:
         if event["event"] in ("start", "resume"):

@@ -171,11 +171,8 @@ def _work(sweep: Sweep, weights: dict[str, float], jobs: int, say: Overview) -> 
     gpu = any(pick_device(config.device).type == "cuda" for config in runs.values())
     order = in_order(runs, weights.__getitem__, gpu=gpu)
     tasks = with_images([train_task(label, runs[label]) for label in order], runs)
-    say.begin({task.name: weights.get(task.name, task.seconds) for task in tasks})
-    try:
+    with say.showing({task.name: weights.get(task.name, task.seconds) for task in tasks}):
         outcomes = work_through(tasks, jobs=jobs, watch=watching(say, lambda outcome: None))
-    finally:
-        say.end()
     return {outcome.task.name: outcome.error for outcome in outcomes if outcome.error}
 
 

@@ -201,12 +201,9 @@ def reproduce_artefacts(
     tell_plan(plan, tasks, weights, jobs, say)
     if dry:
         return dict(plan.refused)
-    say.begin(weights)
-    try:
-        threads = count_threads(config.device, jobs)
+    threads = count_threads(config.device, jobs)
+    with say.showing(weights):
         ledger = work(plan, tasks, jobs=jobs, say=say, until=until, threads=threads)
-    finally:
-        say.end()
     if ledger.late:  # an artefact whose runs were not begun has not failed
         late = [{name, *plan.requests[name].needs} & {*ledger.late} for name in wanted]
         wanted = [name for name, of_it in zip(wanted, late, strict=True)
@@ -262,9 +259,6 @@ def work_runs(plan: Plan, device: str, say: Overview) -> dict[str, str]:
     jobs = count_jobs(device, None, plan.to_train())
     weights = {task.name: estimate_task(plan, task) for task in tasks}
     tell_plan(plan, tasks, weights, jobs, say)
-    say.begin(weights)
-    try:
-        threads = count_threads(device, jobs)
+    threads = count_threads(device, jobs)
+    with say.showing(weights):
         return work(plan, tasks, jobs=jobs, say=say, threads=threads, keep_times=False).failed
-    finally:
-        say.end()

@@ -187,11 +187,8 @@ def _await(sweep: Sweep, jobs: dict, every: float | None, say: Overview) -> dict
         outcome = Outcome(Task(label, {}), error, time.monotonic() - started)
         say(label, {"event": "outcome", "outcome": outcome})
 
-    say.begin(dict.fromkeys(jobs, 1.0))
-    try:
+    with say.showing(dict.fromkeys(jobs, 1.0)):
         failed = wait_for(jobs, finished, tell=tell, every=every)
-    finally:
-        say.end()
     failed = sweep.refused() | failed
     tell_results(sweep, failed, say)
     return failed

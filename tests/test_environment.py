@@ -221,9 +221,8 @@ def test_a_plan_that_cannot_be_shown_is_not_begun_and_begun_work_goes_on(capsys)
     overview = Overview(Console(file=Lost(OSError(errno.ENOSPC, "No space left")), width=80))
     with pytest.raises(OSError, match="No space left"):
         overview.say("About 0:09 minutes")
-    overview.begin({"x-s0": 1.0})
-    overview.say("1/1 x-s0")
-    overview.end()
+    with overview.showing({"x-s0": 1.0}):
+        overview.say("1/1 x-s0")
     with pytest.raises(OSError, match="No space left"):
         overview.say("report.html")
 
@@ -310,8 +309,8 @@ def test_where_a_line_cannot_be_redrawn_there_is_no_bar(monkeypatch):
         with Display(console) as display:
             display({"event": "start", "run": "x-s0", "steps": 2})
         overview = Overview(console)
-        overview.begin({"x-s0": 1.0})
-        assert (display.bar, overview.bar) == (None, None)
+        with overview.showing({"x-s0": 1.0}):
+            assert (display.bar, overview.bar) == (None, None)
 
 
 # --- homes and caches ---
