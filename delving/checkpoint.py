@@ -19,7 +19,6 @@ from delving.record import (
     disk_full,
     parse_json,
     read_keys,
-    sync_folder,
     write_bytes,
     write_json,
 )
@@ -69,8 +68,18 @@ def _write_new(new: Path, contents: dict[str, bytes]) -> dict[str, str]:
         write_bytes(new / name, data)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     write_json(new / "manifest.json", hashes)
-    sync_folder(new)
+    _sync(new)
     return hashes
+
+
+def _sync(folder: Path) -> None:
+    """Makes renames inside a folder survive a loss of power, if the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _promote(folder: Path) -> None:
@@ -79,7 +88,7 @@ def _promote(folder: Path) -> None:
         _remove(folder / PREVIOUS)
         os.replace(folder / CURRENT, folder / PREVIOUS)
     os.replace(folder / NEW, folder / CURRENT)
-    sync_folder(folder)
+    _sync(folder)
 
 
 def _remove(checkpoint: Path) -> None:

@@ -109,16 +109,6 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes renames inside a folder survive a loss of power, if the system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def read_json(path: Path) -> Any:
     """The JSON in a file; ValueError names the file if there is none."""
     found = path.stat()
@@ -140,6 +130,11 @@ def parse_json(data: bytes, path: Path) -> Any:
 def is_number(value: Any) -> bool:
     """Whether a value is a number as records have them: finite, and below HUGE in size."""
     return isinstance(value, NUMBER) and not isinstance(value, bool) and abs(value) < HUGE
+
+
+def are_numbers(values: Any, count: int) -> bool:
+    """Whether it is a list of so many such numbers."""
+    return isinstance(values, list) and len(values) == count and all(map(is_number, values))
 
 
 def expect(value: Any, kinds: dict[str, Any], where: str, *, infinite: Sequence[str] = ()) -> dict:

@@ -128,15 +128,11 @@ def read_state(state: dict, folder: Path) -> dict:
     record.expect(progress, PROGRESS, where, infinite=("best_error",))
     strange = sorted(set(progress) - {f.name for f in fields(Progress)})
     counts = [progress[k] for k in ("step", "drops", "tail_steps", "epoch_steps")]
-    rows = [row for row in progress["pending"] if not _is_row(row)]
+    rows = [row for row in progress["pending"] if not record.are_numbers(row, 4)]
     names = [name for name in progress["bad"] if not isinstance(name, str)]
     if strange or rows or names or min(*counts, state["log_bytes"], state["seconds"]) < 0:
         raise ValueError(f"{where} is damaged: {strange or rows or names or 'a count is negative'}")
     return state
-
-
-def _is_row(row: object) -> bool:
-    return isinstance(row, list) and len(row) == 4 and all(map(record.is_number, row))
 
 
 def restore(session: Session, tensors: dict, state: dict) -> None:

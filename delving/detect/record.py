@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from delving.record import NUMBER, STATUSES, expect, is_number, read_json, read_keys
+from delving.record import NUMBER, STATUSES, are_numbers, expect, is_number, read_json, read_keys
 
 MAYBE = (int, float, type(None))
 RESULT = {
@@ -38,9 +38,11 @@ def read_pictures(folder: Path) -> list[dict]:
         raise ValueError(f"{path} is damaged: it is no list")
     for one in pictures:
         expect(one, kinds, str(path))
-        found = all(_is_triple(x) and is_number(x[1]) and _is_box(x[2]) for x in one["found"])
-        objects = all(_is_triple(x) and _is_box(x[1]) for x in one["objects"])
-        if not (found and objects and _are_numbers(one["size"], 2)):
+        found = all(
+            _is_triple(x) and is_number(x[1]) and are_numbers(x[2], 4) for x in one["found"]
+        )
+        objects = all(_is_triple(x) and are_numbers(x[1], 4) for x in one["objects"])
+        if not (found and objects and are_numbers(one["size"], 2)):
             image = one["image"][:40]
             raise ValueError(f"{path} is damaged: a box, score or size of {image!r} is none")
     return pictures
@@ -48,11 +50,3 @@ def read_pictures(folder: Path) -> list[dict]:
 
 def _is_triple(one: object) -> bool:
     return isinstance(one, list) and len(one) == 3 and isinstance(one[0], str)
-
-
-def _is_box(box: object) -> bool:
-    return _are_numbers(box, 4)
-
-
-def _are_numbers(values: object, count: int) -> bool:
-    return isinstance(values, list) and len(values) == count and all(map(is_number, values))

@@ -129,8 +129,7 @@ def _write_about(job: Job) -> None:
 def _restore(job: Job, tensors: dict, state: dict) -> None:
     where = f"{job.folder}: its checkpoint's state.json"
     progress = record.expect(record.expect(state, STATE, where)["progress"], PROGRESS, where)
-    rows = all(isinstance(row, list) and all(map(record.is_number, row)) and len(row) == 4
-               for row in progress["pending"])  # fmt: skip
+    rows = all(record.are_numbers(row, 4) for row in progress["pending"])
     counts = progress["step"], state["log_bytes"]
     if set(progress) != set(PROGRESS) or min(counts) < 0 or not rows:
         raise ValueError(f"{where} is damaged")
