@@ -27,10 +27,8 @@ from delving.detect.voc import CLASSES, SPLITS, Split, find_voc, fingerprint, im
 from delving.momentum import Momentum
 from delving.net import CROP, Net, map_side
 from delving.schema import Config, Detect
-from delving.session import compile_kernels
+from delving.session import Watch, compile_kernels
 from delving.train import group_parameters
-
-Watch = Callable[[dict], None]
 
 
 @dataclass
@@ -121,10 +119,11 @@ class Trunk:
 
     net: Net
     input: Input
+    weights: str  # their hash
 
 
-def open_trunk(run: Path, config: Config) -> tuple[Trunk, str]:
-    """A run's net with its weights, and their hash; its training images need not be there.
+def open_trunk(run: Path, config: Config) -> Trunk:
+    """A run's net with its weights; its training images need not be there.
 
     Raises:
         ValueError: there is no checkpoint, or it is damaged or of another net.
@@ -144,7 +143,7 @@ def open_trunk(run: Path, config: Config) -> tuple[Trunk, str]:
     number = devices.number_type(config.precision)
     input = blank_input(config.data.crop).to(device, number)
     load_weights(net, input, tensors["model"], run)
-    return Trunk(net, input), str(state.get("weights"))
+    return Trunk(net, input, str(state.get("weights")))
 
 
 def load_splits(settings: Detect, output_root: str) -> list[Split]:

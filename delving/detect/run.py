@@ -1,7 +1,6 @@
 """`delving detect`: a trained run fine-tuned to detect objects, scored and recorded."""
 
 import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from delving.detect.train import Progress, ahead
 from delving.lock import clear_up, holding
 from delving.meter import Meter
 from delving.schema import Config, Detect
+from delving.session import Watch
 from delving.signals import Interrupted, counted, heeding_signals, leaving_at_once
 from delving.state import environment_of
 
@@ -34,7 +34,7 @@ STATE = {"progress": dict, "seconds": record.NUMBER, "data": str, "log_bytes": i
 PROGRESS = {"step": int, "pending": list, "status": str}
 
 
-def detect_run(run: Path, config: Config, settings: Detect, watch: Callable[[dict], None]) -> Path:
+def detect_run(run: Path, config: Config, settings: Detect, watch: Watch) -> Path:
     """Fine-tunes a run on VOC and scores it, or does what is left of that; returns the folder.
 
     Args:
@@ -53,8 +53,8 @@ def detect_run(run: Path, config: Config, settings: Detect, watch: Callable[[dic
             clear_up(folder)
             watch({"event": "finished"})
             return folder
-        trunk, weights = open_trunk(run, config)
-        about = describe(run, config, settings, weights)
+        trunk = open_trunk(run, config)
+        about = describe(run, config, settings, trunk.weights)
         check_same(about, folder)
         with holding(folder):
             job = open_job(folder, config, trunk, about, watch)
@@ -70,7 +70,7 @@ def _check_finished(run: Path, config: Config, settings: Detect, folder: Path) -
     """Raises ValueError if the finished detection is not the one asked for. It may be from another
     machine: `auto` then means what it has, and its run may be here without weights."""
     there = load_about(folder / "config.yaml")
-    weights = open_trunk(run, config)[1] if (run / "checkpoint").exists() else there.weights
+    weights = open_trunk(run, config).weights if (run / "checkpoint").exists() else there.weights
     precision = there.precision if config.precision == "auto" else config.precision
     if settings.proposals == "auto":
         settings = replace(settings, proposals=there.detect.proposals)

@@ -90,7 +90,8 @@ class Trainer:
         loss = of_classes + of_boxes
         if math.isfinite(loss):
             self.optimizer.step(learning_rate(self.settings, progress.step))
-            advance(progress, [loss, of_classes, of_boxes, error])
+            progress.step += 1
+            progress.pending.append([loss, of_classes, of_boxes, error])
         else:
             progress.status = "diverged"
         return loss, of_classes, of_boxes, error
@@ -118,9 +119,3 @@ def learning_rate(settings: Detect, step: int) -> float:
     and learn twice as fast.
     """
     return settings.lr * 0.1 ** sum(step >= share * settings.steps for share in settings.switch)
-
-
-def advance(progress: Progress, row: list[float]) -> None:
-    """Counts a step, and keeps its numbers for the log."""
-    progress.step += 1
-    progress.pending.append(row)
