@@ -223,7 +223,8 @@ def test_the_loader_has_the_processes_of_a_training_on_this_device(monkeypatch, 
     monkeypatch.setattr(loading, "pick_device", lambda name: there.device)
     monkeypatch.setattr(loading, "build", lambda words: there)
     monkeypatch.setattr(loading, "count_workers", count_workers)
-    for measure in (loading.bench_loader, lambda words: loading._waiting(words, None, 1)):
+    for measure in (lambda words: loading.bench_loader(words, 1),
+                    lambda words: loading._waiting(words, None, 1)):  # fmt: skip
         with pytest.raises(Crash):
             measure([])
     assert asked == [device == "cuda"] * 2
@@ -264,14 +265,14 @@ def test_a_racer_that_died_is_told_and_not_taken_for_a_reader_that_left(monkeypa
     with racing.Racer([], plain=True, threads=1) as one:
         one.process.wait()
         with pytest.raises(RuntimeError, match="exit code 1"):
-            one.start(1)
+            one.start()
 
 
 def test_where_the_paper_tells_a_speedup_the_row_names_it(monkeypatch):
     racer = SimpleNamespace(let_go=lambda: None)
     monkeypatch.setattr(racing, "Racer", lambda *_, **__: nullcontext(racer))
     monkeypatch.setattr(racing, "in_turns", lambda *_: {"ranks": [2.0], "alone": [1.0]})
-    two, four = racing.bench_ranks(WORDS, [2, 4])
+    two, four = racing.bench_ranks(WORDS, [2, 4], rounds=1)
     paper = published()["text"]["speedup"][4]
     assert f"{paper}x" in four.row
     assert "paper" not in two.row

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from delving.bench.rounds import ROUNDS, Row, compare, in_turns
+from delving.bench.rounds import Row, compare, in_turns
 from delving.bench.training import build, take
 from delving.config import compose
 from delving.data import expand_home
@@ -34,7 +34,7 @@ SECONDS = 3.0  # of a round
 STEPS = range(1_000_000)  # more than there is time for
 
 
-def bench_loader(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
+def bench_loader(words: Sequence[str], rounds: int) -> list[Row]:
     """Images a second at s in [256, 512] and crop 224, and how long a training waits for them.
 
     The JPEG files are those of data.root, a folder or zip, or else generated. The training is of A

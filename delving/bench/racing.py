@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
 from delving.artefact import published
-from delving.bench.rounds import ROUNDS, Row, compare, in_turns
+from delving.bench.rounds import Row, compare, in_turns
 from delving.launched import child
 
 STEPS = 40  # of a round
@@ -26,10 +26,10 @@ class Racer:
             encoding="utf-8",
         )
 
-    def start(self, steps: int) -> None:
-        """Tells the process to take so many steps. RuntimeError: it has ended."""
+    def start(self) -> None:
+        """Tells the process to take the steps of a round. RuntimeError: it has ended."""
         try:
-            print(steps, file=self.process.stdin, flush=True)
+            print(STEPS, file=self.process.stdin, flush=True)
         except BrokenPipeError:
             raise self._ended() from None
 
@@ -65,14 +65,14 @@ class Racer:
             self.process.stdin.close()
 
 
-def race(racers: Sequence[Racer], steps: int = STEPS) -> float:
+def race(racers: Sequence[Racer]) -> float:
     """Images a second of all racers together."""
     for racer in racers:
-        racer.start(steps)
+        racer.start()
     return sum(racer.rate() for racer in racers)
 
 
-def bench_side_by_side(words: Sequence[str], cores: int, rounds: int = ROUNDS) -> list[Row]:
+def bench_side_by_side(words: Sequence[str], cores: int, rounds: int) -> list[Row]:
     """As many of our nets as `cores`, with a thread each, which is how `reproduce` trains, against
     one plain net with `cores` threads; and one of ours with as many against that plain net."""
     with ExitStack() as stack:
@@ -96,7 +96,7 @@ def bench_side_by_side(words: Sequence[str], cores: int, rounds: int = ROUNDS) -
     ]  # fmt: skip
 
 
-def bench_ranks(words: Sequence[str], counts: Sequence[int], rounds: int = ROUNDS) -> list[Row]:
+def bench_ranks(words: Sequence[str], counts: Sequence[int], rounds: int) -> list[Row]:
     """One run by n ranks, with a GPU or else a thread each, against one rank: the same batch,
     shared, as in the paper's "speedup". If the paper tells a speedup for n, the row names it."""
     rows, paper = [], published()["text"]["speedup"]

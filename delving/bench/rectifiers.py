@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from delving.bench.limits import TYPES, copy_rate
-from delving.bench.rounds import ROUNDS, Row, compare, in_turns, seconds_each
+from delving.bench.rounds import Row, compare, in_turns, seconds_each
 from delving.config import compose
 from delving.device import name_device, pick_device, pick_precision, prepare_backend
 from delving.fused import rectify
@@ -19,7 +19,7 @@ ON_A_GPU, ON_A_CPU = [(128, 256, 56, 56)], [(8, 256, 56, 56), (32, 16, 9, 9)]
 PASSES = 5  # over the responses, at least: forward a read and a write, backward two and one
 
 
-def bench_rectifier(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
+def bench_rectifier(words: Sequence[str], rounds: int) -> list[Row]:
     config = compose(list(words))
     device = pick_device(config.device)
     prepare_backend(device)

@@ -9,7 +9,6 @@ import torch
 
 from delving.device import settle
 
-ROUNDS = 7  # after a first one that is not counted
 SECONDS = 1.0  # about, of one way in one round
 
 
@@ -65,7 +64,7 @@ def seconds_each(
     return (time.perf_counter() - start) / count
 
 
-def in_turns(ways: dict[str, Callable[[], float]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+def in_turns(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """What each way measured in each of the rounds, after one more that only warms up.
 
     Each way is called once a round and returns what it measured.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from delving.bench.rounds import ROUNDS, Row, compare, in_turns
+from delving.bench.rounds import Row, compare, in_turns
 from delving.config import compose
 from delving.device import name_device, pick_device
 from delving.launched import child
@@ -16,7 +16,7 @@ from delving.launched import child
 POLL = 0.005  # seconds between two looks
 
 
-def bench_start(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
+def bench_start(words: Sequence[str], rounds: int) -> list[Row]:
     """Seconds that `delving --help` takes; and seconds from the command to a training's first step,
     less those of loading torch, which no training can do without."""
     with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from delving.bench.loading import bench_loader
 from delving.bench.racing import bench_ranks, bench_side_by_side
 from delving.bench.rectifiers import bench_rectifier
-from delving.bench.rounds import ROUNDS, Row
+from delving.bench.rounds import Row
 from delving.bench.starting import bench_start
 from delving.bench.testing import bench_dense
 from delving.bench.training import bench_eval, bench_train
@@ -19,9 +19,7 @@ LARGE = ("a", "b", "c", "small14")
 MOST_RANKS = 8  # the paper's
 
 
-def measure(
-    what: str, words: Sequence[str], rounds: int = ROUNDS
-) -> Iterator[tuple[str, Row | Exception]]:
+def measure(what: str, words: Sequence[str], rounds: int) -> Iterator[tuple[str, Row | Exception]]:
     """Yields (name, row) as rows are measured: those of one name, or of every name for `all`.
 
     With `all`, an error of whatever kind (compilers have their own) is yielded in place of the

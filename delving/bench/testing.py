@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from delving import device as devices
-from delving.bench.rounds import ROUNDS, Row, compare, in_turns, seconds_each
+from delving.bench.rounds import Row, compare, in_turns, seconds_each
 from delving.bench.training import Bench, build
 from delving.evaluate import score_windows
 
@@ -16,7 +16,7 @@ IMAGES, SCALES = 50_000, (8, 12, 15)  # ImageNet's for validation; the paper's m
 ON_A_GPU = 16  # images at a time, as `delving train` tests them
 
 
-def bench_dense(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
+def bench_dense(words: Sequence[str], rounds: int) -> list[Row]:
     """Images a second at s = 480 (or its like at other scales), with one view of each; and the
     seconds that testing all of ImageNet's validation images takes."""
     bench = build(words)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from delving import device as devices
 from delving.bench.limits import matmul_rate
 from delving.bench.plain import make_plain, plain_steps
-from delving.bench.rounds import ROUNDS, Row, compare, in_turns, seconds_each
+from delving.bench.rounds import Row, compare, in_turns, seconds_each
 from delving.build import build_model, count_classes, materialise
 from delving.config import compose
 from delving.cost import FORWARDS
@@ -151,7 +151,7 @@ def rate_of(steps: Callable[[int], None], bench: Bench) -> float:
     return len(bench.batch.labels) / seconds_each(lambda: steps(1), bench.device)
 
 
-def bench_train(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
+def bench_train(words: Sequence[str], rounds: int) -> list[Row]:
     """Images a second against plain PyTorch's, and PReLU's (or those of the rectifier that words
     name) against ReLU's; and the memory that both rectifiers take."""
     words = ["act=prelu", *words]
@@ -220,7 +220,7 @@ def memory_of(bench: Bench) -> int:
     return sum((kept | weights).values()) + 2 * sum(weights.values())
 
 
-def bench_eval(words: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
+def bench_eval(words: Sequence[str], rounds: int) -> list[Row]:
     """Forward passes of crops, as ten_view makes them, against plain PyTorch's."""
     bench = build(words)
     ours, plain = bench.net.eval(), make_plain(copy.deepcopy(bench.net)).eval()
