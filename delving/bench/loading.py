@@ -25,7 +25,6 @@ from delving.data.zips import ZipReader, open_checked
 from delving.device import name_device, pick_device
 from delving.meter import Meter
 from delving.net import CROP
-from delving.train import Progress, train
 
 COUNT, CLASSES = 100, 10  # images, repeated for as long as it takes
 SIZE, QUALITY = (500, 375), 90  # as ImageNet's are on average
@@ -84,10 +83,7 @@ def _waiting(words: Sequence[str], images: Images, rounds: int) -> Row:
     batches = TrainingBatches(source, batch=count, crop=CROP, sides=SIDES, flip=True, seed=0)
     supply = iterate(batches, STEPS, workers=workers, pin=gpu)
     with closing(supply):
-        steps = train(
-            bench.net, bench.input, bench.optimizer, batches=meter.timed(supply, bench.device),
-            recipe=bench.recipe, progress=Progress(), autocast=bench.autocast,
-        )  # fmt: skip
+        steps = bench.training(meter.timed(supply, bench.device))
         found = in_turns({"wait": lambda: _waited(steps, meter)}, rounds)["wait"]
     return compare(f"train {bench.name}, {workers} loader processes: time waited for data", found,
                    unit="%", device=name_device(device))  # fmt: skip

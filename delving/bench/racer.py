@@ -12,7 +12,6 @@ import torch
 from delving.bench.training import build, take
 from delving.device import settle
 from delving.ranks import joined
-from delving.train import Progress, train
 
 
 def main() -> None:
@@ -20,14 +19,9 @@ def main() -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     with joined() as ranks:
         bench = build(words, ranks)
-        net = ranks.share(bench.net, bench.device)
         steps = bench.plain() if plain else None
-
         # One training for all rounds: with ranks, a training's first step takes twice as long.
-        training = train(net, bench.input, bench.optimizer, batches=repeat(bench.share(ranks)),
-                         recipe=bench.recipe, progress=Progress(), autocast=bench.autocast,
-                         ranks=ranks)  # fmt: skip
-
+        training = bench.training(repeat(bench.share(ranks)), ranks=ranks)
         for line in sys.stdin:
             count, start = int(line), time.perf_counter()
             (steps or partial(take, training))(count)

@@ -1,7 +1,7 @@
 """Training steps and forward passes on a batch in memory: ours against plain PyTorch."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice, repeat
@@ -48,8 +48,7 @@ class Bench:
     @cached_property
     def steps(self) -> Iterator[Step]:
         """The steps of `delving train`, without end and without loading."""
-        return train(self.net, self.input, self.optimizer, batches=repeat(self.batch),
-                     recipe=self.recipe, progress=Progress(), autocast=self.autocast)  # fmt: skip
+        return self.training(repeat(self.batch))
 
     @property
     def device(self) -> torch.device:
@@ -79,6 +78,14 @@ class Bench:
         """A rank's rows of the batch."""
         rows = rows_of(len(self.batch.labels), ranks.rank, ranks.size)
         return Batch(*(x[rows] for x in self.batch[:3]), [])
+
+    def training(
+        self, batches: Iterable[Batch], *, ranks: Ranks = ALONE, replay: bool = True
+    ) -> Iterator[Step]:
+        """A training on these batches; see train.py."""
+        return train(ranks.share(self.net, self.device), self.input, self.optimizer,
+                     batches=batches, recipe=self.recipe, progress=Progress(),
+                     autocast=self.autocast, ranks=ranks, replay=replay)  # fmt: skip
 
     def ours(self, count: int) -> None:
         """Takes `count` more steps. Raises as `take`."""
@@ -193,9 +200,7 @@ def memory_of(bench: Bench) -> int:
     each tensor once, plus the weights, their gradients and their momentum."""
     if bench.device.type == "cuda":
         # Replayed steps would allocate nothing: their memory was allocated at their recording.
-        steps = train(bench.net, bench.input, bench.optimizer, batches=repeat(bench.batch),
-                      recipe=bench.recipe, progress=Progress(), autocast=bench.autocast,
-                      replay=False)  # fmt: skip
+        steps = bench.training(repeat(bench.batch), replay=False)
         for _ in islice(steps, 2):  # cuDNN's search for algorithms takes memory of its own
             pass
         torch.cuda.reset_peak_memory_stats(bench.device)
