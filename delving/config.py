@@ -52,10 +52,9 @@ class _Composed(Config):
 ConfigStore.instance().store(name="schema", node=_Composed)
 DETECT = {key: f for key, _, f in leaves(Detect(), "detect.")}
 SEEDS = {key: f for key, _, f in leaves(Seeds(), "reproduce.seeds.")}
-OWN = {key: f for key, _, f in leaves(Config())}
-WORDS = OWN | FAMILY
+KEYS = {key: f for key, _, f in leaves(Config())}
+WORDS = KEYS | FAMILY
 KNOBS = WORDS | DETECT | SEEDS
-KEYS = {key: f.type for key, f in OWN.items()}
 LISTS = tuple(key for key, f in KNOBS.items() if "list[" in str(f.type))
 TEXTS = tuple(key for key, f in KNOBS.items() if "str" in str(f.type) and key not in LISTS)
 _cell_of = cache(lambda key: make_dataclass("Cell", [(KNOBS[key].name, KNOBS[key].type)]))

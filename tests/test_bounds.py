@@ -139,5 +139,5 @@ def test_a_net_is_refused_by_what_this_machine_can_hold(monkeypatch):
 
 def test_every_knob_but_switches_has_a_check():
     unchecked = {key for key, f in KNOBS.items() if not f.metadata.get("check")}
-    assert unchecked == {key for key, kind in KEYS.items() if kind in (bool, "bool")}
+    assert unchecked == {key for key, f in KEYS.items() if f.type in (bool, "bool")}
     assert set(NEUTRAL) <= set(KNOBS)
