@@ -39,7 +39,7 @@ def tell_plan(
     for task in tasks:
         say.say(f"  {task.name:44} {task.message['kind']:8} about {duration(weights[task.name])}")
     if tasks:
-        jobs, gpu = min(jobs, len(tasks)), any(map(is_for_a_gpu, _devices(plan)))
+        jobs, gpu = min(jobs, len(tasks)), any(is_for_a_gpu(run.device) for run in plan.to_train())
         seconds = reckon_wall(tasks, weights, jobs)
         hint = ON_A_CPU if seconds > LONG and not gpu else ""
         say.say(f"About {duration(seconds)}, {jobs} side by side{hint}.")
@@ -71,10 +71,6 @@ def tell_outcome(
         names = f"{', '.join(late[:4])}{' ...' if late[4:] else ''}"
         say.say(f"{count(len(late), 'task')} not begun for lack of time, {names}: the same "
                 "command takes up there")  # fmt: skip
-
-
-def _devices(plan: Plan) -> set[str]:
-    return {config.device for config in plan.to_train()}
 
 
 def _by_plateaus(plan: Plan) -> dict[str, str]:

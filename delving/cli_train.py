@@ -78,7 +78,13 @@ def _train_one(words: list[str]) -> None:
     from delving.config import from_yaml
 
     with found_once(lambda: _prepare(words)) as text:
-        _run(from_yaml(text, "what was composed"))
+        config = from_yaml(text, "what was composed")
+        with make_display() as display:
+            from delving.run import train_run
+
+            folder = train_run(config, display)
+        if speaks():
+            _print_result(folder, scores=not display.scored)
 
 
 def _prepare(words: list[str]) -> str:
@@ -93,15 +99,6 @@ def _prepare(words: list[str]) -> str:
     if not os.path.isfile(folder / "result.json"):  # else it is only shown, from any disk
         disk.check_writable(folder.parent)
     return to_yaml(config)
-
-
-def _run(config) -> None:
-    with make_display() as display:
-        from delving.run import train_run
-
-        folder = train_run(config, display)
-    if speaks():
-        _print_result(folder, scores=not display.scored)
 
 
 def _print_result(folder: Path, scores: bool) -> None:

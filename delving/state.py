@@ -70,9 +70,8 @@ def _look(session: Session) -> tuple[dict, dict | None]:
     record.remove_leftovers(folder)
     for fault in settle(folder):
         session.tell(event="damaged", fault=fault)
-    sizes = [p.numel() * p.element_size() for p in session.net.parameters()]
-    val = session.val_images.images
-    check_room(folder, 2 * sum(sizes), BESIDE + 8 * len(val) * len(val.classes))
+    val, size = session.val_images.images, sum(p.nbytes for p in session.net.parameters())
+    check_room(folder, 2 * size, BESIDE + 8 * len(val) * len(val.classes))
     found = load_checkpoint(folder)
     if found is None:
         return {}, None
@@ -97,7 +96,8 @@ def start(session: Session) -> None:
 
 def _write_about(session: Session, name: str) -> None:
     if name == "env.json":
-        record.write_json(session.folder / name, environment(session))
+        about = environment_of(session.device, session.precision, session.data)
+        record.write_json(session.folder / name, about | {"ranks": session.ranks.size})
     else:
         record.write_text(session.folder / name, configs.to_yaml(_from_anywhere(session.config)))
 
@@ -188,14 +188,8 @@ def save(session: Session) -> None:
     session.weights = hashes[WEIGHTS]
 
 
-def environment(session: Session) -> dict:
-    """env.json: where, with what and on which data the run was started."""
-    about = environment_of(session.device, session.precision, session.data)
-    return about | {"ranks": session.ranks.size}
-
-
 def environment_of(device: torch.device, precision: str, data: str) -> dict:
-    """The same for any computation."""
+    """env.json: where, with what and on which data a run or a detection was started."""
     return {
         "delving": delving.__version__,
         "git": git_revision(),
