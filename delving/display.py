@@ -15,6 +15,7 @@ from delving.terminal import naming_output, plain
 NARROW = 60  # columns of a terminal below which a bar shows no name
 NARROWEST = 12  # columns below which there is no bar
 REDRAWN = 0.1  # seconds before a bar is redrawn
+EVERY = 30.0  # seconds between two lines about many runs, where there is no bar
 
 
 def _unheard() -> contextlib.AbstractContextManager:
@@ -194,8 +195,8 @@ class Overview:
     """What a person sees of many runs: what is planned, one line per task that has ended, and on a
     terminal one bar over everything."""
 
-    def __init__(self, console: Console, every: float = 30.0):
-        self.console, self.every = console, every
+    def __init__(self, console: Console):
+        self.console = console
         self.bar: Bar | None = None
         self.weights: dict[str, float] = {}
         self.shares: dict[str, float] = {}
@@ -242,7 +243,7 @@ class Overview:
         share = f"{100 * done / max(1e-9, sum(self.weights.values())):.0f} %"
         if self.bar:
             self.bar.update(done, [share])
-        elif time.monotonic() - self.spoken > self.every:
+        elif time.monotonic() - self.spoken > EVERY:
             self.spoken = time.monotonic()
             self.say(f"[{clock(self.spoken - self.started)}] {share} of the estimated work")
 

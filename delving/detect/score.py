@@ -108,8 +108,7 @@ def score(found: Detections, split: Split) -> dict[str, dict]:
     summary = {}
     for name, points in METRICS.items():
         each = average_precisions(found, split.objects, len(split.classes), points=points)
-        shown = {title: None if np.isnan(ap) else round(ap, 3)
-                 for title, ap in zip(split.classes, each, strict=True)}  # fmt: skip
+        shown = dict(zip(split.classes, map(_rounded, each), strict=True))
         summary[name] = {"map": _rounded(mean_of(each)), "ap": shown}
     return summary
 
