@@ -45,6 +45,7 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, RED = (
 )
 COLORS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY)
 GREY = "#777777"
+GAP = 11  # points between two labels
 mpl.rcdefaults()  # a matplotlibrc of this machine, or of the working directory, changes no figure
 
 
@@ -83,15 +84,6 @@ def save_figure(figure: Figure, path: Path) -> Path:
     return path
 
 
-def label_line(
-    axes: Axes, x: float, y: float, text: str, color: str, *, shift: float = 0.0
-) -> None:
-    """A direct label at a line's end, in its colour; `shift` in points upwards. A name is no
-    formula, whatever characters it has."""
-    look = {"color": color, "va": "center", "parse_math": False}
-    axes.annotate(plain(text), (x, y), xytext=(4, shift), textcoords="offset points", **look)
-
-
 def end_at_last(axes: Axes, *, room: float) -> None:
     """Ends the x axis at the last point drawn, with no tick beyond it and `room` (a share of its
     length) for labels. Call it once all lines are drawn."""
@@ -104,21 +96,22 @@ def end_at_last(axes: Axes, *, room: float) -> None:
     axes.spines.bottom.set_bounds(0, last)
 
 
-def label_lines(axes: Axes, ends: Sequence[tuple[float, float, str, str]], *, gap: float = 11):
-    """Direct labels at the ends (x, y, text, colour) of several lines, `gap` points apart at least,
-    none on the x axis.
+def label_lines(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Direct labels at the ends (x, y, text, colour) of several lines, GAP points apart at least,
+    none on the x axis. A name is no formula, whatever characters it has.
 
     Call it once the limits of the axes are final.
     """
     scale = 72 / axes.figure.dpi
     at = [axes.transData.transform((x, y))[1] * scale for x, y, _, _ in ends]
-    places = _spread(at, gap)
-    lowest = axes.transData.transform((0, axes.get_ylim()[0]))[1] * scale + gap / 2
+    places = _spread(at, GAP)
+    lowest = axes.transData.transform((0, axes.get_ylim()[0]))[1] * scale + GAP / 2
     for i in sorted(range(len(places)), key=lambda i: places[i]):
         places[i] = max(places[i], lowest)
-        lowest = places[i] + gap
+        lowest = places[i] + GAP
     for (x, y, text, color), before, place in zip(ends, at, places, strict=True):
-        label_line(axes, x, y, text, color, shift=place - before)
+        where = {"xytext": (4, place - before), "textcoords": "offset points", "va": "center"}
+        axes.annotate(plain(text), (x, y), color=color, parse_math=False, **where)
 
 
 def _spread(at: list[float], gap: float) -> list[float]:
