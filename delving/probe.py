@@ -12,7 +12,7 @@ from delving import device as devices
 from delving.build import allocate, load_weights
 from delving.checkpoint import load_checkpoint
 from delving.data import load_splits
-from delving.data.augment import crop_at
+from delving.data.augment import CENTER, crop_at
 from delving.data.images import Images, evenly
 from delving.data.loader import Cache
 from delving.ranks import ALONE, Ranks
@@ -71,7 +71,7 @@ def some_images(session: Session, count: int) -> tuple[Tensor, Tensor]:
     pixels, labels = [], []
     for images in (session.val_images.images, session.train_images.images):
         chosen = evenly(len(images), count - len(pixels))
-        pixels += [crop_at(images.load(int(i)), s, crop, (0.5, 0.5)) for i in chosen]
+        pixels += [crop_at(images.load(int(i)), s, crop, CENTER) for i in chosen]
         labels += images.labels[chosen].tolist()
     batch = torch.from_numpy(np.stack(pixels)).to(session.input.mean.device)
     return session.input(batch), torch.tensor(labels, device=batch.device)

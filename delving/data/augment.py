@@ -176,20 +176,20 @@ def view_of(draws: np.ndarray, *, crop: int, sides: tuple[int, int], flip: bool)
     return View(pick_side(draws[0], sides), crop, at, flipped)
 
 
-CENTER = ((0.5, 0.5),)
+CENTER = (0.5, 0.5)
 CORNERS = ((0, 0), (1, 0), (0, 1), (1, 1))
 
 
 def center_view(image: Picture, s: int, crop: int) -> np.ndarray:
     """(1, crop, crop, 3): one view, not flipped."""
-    return crop_at(image, s, crop, CENTER[0])[None]
+    return crop_at(image, s, crop, CENTER)[None]
 
 
 def ten_views(image: Picture, s: int, crop: int) -> np.ndarray:
     """(10, crop, crop, 3): the four corners and the center, and their flips, of the image resized
     once."""
     whole = resize_whole(image, s)
-    views = np.stack([crop_at(whole, s, crop, at) for at in (*CORNERS, *CENTER)])
+    views = np.stack([crop_at(whole, s, crop, at) for at in (*CORNERS, CENTER)])
     return np.concatenate([views, views[:, :, ::-1]])
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from delving.data.augment import crop_at
+from delving.data.augment import CENTER, crop_at
 from delving.data.images import UndecodableImageError, evenly
 from delving.data.loader import Cache, decoding_threads
 from delving.kernels import KERNELS
@@ -108,7 +108,7 @@ def _center_crops(source: Cache, crop: int, s: int) -> Iterator[np.ndarray]:
 
     def cut(index: int) -> np.ndarray | None:
         try:
-            return crop_at(source.load(index), s, crop, (0.5, 0.5))
+            return crop_at(source.load(index), s, crop, CENTER)
         except UndecodableImageError:
             return None
 
