@@ -16,9 +16,7 @@ LONG = 3600 * 100.0  # seconds beyond which nobody means to wait for a CPU
 ON_A_CPU = " on this machine's CPU; `delving estimate ... --tflops` tells a GPU's time"
 
 
-def tell_plan(
-    plan: Plan, tasks: Sequence[Task], weights: Mapping[str, float], jobs: int, say: Overview
-) -> None:
+def tell_plan(plan: Plan, tasks: Sequence[Task], jobs: int, say: Overview) -> None:
     """Says what there is, what is missing and how long it may take."""
     there = sum(plan.finished(run) for run in plan.runs)
     say.say(f"{headline(plan)} Scale {plan.scale}; the paper's own: scale=paper data.root=...")
@@ -37,10 +35,10 @@ def tell_plan(
     for name, why in plan.left_out.items():
         say.say(f"  left out: {name}; {why}")
     for task in tasks:
-        say.say(f"  {task.name:44} {task.message['kind']:8} about {duration(weights[task.name])}")
+        say.say(f"  {task.name:44} {task.message['kind']:8} about {duration(task.seconds)}")
     if tasks:
         jobs, gpu = min(jobs, len(tasks)), any(is_for_a_gpu(run.device) for run in plan.to_train())
-        seconds = reckon_wall(tasks, weights, jobs)
+        seconds = reckon_wall(tasks, jobs)
         hint = ON_A_CPU if seconds > LONG and not gpu else ""
         say.say(f"About {duration(seconds)}, {jobs} side by side{hint}.")
 

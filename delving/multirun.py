@@ -157,7 +157,7 @@ def train_here(
     tell_sweep(sweep, say, lambda label, plan, name: f"about {duration(weights[label])}")
     jobs = max(1, min(jobs, len(weights)))
     if weights:
-        seconds = reckon_wall([Task(label, {}) for label in weights], weights, jobs)
+        seconds = reckon_wall([Task(name, {}, seconds=s) for name, s in weights.items()], jobs)
         say.say(f"About {duration(seconds)}, {jobs} side by side.")
     if dry:
         return sweep.refused()

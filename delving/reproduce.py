@@ -196,13 +196,12 @@ def reproduce_artefacts(
     jobs = count_jobs(config.device, jobs, plan.to_train())
     if math.isfinite(minutes):
         probe_nets(plan, say)
-    weights = {task.name: estimate_task(plan, task) for task in tasks}
-    tasks = [replace(task, seconds=weights[task.name]) for task in tasks]
-    tell_plan(plan, tasks, weights, jobs, say)
+    tasks = [replace(task, seconds=estimate_task(plan, task)) for task in tasks]
+    tell_plan(plan, tasks, jobs, say)
     if dry:
         return dict(plan.refused)
     threads = count_threads(config.device, jobs)
-    with say.showing(weights):
+    with say.showing({task.name: task.seconds for task in tasks}):
         ledger = work(plan, tasks, jobs=jobs, say=say, until=until, threads=threads)
     if ledger.late:  # an artefact whose runs were not begun has not failed
         late = [{name, *plan.requests[name].needs} & {*ledger.late} for name in wanted]
@@ -257,8 +256,8 @@ def work_runs(plan: Plan, device: str, say: Overview) -> dict[str, str]:
     _check_data(plan)
     tasks = list_tasks(plan, plan.overrides, device)
     jobs = count_jobs(device, None, plan.to_train())
-    weights = {task.name: estimate_task(plan, task) for task in tasks}
-    tell_plan(plan, tasks, weights, jobs, say)
+    tasks = [replace(task, seconds=estimate_task(plan, task)) for task in tasks]
+    tell_plan(plan, tasks, jobs, say)
     threads = count_threads(device, jobs)
-    with say.showing(weights):
+    with say.showing({task.name: task.seconds for task in tasks}):
         return work(plan, tasks, jobs=jobs, say=say, threads=threads, keep_times=False).failed

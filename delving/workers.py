@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TextIO
@@ -120,17 +120,17 @@ class Worker:
             self.said.close()
 
 
-def reckon_wall(tasks: Sequence[Task], weights: Mapping[str, float], jobs: int) -> float:
+def reckon_wall(tasks: Sequence[Task], jobs: int) -> float:
     """Seconds until all tasks have ended, by the seconds of each: what the workers share, but no
     less than the longest chain of tasks that wait for one another; then those that are alone."""
     ends: dict[str, float] = {}
     for task in tasks:  # each stands behind those that it waits for
         begins = max((ends.get(name, 0.0) for name in task.after), default=0.0)
-        ends[task.name] = begins + weights[task.name]
-    shared = [task.name for task in tasks if not task.alone]
-    last = max((ends[name] for name in shared), default=0.0)
-    alone = sum(weights[task.name] for task in tasks if task.alone)
-    return max(last, sum(weights[name] for name in shared) / jobs) + alone
+        ends[task.name] = begins + task.seconds
+    shared = [task for task in tasks if not task.alone]
+    last = max((ends[task.name] for task in shared), default=0.0)
+    alone = sum(task.seconds for task in tasks if task.alone)
+    return max(last, sum(task.seconds for task in shared) / jobs) + alone
 
 
 def work_through(

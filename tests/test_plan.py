@@ -359,12 +359,12 @@ def test_the_headline_tells_the_widths_and_epochs_of_the_nets_that_are_asked_for
 
 def test_the_time_is_no_less_than_the_longest_chain_of_tasks_that_wait_for_one_another():
     plan = plan_for("figure1")
-    tasks = [Task("images", {}), Task("long", {}, frozenset({"images"})), Task("short", {}),
-             Task("measured", {}, frozenset({"long", "short"})),
-             Task("timed", {}, alone=True)]  # fmt: skip
-    weights = {"images": 5.0, "long": 100.0, "short": 20.0, "measured": 40.0, "timed": 7.0}
-    assert reckon_wall(tasks, weights, 1) == 165 + 7
-    assert reckon_wall(tasks, weights, 2) == reckon_wall(tasks, weights, 9) == 145 + 7
+    tasks = [Task("images", {}, seconds=5.0), Task("short", {}, seconds=20.0),
+             Task("long", {}, frozenset({"images"}), seconds=100.0),
+             Task("measured", {}, frozenset({"long", "short"}), seconds=40.0),
+             Task("timed", {}, alone=True, seconds=7.0)]  # fmt: skip
+    assert reckon_wall(tasks, 1) == 165 + 7
+    assert reckon_wall(tasks, 2) == reckon_wall(tasks, 9) == 145 + 7
     tasks = [Task("long", {"kind": "train"}), Task("measured", {"kind": "measure"},
                                                    frozenset({"long"}))]  # fmt: skip
     assert "About 2.0 min, 2 side by side." in say_plan(plan, tasks, 60.0, jobs=2)
@@ -401,8 +401,8 @@ def test_a_single_artefact_adds_to_the_seconds_used_and_leaves_those_planned(bud
 
 def say_plan(plan, tasks=(), seconds=1.0, jobs=1):
     said = io.StringIO()
-    weights = {task.name: seconds for task in tasks}
-    tell_plan(plan, tasks, weights, jobs, Overview(Console(file=said, width=200)))
+    tasks = [dataclasses.replace(task, seconds=seconds) for task in tasks]
+    tell_plan(plan, tasks, jobs, Overview(Console(file=said, width=200)))
     return said.getvalue()
 
 
