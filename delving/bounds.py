@@ -79,7 +79,9 @@ FROM_TO = (
 FRACTIONS = (
     "at most 20 rising fractions in (0, 1), or [] for a plateau",
     lambda v: (
-        len(v) <= 20 and all(isinstance(x, int | float) for x in v) and _rises([0.0, *v, 1.0])
+        len(v) <= 20
+        and all(isinstance(x, int | float) for x in v)
+        and all(a < b for a, b in pairwise([0.0, *v, 1.0]))
     ),
 )
 SOME_PROTOCOLS = (
@@ -119,7 +121,3 @@ def _fault_of_line(line: Any) -> str:
     if isinstance(text, dict):  # as YAML reads {3,1}
         return f'{name}: levels of spp are written in quotes, "{{3,1}}"'
     return "" if isinstance(text, str | int) else f"{name}: {shown(text)} is no notation"
-
-
-def _rises(v: list[float]) -> bool:
-    return all(a < b for a, b in pairwise(v))

@@ -148,7 +148,8 @@ def train_there(
         there = jobs_of(plan, list(missing), cluster)
         queued |= {missing[name]: job for name, job in there.items()}
         fresh.append((plan, {name: label for name, label in missing.items() if name not in there}))
-    tell_sweep(sweep, say, lambda label, plan, name: _note(queued.get(label)))
+    notes = {label: f"in the queue as job {job.job_id}" for label, job in queued.items()}
+    tell_sweep(sweep, say, lambda label, plan, name: notes.get(label, ""))
     if dry:
         return sweep.refused()
     for plan, labels in fresh:
@@ -157,10 +158,6 @@ def train_there(
         queued |= {labels[name]: job for name, job in sent.items()}
         _tell_sent({labels[name]: job for name, job in sent.items()}, say)
     return _await(sweep, queued, every, say) if wait else sweep.refused()
-
-
-def _note(job) -> str:
-    return f"in the queue as job {job.job_id}" if job else ""
 
 
 def _tell_sent(jobs: dict, say: Overview) -> None:

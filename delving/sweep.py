@@ -56,13 +56,9 @@ def read_steps(start: float, stop: float, step: float) -> Several:
     except (ValueError, ZeroDivisionError):
         raise ValueError("a range takes finite numbers, and a step other than 0") from None
     whole = all(isinstance(number, int) for number in (start, stop, step))
-    steps = _count_on(first, width)
+    steps = (first + i * width for i in itertools.count())
     values = (str(int(x)) if whole else repr(float(x)) for x in steps)
     return Several(count, itertools.islice(values, min(count, sys.maxsize)))
-
-
-def _count_on(first: Fraction, width: Fraction) -> Iterator[Fraction]:
-    return (first + i * width for i in itertools.count())
 
 
 def shuffled(several: Several, key: str) -> Several:

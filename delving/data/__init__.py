@@ -47,7 +47,8 @@ def find_source(name: str, root: str | None) -> Path | None:
     if name not in SOURCES:
         raise ValueError(f"data={name}: choose from {', '.join(SOURCES)}")
     if root is None and name != "shapes":
-        raise ValueError(f"data={name} needs data.root=... (its folder{_or_zip(name)})")
+        what = "folder or zip" if name == "tiny_imagenet" else "folder"
+        raise ValueError(f"data={name} needs data.root=... (its {what})")
     return None if root is None else _existing(name, root)
 
 
@@ -104,10 +105,6 @@ def expand_home(text: str, key: str = "data.root") -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise ValueError(f"{key}={text}: {error}") from error
-
-
-def _or_zip(name: str) -> str:
-    return " or zip" if name == "tiny_imagenet" else ""
 
 
 def generate_shapes(
