@@ -22,9 +22,9 @@ from delving.schema import DETECT_NEUTRAL, NEUTRAL, Arm, Config, Reproduce, Requ
 from delving.words import shown
 
 SMALL = "table2"
-OWN = ("model", "act", "init", "seed", "scale")  # words that belong to the artefact or the command
-# What an artefact's nets are, and how finely their logs tell when they began to learn.
-FIXED = ("model.depth", "model.layers", "model.family", "act.slope", "train.log_every")
+# What an artefact sets itself: its nets, and how finely their logs tell when they began to learn.
+OWN = ("model", "act", "init", "seed", "model.depth", "model.layers", "model.family", "act.slope",
+       "train.log_every")  # fmt: skip
 
 
 @dataclass
@@ -163,9 +163,8 @@ def make_plan(
     words, seeds, detect = part_words(words)
     base = configs.compose(words)
     configs.compose_detect(base.scale, detect)
-    own = (*OWN[:-1], *FIXED)
-    if owned := [word for word in words if word.split("=")[0] in own]:
-        raise ValueError(f"{shown(owned[0])}: an artefact sets {', '.join(own)} itself; `delving "
+    if owned := [word for word in words if word.split("=")[0] in OWN]:
+        raise ValueError(f"{shown(owned[0])}: an artefact sets {', '.join(OWN)} itself; `delving "
                          "train ... --plan` tells the time of one run of yours")  # fmt: skip
     everything = choices("paper")
     named = {name: load_request(name) for name in artefacts if name != "all"}
