@@ -14,8 +14,12 @@ if "DELVING_GPU_TESTS" not in os.environ:
 import pytest
 import torch
 from calling import exit_code
+from hypothesis import settings
 
 torch.set_num_threads(1)
+# The same examples everywhere, however long one takes: the first may import a library.
+settings.register_profile("delving", deadline=None, derandomize=True)
+settings.load_profile("delving")
 # A shell starts background jobs with Ctrl-C ignored, and the tests' processes would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
