@@ -87,9 +87,7 @@ def rectify_backward_plain(
 
 def _dense(x: Tensor) -> Tensor:
     """x itself if it is dense in a layout that nets use, else a contiguous copy."""
-    if x.is_contiguous() or native.channels_innermost(x):
-        return x
-    return x.contiguous()
+    return x if native.channels_innermost(x) else x.contiguous()
 
 
 PLAIN = SimpleNamespace(rectify=rectify_plain, rectify_backward=rectify_backward_plain)
@@ -178,7 +176,8 @@ def _given(ctx, grad_x: Tensor, grad_bias: Tensor, grad_slope: Tensor) -> tuple:
 
 def _backward(ctx, grad: Tensor) -> tuple:
     out, slope = ctx.saved_tensors
-    return _given(ctx, *torch.ops.delving.rectify_backward(grad, out, slope, ctx.learned))
+    given = (grad, _as_computed(out, grad), slope, ctx.learned)
+    return _given(ctx, *torch.ops.delving.rectify_backward(*given))
 
 
 def _register() -> None:

@@ -152,8 +152,9 @@ def test_the_compiled_operator_takes_what_the_kernels_take_and_leaves_the_rest()
     left = [
         (x.contiguous(), bias, slope), (x.double(), bias, slope), (x[..., :2], bias, slope),
         (x[0], bias, slope), (x, bias[:3], slope), (x, bias, slope[:3]), (x, bias.double(), slope),
-        (x, bias, slope.double()), (x[:, :, 0, 0], bias, slope), (x, bias, slope[:1].expand(8)),
-        (x, torch.stack([bias, bias], 1)[:, 0], slope), (x, bias.bfloat16(), slope),
+        (x, bias[:1], slope), (x, bias, slope.double()), (x[:, :, 0, 0], bias, slope),
+        (x, bias, slope[:1].expand(8)), (x, torch.stack([bias, bias], 1)[:, 0], slope),
+        (x, bias.bfloat16(), slope),
     ]  # fmt: skip
     for guard in (torch.enable_grad, torch.no_grad, torch.inference_mode):
         with guard():
@@ -233,15 +234,17 @@ def test_as_many_biases_as_channels_are_asked_for():
         rectify(normal((2, 8, 3, 3)), None, torch.zeros(3), False)
 
 
-def test_kernels_are_given_no_fewer_slopes_than_they_read(monkeypatch):
+def test_kernels_are_given_no_fewer_numbers_than_they_read(monkeypatch):
     """A GPU's kernel would read beyond their end; the plain form refuses."""
 
     def never(*_):
         raise AssertionError("a kernel was called")
 
     monkeypatch.setitem(fused.KERNELS, "cpu", SimpleNamespace(knows=lambda x: True, rectify=never))
+    x, slope, one = normal((2, 8, 3, 3)), slopes_for(8), torch.ones(1)
     with pytest.raises(RuntimeError, match="size"):
-        rectify(normal((2, 8, 3, 3)), None, torch.zeros(3), False)
+        rectify(x, None, torch.zeros(3), False)
+    assert torch.equal(rectify(x, one, slope, False), rectify_plain(x, one, slope, False))
 
 
 def test_a_slope_that_was_zero_can_leave_it():
