@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call, grad, vmap
@@ -105,6 +106,17 @@ def test_slopes_are_a_row(way):
         way(normal(2, 8), None, torch.full((8, 3), 0.25), False)
 
 
+@WAYS
+@pytest.mark.parametrize("shape", [(2, 8, 5), (2, 8, 2, 3, 2)])
+def test_maps_of_one_side_or_three_are_read_as_they_lie(way, shape):
+    """Kernels know rows and maps of two sides, channels innermost."""
+    x, grad = normal(*shape).requires_grad_(), normal(*shape, seed=1)
+    out = way(x, None, SLOPES, True)
+    assert torch.equal(out, rectify_plain(x, None, SLOPES, True))
+    [found] = torch.autograd.grad(out, x, grad)
+    assert torch.equal(found, rectify_backward_plain(grad, out.detach(), SLOPES, True)[0])
+
+
 def test_a_map_of_no_rows_has_no_maxima():
     with pytest.raises(IndexError):
         SPP((2, 1))(normal(2, 8, 0, 3))
@@ -138,6 +150,19 @@ def test_fake_results_lie_as_real_ones_do(x, slope):
     assert found == laid_out(x, slope)
 
 
+def test_torch_compile_finds_the_operators_and_nothing_that_it_cannot_see_into():
+    graphs = []
+
+    def keep(module, inputs):
+        graphs.append(module.code)
+        return module
+
+    layers, x = nn.Sequential(PReLU(8, 0.25), SPP((2, 1))), normal(2, 8, 4, 4)
+    found = torch.compile(layers, backend=keep, fullgraph=True)(x)
+    assert torch.equal(found, layers(x))
+    assert "delving.rectify" in graphs[0]
+
+
 @pytest.mark.filterwarnings("ignore")  # torch.jit.trace warns that it is old
 @pytest.mark.parametrize("trace", [lambda net, x: make_fx(net)(x), torch.jit.trace])
 def test_a_traced_net_computes_what_the_net_does(net, trace):
@@ -161,6 +186,14 @@ def test_torch_func_gives_each_images_gradients(net):
         own = torch.autograd.grad(loss(parameters, x[i], labels[i]), list(parameters.values()))
         for name, wanted in zip(parameters, own, strict=True):
             torch.testing.assert_close(found[name][i], wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_torch_func_keeps_the_type_of_the_responses():
+    """With fp32 parameters, as under autocast."""
+    x, bias = normal(3, 8).bfloat16(), normal(8, seed=1)
+    out = vmap(lambda x: rectify(x[None], bias, SLOPES, True)[0])(x)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, rectify(x, bias, SLOPES, True), rtol=2.0**-7, atol=0)
 
 
 # Rectified and pooled at once, as by a GPU's kernels: here by what stands for them
@@ -227,6 +260,13 @@ def test_pooling_at_once_is_pooling_of_the_rectified(
         found.append([out, *torch.autograd.grad(out, leaves, grad)])
     assert found[0][0].grad_fn.name() == "_PooledBackward"
     assert_close(*found)
+
+
+def test_a_layers_own_parameters_are_what_the_kernels_take(pooling):
+    x, act, bias = normal(2, 8, 4, 4), PReLU(8, 0.25), nn.Parameter(normal(8, seed=1))
+    out = act.pooled(x, bias, 2)
+    assert out.grad_fn.name() == "_PooledBackward"
+    assert torch.equal(out, F.max_pool2d(act(x, bias), 2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -126,6 +126,18 @@ def test_an_effect_is_called_small_by_its_upper_limit_not_its_mean():
     assert finding.evidence.endswith("above 0")
 
 
+def test_a_value_without_a_unit_is_told_without_a_gap():
+    """Such as a slope."""
+    finding = judge_better([2.0, 2.5, 3.0], delta=1, unit="", what="slope")
+    assert finding.evidence == "mean slope 2.5, 95 % interval 1.26 to 3.74, n = 3: above 0"
+
+
+def test_of_a_single_pair_no_mean_is_told():
+    one, two = (judge_better([3.1] * n, delta=5, noise=1).evidence for n in (1, 2))
+    assert one.startswith("difference 3.1 points, n = 1, ")
+    assert two.startswith("mean difference 3.1 points, n = 2, ")
+
+
 def test_a_noise_of_zero_is_known():
     assert verdict(judge_better, [0.1], delta=1, noise=0.0) == REPRODUCED
     assert verdict(judge_better, [0.1], delta=1, noise=None) == INCONCLUSIVE

@@ -393,6 +393,25 @@ def test_pyramid_poolings_gradient_from_a_negated_one_is_that_of_its_numbers():
     assert torch.equal(negated, wanted)
 
 
+@compiled
+def test_pyramid_pooling_takes_its_gradient_however_it_lies():
+    x = normal((2, 8, 5, 5)).requires_grad_()
+    for grad in (torch.ones(1).expand(2, 40), normal((40, 2), 1).T):
+        found, wanted = (
+            torch.autograd.grad(pooled, x, grad)[0]
+            for pooled in (SPP((2, 1))(x), pool_levels(x, (2, 1)))
+        )
+        assert distance(found, wanted) < 1e-6
+
+
+@compiled
+def test_a_kernel_without_memory_says_so(monkeypatch):
+    """What it should have written is not there."""
+    monkeypatch.setattr(native, "_function", lambda *_: lambda *_: 1)
+    with pytest.raises(MemoryError):
+        native.rectify(normal((2, 8)), None, torch.zeros(1), False)
+
+
 def test_pyramid_pooling_hands_on_what_is_no_number():
     x = normal((1, 2, 6, 6))
     x[0, 1, 2, 3] = torch.nan
