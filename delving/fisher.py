@@ -87,9 +87,9 @@ def _pass(net: nn.Module, x: Tensor, chosen: Sequence[Chosen], uniform: Tensor) 
     """One backward pass for all samples: as they are independent, dE/dy holds each one's own."""
     with watching(net, WEIGHTED) as calls, torch.enable_grad():
         log_p = F.log_softmax(net(x), 1)
-    labels = draw_labels(log_p.detach().exp(), uniform.to(x.device))
+        labels = draw_labels(log_p.detach().exp(), uniform.to(x.device))
+        likelihood = log_p.gather(1, labels[:, None]).sum()
     found = {call.name: call for call in calls}
-    likelihood = log_p.gather(1, labels[:, None]).sum()
     gradients = torch.autograd.grad(likelihood, [found[some.name].y for some in chosen])
     columns = [
         column

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import platform
 import re
 import shutil
 import signal
@@ -321,6 +322,44 @@ def test_the_compiler_may_be_named_from_where_one_is(sources, monkeypatch):
     assert len(cached(sources, ".so")) == 3
 
 
+def test_libraries_are_linked_after_what_needs_them(sources, stub):
+    """Before it, a linker may drop them."""
+    told = sources / "told"
+    stub(f'case "$*" in *-shared*) echo "$*" > \'{told}\'; exit 1;; esac')
+    assert compiled.compile_and_load("answer.cpp", links=("-lm",), tuned=TUNED) is None
+    words = told.read_text().split()
+    assert words[words.index("-lm") - 1].endswith("made.o")
+
+
+@needs_compiler
+def test_a_damaged_hash_is_no_hash(sources):
+    assert load()
+    [kept] = cached(sources, ".sha256")
+    before = kept.read_bytes()
+    kept.write_bytes(b"\xff")
+    assert load().answer() == 42
+    assert kept.read_bytes() == before
+
+
+def test_who_has_no_home_is_told(sources, monkeypatch):
+    """As in a container, where the user's number has no name."""
+
+    def fail():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", fail)
+    assert fault() == "no home"
+
+
+def test_a_machine_that_tells_nothing_of_its_processor_has_a_name(monkeypatch):
+    def fail(*_, **__):
+        raise FileNotFoundError("/proc/cpuinfo")
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    assert compiled._processor().startswith(platform.machine())
+
+
 def test_builds_of_one_version_of_pytorch_are_told_apart(monkeypatch):
     flags = native._beside_torch()["tuned"]
     monkeypatch.setattr(torch.version, "git_version", "another")
@@ -363,3 +402,12 @@ def test_the_operator_is_due_where_the_kernels_are_there(monkeypatch, kernels):
     monkeypatch.setattr(native, "is_due", lambda source, **_: source == "operator.cpp")
     monkeypatch.setattr(native, "load", lambda: kernels or None)
     assert native.is_to_be_compiled() is kernels
+
+
+def test_kernels_that_are_due_are_not_compiled_to_find_out(monkeypatch):
+    def never():
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(native, "is_due", lambda source, **_: source == "kernels.cpp")
+    monkeypatch.setattr(native, "load", never)
+    assert native.is_to_be_compiled()

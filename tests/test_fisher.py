@@ -73,6 +73,7 @@ def test_a_few_units_of_every_weight_layer_are_chosen_each_with_a_few_weights():
         assert some.units.max() < layer.weight.shape[0]
         assert some.weights.max() < layer.weight[0].numel()
         assert len(some.units.unique()) == 3
+        assert len(some.weights.unique(dim=0)) == 3  # each has its own
 
 
 def test_the_weights_of_a_unit_come_from_different_channels_where_there_are_enough():
@@ -147,6 +148,31 @@ def test_gradients_are_those_of_autograd_one_sample_at_a_time(act, slope):
     uniform = torch.rand(6, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     labels = draw_labels(net.eval()(x).softmax(1), uniform)
     torch.testing.assert_close(found, one_at_a_time(net, x, chosen, labels), rtol=1e-9, atol=1e-12)
+
+
+def test_gradients_of_oblong_filters_are_autograds_too():
+    """The paper's are square; padding, stride and taps have an order all the same."""
+    net = nn.Sequential()
+    net.conv1 = nn.Conv2d(2, 3, (3, 2), stride=(1, 2), padding=(2, 1))
+    net.flatten, net.fc1 = nn.Flatten(), nn.Linear(3 * 7 * 3, 4)
+    net, x = net.double(), normal(6, 2, 5, 4)
+    chosen = choose_parameters(net, 3, weights=12, seed=0)
+    found = sample_gradients(net, x, chosen, seed=5)
+    uniform = torch.rand(6, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    labels = draw_labels(net(x).softmax(1), uniform)
+    torch.testing.assert_close(found, one_at_a_time(net, x, chosen, labels), rtol=1e-9, atol=1e-12)
+
+
+def test_images_are_taken_in_the_nets_type_and_sums_in_float64():
+    net, x = build().float(), images(6)
+    chosen = choose_parameters(net, 2, weights=3, seed=0)
+    with torch.no_grad():  # gradients are its business alone
+        found = sample_gradients(net, x, chosen, seed=0)
+    assert found.dtype == torch.float64
+    wanted = sample_gradients(net.double(), x, chosen, seed=0)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-6)
+    ours, theirs = response_statistics(net.float(), x), response_statistics(net.double(), x)
+    assert ours[0]["mean"] == pytest.approx(theirs[0]["mean"], rel=1e-4)
 
 
 def test_the_size_of_the_batch_changes_nothing():
@@ -310,6 +336,16 @@ def test_the_condition_of_equal_directions_is_1_of_proportional_gradients_infini
     spread = math.sqrt(6 / 5000)
     assert 1 < found["condition"] < ((1 + spread) / (1 - spread)) ** 2 * 1.05
     assert all(c > 1 for c in found["condition_halves"])
+
+
+def test_each_half_of_the_samples_has_a_condition_of_its_own():
+    """Even and odd samples: how much they differ shows what the number of samples does."""
+    g = normal(200, 6)
+    g[1::2, 1] += 3 * g[1::2, 0]
+    even, odd = (condition(unit_diagonal(half.T @ half)) for half in (g[::2], g[1::2]))
+    found = describe_fisher(g, [a_layer(2, 2)])["condition_halves"]
+    assert found == pytest.approx([even, odd])
+    assert odd > 5 * even
 
 
 # Mean responses

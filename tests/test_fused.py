@@ -19,7 +19,7 @@ from delving.config import compose
 from delving.fused import rectify, rectify_backward_plain, rectify_plain, rectify_pool
 from delving.kernels import native
 from delving.rectifier import PReLU
-from delving.spp import SPP
+from delving.spp import SPP, pool_levels
 
 compiled = pytest.mark.skipif(native.load() is None, reason="no C++ compiler here")
 WAYS = pytest.mark.parametrize("way", [rectify, fused._Eager.apply, torch.ops.delving.rectify])
@@ -104,6 +104,15 @@ def test_slopes_are_a_row(way):
     """Of others a kernel would read the first numbers only."""
     with pytest.raises(RuntimeError):
         way(normal(2, 8), None, torch.full((8, 3), 0.25), False)
+
+
+@WAYS
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_responses_of_a_type_without_kernels_are_rectified_too(way, dtype):
+    """They lie as kernels want them, and slopes are fp32."""
+    x = normal(2, 8, 3, 3).to(dtype)
+    assert torch.equal(way(x, None, SLOPES, True), rectify_plain(x, None, SLOPES, True))
+    assert torch.equal(SPP((2, 1))(x), pool_levels(x, (2, 1)))
 
 
 @WAYS

@@ -202,6 +202,16 @@ def test_measuring_leaves_no_hooks_no_gradients_and_the_mode_as_it_was():
     assert not any(m._forward_hooks or m._backward_hooks for m in net.modules())
 
 
+def test_images_are_taken_in_the_nets_type_and_gradients_computed_wherever_it_is():
+    net = build(POOLED)
+    draw(net, he, seed=0)
+    x, labels = images()
+    with torch.no_grad():
+        found = layer_moments(net, x.float(), labels)
+    wanted = layer_moments(net, x, labels)
+    assert [row["dx2"] for row in found] == pytest.approx([row["dx2"] for row in wanted], rel=1e-4)
+
+
 def test_watching_ends_with_an_error_inside_it_too():
     net = build(POOLED).train()
     with pytest.raises(TypeError), watching(net, (nn.Conv2d,)):

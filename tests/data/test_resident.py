@@ -12,6 +12,7 @@ from PIL import Image
 
 from delving import record
 from delving.config import compose
+from delving.data import resident
 from delving.data.augment import augment
 from delving.data.loader import Cache, TrainingBatches
 from delving.data.resident import ResidentBatches, cut, load_resident, tent_weights
@@ -61,8 +62,8 @@ def test_a_view_is_pillows_to_a_grey_level(width, height, uniform, flip):
 
 def both(images, **about):
     about = ABOUT | about
-    resident = ResidentBatches(load_resident(images, CPU, 1.0), **about)
-    return resident, TrainingBatches(Cache(images, 0), **about)
+    ours = ResidentBatches(load_resident(images, CPU, 1.0), **about)
+    return ours, TrainingBatches(Cache(images, 0), **about)
 
 
 @pytest.mark.parametrize("share", [(0, 1), (0, 2), (1, 2)])
@@ -77,6 +78,21 @@ def test_batches_are_those_of_the_loader(share, bad):
         assert a.bad == b.bad
         assert (a.pixels.int() - b.pixels.int()).abs().max() <= 1
         assert ours.describe(step) == theirs.describe(step)
+
+
+def test_images_that_are_decoded_in_several_parts_keep_their_places(monkeypatch):
+    images = make_images([(24, 20)] * 11, bad=(4, 10))
+    whole = load_resident(images, CPU, 1.0)
+    monkeypatch.setattr(resident, "TOGETHER", 4)
+    parts = load_resident(images, CPU, 1.0)
+    assert torch.equal(parts.pixels, whole.pixels)
+    np.testing.assert_array_equal(parts.used, whole.used)
+
+
+def test_where_no_image_tells_its_size_they_stay_where_they_are():
+    images = make_images([(24, 20)] * 3)
+    unknown = dict.fromkeys(images.read.files, b"no image")
+    assert load_resident(replace(images, read=MemoryReader(unknown)), CPU, 1.0) is None
 
 
 def test_images_of_several_sizes_stay_where_they_are():
@@ -124,11 +140,11 @@ def test_a_training_on_them_is_the_loaders_but_for_grey_levels(tmp_path, monkeyp
     theirs = losses(tmp_path / "loader")
     taken = []
 
-    def resident(session):
+    def load(session):
         taken.append(load_resident(session.train_images.images, session.device, 1.0))
         return taken[-1]
 
-    monkeypatch.setattr(Session, "resident", resident)
+    monkeypatch.setattr(Session, "resident", load)
     ours = losses(tmp_path / "resident")
     assert taken[0] is not None
     assert ours != theirs  # it was used
