@@ -1,13 +1,16 @@
 """Values and nets beyond any honest use are refused at once, and what is allowed is told."""
 
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
+import yaml
 
 from delving import build, device
 from delving.build import build_model, describe_model, materialise
 from delving.config import KEYS, KNOBS, WORDS, compose
+from delving.notation import read_layers
 from delving.schema import NEUTRAL
 
 HUGE = ["1000000000000", "1e30", "1e400", "-1000000000000", "9" * 400]
@@ -116,6 +119,22 @@ def layers(*lines):
 def test_layers_that_are_no_net_or_too_large_a_one_are_refused(lines, words, monkeypatch):
     monkeypatch.setattr(device, "memory", lambda: 8 * 10**9)
     assert words in refuse([layers(*lines), "model.width=1"])
+
+
+@pytest.mark.parametrize(
+    ("line", "most"),
+    [("conv1: '3x3, {}'", build.WIDEST), ("conv1: '{0}x{0}, 4'", build.LARGEST),
+     ("spp: '{{{},1}}'", build.FINEST), ("fc0: '{}'", build.WIDEST)],
+)  # fmt: skip
+@pytest.mark.parametrize("more", [0, 1])
+def test_the_largest_layer_within_bounds_passes(line, most, more):
+    name, told = yaml.safe_load(line.format(most + more)).popitem()
+    lines = {"conv1": "3x3, 4"} | {name: told} | {"fc1": "classes"}
+    refusal = (
+        pytest.raises(ValueError, match=rf"layer {name}: .* is beyond") if more else nullcontext()
+    )
+    with refusal:
+        build.check_layers(read_layers([{key: value} for key, value in lines.items()]))
 
 
 def test_a_net_of_a_thousand_layers_is_shown():

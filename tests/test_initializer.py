@@ -25,6 +25,7 @@ from delving.initializer import (
     RANGES,
     fans,
     gaussian,
+    give_storage,
     he,
     he_backward,
     initialize,
@@ -448,6 +449,29 @@ def test_an_initialiser_that_gives_no_std_is_refused_by_name(monkeypatch, rule, 
     monkeypatch.setitem(INITIALIZERS, "he", rule)
     with pytest.raises(ValueError, match=rf"init=he: conv1, .*fan_in=147.*: .*{why}"):
         build("model=small14", "act=relu")
+
+
+def test_an_initialiser_may_give_zero(monkeypatch):
+    """As for a layer that is to start without any say."""
+    monkeypatch.setitem(INITIALIZERS, "he", lambda n, nhat, a: 0.0)
+    assert build("model=small14", "act=relu")
+
+
+def test_draws_that_are_kept_serve_the_same_seed_name_and_shape_alone():
+    drawn = {}
+    for width, seed in ((4, 0), (6, 0), (4, 1), (4, 0)):
+        nets = [nn.Sequential(nn.Linear(width, 3)) for _ in range(2)]
+        for net, kept in zip(nets, (drawn, None), strict=True):
+            initialize(net, lambda layers: [0.5], seed=seed, drawn=kept)
+        assert torch.equal(nets[0][0].weight, nets[1][0].weight)
+    assert len(drawn) == 3
+
+
+def test_a_parameter_that_is_not_learned_stays_so():
+    act = nn.PReLU(3, device="meta").requires_grad_(False)
+    give_storage(act, torch.device("cpu"), torch.float32)
+    assert act.weight.device.type == "cpu"
+    assert not act.weight.requires_grad
 
 
 def test_relu_takes_no_slope():
