@@ -134,6 +134,8 @@ def test_of_two_pooling_layers_in_a_row_the_factors_multiply():
     before = F.relu(conv(images()[0]))
     handed_on = mean_square(pools[1](pools[0](before))) / mean_square(before)
     assert last["pool_forward"] == pytest.approx(handed_on)
+    assert last["pool_backward"] == pytest.approx(4 * 9 / (4 * 14 * 14))  # one cell in 3 x 3 maps
+    assert last["pools"] == "2 3"  # their names
     assert first["pool_forward"] == 1.0
 
 
@@ -350,6 +352,17 @@ def test_summaries_tell_the_mean_of_the_logarithm_its_spread_and_the_plain_mean(
     assert last["y2_ratio"] == pytest.approx(1.25 * at_one[-1]["y2_ratio"])
     assert last["y2_measured"] - last["y2_here"] == pytest.approx(last["y2_off"])
     assert at_one[-1]["dx2_spread"] == 0
+
+
+def test_each_draw_is_compared_with_what_its_own_poolings_and_borders_let_expect():
+    draws, rows = moments_of(POOLED, he, seeds=range(3))
+    here = [with_geometry(rows, moments)[4]["y2"] for moments in draws]
+    measured = [moments[4]["y2"] / moments[0]["y2"] for moments in draws]
+    last = summarise(draws, rows)[4]
+    assert last["y2_here"] == pytest.approx(sum(map(math.log2, here)) / 3)
+    assert last["y2_ratio"] == pytest.approx(
+        sum(a / b for a, b in zip(measured, here, strict=True)) / 3
+    )
 
 
 def test_a_draw_that_lost_its_signal_is_not_averaged_away():

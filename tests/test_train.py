@@ -27,7 +27,7 @@ from delving.momentum import Momentum
 from delving.net import Dropout, build_net
 from delving.notation import read_layers
 from delving.rectifier import RECTIFIERS
-from delving.step import Recipe, accumulate_gradients, decay_norm, seed_dropout
+from delving.step import Recipe, accumulate_gradients, decay_norm, seed_dropout, seed_step
 from delving.train import (
     Progress,
     Step,
@@ -388,6 +388,28 @@ def test_the_mask_follows_from_seed_step_layer_and_place_alone():
         share = (first == other).double().mean().item()
         assert share == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(first.numel()))
     assert not torch.equal(first[0], first[1])
+
+
+def test_each_micro_batch_and_step_has_random_numbers_of_its_own():
+    def drawn(step, first):
+        with torch.random.fork_rng(devices=[]):
+            seed_step(build(), torch.device("cpu"), RECIPE, step, slice(first, first + 4))
+            return torch.rand(3).tolist()
+
+    assert drawn(3, 0) == drawn(3, 0)
+    assert len({tuple(drawn(*about)) for about in ((3, 0), (3, 4), (4, 0))}) == 3
+
+
+def test_the_loss_of_logits_in_half_precision_is_computed_in_full():
+    net, batch = build().float(), draw_batch()
+    input, autocast = build_input().float(), partial(torch.autocast, "cpu", torch.bfloat16)
+    about = {"recipe": RECIPE, "step": 0, "autocast": autocast}
+    loss, _ = accumulate_gradients(net, input, batch, **about)
+    with autocast():
+        logits = net(input(batch.pixels))
+    assert logits.dtype == torch.bfloat16
+    exact = F.cross_entropy(logits.double(), batch.labels).item()
+    assert loss.item() == pytest.approx(exact, rel=1e-6)
 
 
 @pytest.mark.parametrize("micro_batch", [8, 3])
