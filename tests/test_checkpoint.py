@@ -12,14 +12,17 @@ import subprocess
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from calling import Crash, killed_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from delving import checkpoint, record
+from delving.build import load_momentum, load_weights
 from delving.checkpoint import (
     check_room,
     drop_previous,
@@ -507,3 +510,28 @@ def test_state_is_plain_json(tmp_path):
     assert state.pop("weights") is None  # added by loading; there are no weights here
     assert state == {"best": float("inf"), "pending": [[1.0, 2.0]]}
     assert json.loads((tmp_path / "checkpoint" / "state.json").read_text()) == state
+
+
+def test_tensors_of_another_shape_are_refused_by_name_though_they_hold_as_many_numbers():
+    net, input = nn.Sequential(nn.Linear(3, 4)), nn.Module()
+    tensors = {f"net.{name}": p.detach() for name, p in net.named_parameters()}
+    turned = tensors | {"net.0.weight": tensors["net.0.weight"].T}
+    with torch.no_grad():
+        load_weights(net, input, tensors, Path("run"))
+        with pytest.raises(ValueError, match=r"net\.0\.weight is \[3, 4\], here \[4, 3\]"):
+            load_weights(net, input, turned, Path("run"))
+    with pytest.raises(ValueError, match=r"momentum of 0\.weight"):
+        load_momentum(
+            net, SimpleNamespace(velocity={}), {"0.weight": torch.ones(3, 4)}, Path("run")
+        )
+
+
+def test_momentum_lies_as_its_parameter_does():
+    """The step adds one to the other; a file keeps rows."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3)).to(memory_format=torch.channels_last)
+    optimizer, [weight, bias] = SimpleNamespace(velocity={}), net.parameters()
+    saved = torch.arange(108.0).view(4, 3, 3, 3)
+    load_momentum(net, optimizer, {"0.weight": saved}, Path("run"))
+    assert torch.equal(optimizer.velocity[weight], saved)
+    assert optimizer.velocity[weight].stride() == weight.stride()
+    assert bias not in optimizer.velocity
