@@ -30,6 +30,7 @@ from delving.initializer import (
     he_backward,
     initialize,
     layer_stds,
+    start,
     xavier,
 )  # fmt: skip
 from delving.notation import read_layers
@@ -457,6 +458,16 @@ def test_an_initialiser_may_give_zero(monkeypatch):
     assert build("model=small14", "act=relu")
 
 
+def test_a_parameter_with_values_in_part_is_refused():
+    def fill(net):
+        with torch.no_grad():
+            net.bias.zero_()
+            net.weight[:2] = 0
+
+    with pytest.raises(ValueError, match="weight got no initial value"):
+        start(nn.Linear(2, 3, device="meta"), torch.device("cpu"), fill)
+
+
 def test_draws_that_are_kept_serve_the_same_seed_name_and_shape_alone():
     drawn = {}
     for width, seed in ((4, 0), (6, 0), (4, 1), (4, 0)):
@@ -477,3 +488,10 @@ def test_a_parameter_that_is_not_learned_stays_so():
 def test_relu_takes_no_slope():
     with pytest.raises(ValueError, match=r"act\.slope=0\.3"):
         build_model(compose(["scale=smoke", "act=relu", "act.slope=0.3"]), 4)
+
+
+def test_a_std_of_its_own_is_the_gaussians_alone():
+    words = ["scale=smoke", "init.std=0.02"]
+    assert build_model(compose([*words, "init=gaussian"]), 4)
+    with pytest.raises(ValueError, match=r"init\.std=0\.02: init=gaussian's; he has its own"):
+        build_model(compose([*words, "init=he"]), 4)
