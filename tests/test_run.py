@@ -13,7 +13,7 @@ from calling import silent
 from fabricate import snapshot
 from PIL import Image
 
-from delving import record
+from delving import record, same
 from delving.artefact import Asked, Run
 from delving.checkpoint import load_checkpoint
 from delving.config import amend, compose, load
@@ -399,6 +399,12 @@ def test_a_folder_whose_configuration_was_changed_is_refused_naming_the_keys(cop
     assert "train.momentum 0.9 asked for, 0.8 there" in str(refusal.value)
     assert "train.flip" in str(refusal.value)
     assert snapshot(copied) == before
+
+
+def test_a_folder_whose_configuration_cannot_be_read_is_not_taken_for_the_run(tmp_path):
+    (tmp_path / "config.yaml").write_text("model: [")
+    told = same.find_other(smoke(tmp_path), tmp_path)
+    assert told.endswith(f"Move {tmp_path} away")
 
 
 def test_a_device_that_is_not_here_is_refused_with_those_that_are(fresh):
