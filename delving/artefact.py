@@ -117,12 +117,18 @@ class Run:
         run diverged before anything was logged."""
         if not record.read_events(self.folder, "step"):
             return math.nan
-        return fmean(self.tail.err)
+        return self.mean(self.tail.err)
 
     @property
     def tail(self) -> pd.DataFrame:
         """The training lines of the last tenth."""
         return self.steps[self.steps.step > (1 - TAIL) * self.steps.step.iloc[-1]]
+
+    def mean(self, values: pd.Series) -> float:
+        """The mean over steps of what some of the training lines have; each line is itself the mean
+        of the steps since the line before, the last of them often fewer."""
+        counts = np.diff(self.steps.step, prepend=0)
+        return float(np.average(values, weights=counts[values.index]))
 
     @property
     def departure(self) -> float:

@@ -45,7 +45,7 @@ def verify(
         terminal.write(json.dumps(_as_record(report) | {"lacking": lacks}, indent=2))
     else:
         for what in lacks:
-            terminal.say(f"not all of ImageNet: {what}")
+            terminal.say(f"not all of {config.data.name}: {what}")
         _print_report(report)
     raise typer.Exit(0 if report.sound else 1)
 

@@ -43,6 +43,8 @@ INITIALIZERS: dict[str, Callable[[int, int, float], float]] = {
 }
 
 
+# assumed: Eq. 15's factor holds for all weight layers, also for conv1, which no rectifier precedes.
+
 # Three ways to keep the softmax from overflowing on input of about +-128; a comparison uses one.
 # paper: 2.2 names all three.
 # assumed: the He and the Xavier arm of a comparison tame the input by the same one of the three.

@@ -12,6 +12,7 @@ from pathlib import Path
 from delving.artefact import model_title
 from delving.config import load
 from delving.curves import read_counts
+from delving.data import whole_training_set
 from delving.groups import choices
 from delving.record import read_json
 from delving.report import ledger_markdown, ledger_rows, tell_trainings, verdict_words, words_of
@@ -96,11 +97,13 @@ def about(scale: str) -> list[str]:
     folder = REFERENCE / scale
     runs = [path.parent for path in sorted(folder.glob("runs/*/result.json"))]
     images = sorted({read_counts(run) for run in runs})
+    name = load(runs[0] / "config.yaml").data.name
     machines = sorted({_machine(read_json(run / "env.json")) for run in runs})
     times = read_json(folder / "reproduce.json")
     commands = {words_of(read_json(path)) for path in sorted(folder.glob("*/verdict.json"))}
     return [
-        *(f"- Images: {train:,} for training, of {classes:,} classes; {val:,} for testing."
+        *(f"- Images: {train:,} for training, of {classes:,} classes, out of the "
+          f"{whole_training_set(name, classes):,} that {name} has of them; {val:,} for testing."
           for classes, train, val in images),
         f"- Nets: {len(runs)}, each trained once: {_tell_nets(runs)}.",
         f"- Time: {duration(sum(times['seconds']['used'].values()))} in all, {times['jobs']} side "

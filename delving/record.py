@@ -217,7 +217,11 @@ def truncate_log(path: Path, size: int) -> str | None:
 
 def round_scores(probabilities: np.ndarray) -> np.ndarray:
     """Probabilities as load_scores returns them: rounded to logarithms in half precision, which
-    keep apart small ones that would be equal in half precision themselves."""
+    keep apart small ones that would be equal in half precision themselves.
+
+    ours: images are ranked by probabilities as they are kept, rounded to about three digits; of two
+    equal ones the class with the lower number goes first.
+    """
     return np.exp(_logarithms(probabilities).astype(np.float32))
 
 

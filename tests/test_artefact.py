@@ -20,13 +20,19 @@ def run_of(folder, **told):
 
 def run_with_losses(folder, losses, errors=None):
     """A run whose log has exactly these losses, one every 10 steps."""
+    steps = range(10, 10 * len(losses) + 1, 10)
+    return make_log(folder, steps, loss=losses, err=errors or [0.0] * len(losses))
+
+
+def make_log(folder, steps, **values):
+    """A run whose log has a line at each of these steps, with these values."""
     folder.mkdir(exist_ok=True)
     (folder / "log.jsonl").unlink(missing_ok=True)
     record.append_event(folder / "log.jsonl", {"event": "start", "classes": CLASSES})
-    for n, loss in enumerate(losses):
-        event = {"event": "step", "step": 10 * (n + 1), "loss": loss, "epoch": n + 1.0}
+    for n, step in enumerate(steps):
+        event = {"event": "step", "step": step, "epoch": step / 10, "loss": 1.0}
         event |= {"conv_grad_norm": 1.0, "conv_decay_norm": 0.1}
-        event["err"] = errors[n] if errors else 0.0
+        event |= {key: each[n] for key, each in values.items()}
         record.append_event(folder / "log.jsonl", event)
     return Run(folder)
 
@@ -89,6 +95,13 @@ def test_chance_is_that_of_the_runs_own_classes(tmp_path):
 def test_the_training_error_is_the_mean_over_the_last_tenth(tmp_path):
     errors = [90.0] * 18 + [30.0, 50.0]
     assert run_with_losses(tmp_path, [1.0] * 20, errors).training_error == 40.0
+
+
+def test_each_step_counts_alike_however_many_a_line_averages(tmp_path):
+    """A log's last line is often of fewer steps."""
+    run = make_log(tmp_path, [10, 20, 30, 36], err=[90.0, 60.0, 60.0, 10.0])
+    assert run.mean(run.steps.err) == pytest.approx((10 * 90 + 20 * 60 + 6 * 10) / 36)
+    assert run.mean(run.steps.err[run.steps.step > 20]) == pytest.approx((10 * 60 + 6 * 10) / 16)
 
 
 def test_a_short_runs_training_error_is_its_last_lines(tmp_path):

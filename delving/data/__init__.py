@@ -133,8 +133,12 @@ def shapes_folder(
 
 
 def lacking(data: Data, train: Images, val: Images) -> list[str]:
-    """What ImageNet lacks on disk, if the settings ask for all of it; of other data sets, parts are
-    usual, and nothing is reported."""
+    """What ImageNet lacks on disk, if the settings ask for all of it, and Tiny ImageNet of the
+    classes asked for; of other data sets, parts are usual, and nothing is reported."""
+    if data.name == "tiny_imagenet" and not data.train_images:
+        there, all_of = len(train), whole_training_set(data.name, len(train.classes))
+        told = f"{there:,} training images (the whole set has {all_of:,} of these classes)"
+        return [told] if there < all_of else []
     if data.name != "imagenet" or any((data.classes, data.train_images, data.val_images)):
         return []
     what_there = ("classes", "training images", "validation images")
@@ -142,6 +146,12 @@ def lacking(data: Data, train: Images, val: Images) -> list[str]:
                  strict=True)  # fmt: skip
     return [f"{there:,} {what} (paper: {all_of:,})" for what, there, all_of in counts
             if there < all_of]  # fmt: skip
+
+
+def whole_training_set(name: str, classes: int) -> int:
+    """How many training images a data set has of so many of its classes, if all have as many."""
+    every, images, _ = SIZES[name]
+    return images * classes // every
 
 
 def fingerprint(train: Images, val: Images) -> str:

@@ -176,6 +176,7 @@ def view_of(draws: np.ndarray, *, crop: int, sides: tuple[int, int], flip: bool)
     return View(pick_side(draws[0], sides), crop, at, flipped)
 
 
+# assumed: where two crops are equally near to the center, the right or lower one is taken.
 CENTER = (0.5, 0.5)
 CORNERS = ((0, 0), (1, 0), (0, 1), (1, 1))
 

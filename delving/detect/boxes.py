@@ -8,7 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-LARGEST = math.log(1000 / 16)  # limit of the predicted log of a side's factor: exp() stays finite
+# ours: a predicted box is at most 62.5 times as wide or as high as its RoI.
+LARGEST = math.log(1000 / 16)  # of the log that is predicted: exp() stays finite
 
 
 def encode(boxes: Tensor, truth: Tensor) -> Tensor:

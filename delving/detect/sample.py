@@ -72,8 +72,8 @@ class Sizing:
 def list_candidates(split: Split, proposals: Sequence[np.ndarray]) -> list[Candidates]:
     """Each image's proposals and its own objects, as RoIs.
 
-    ours: difficult objects are not trained on, as they are not counted in testing; Fast R-CNN's
-    published code trains on them too.
+    ours: difficult objects are not trained on, as they are not counted in testing (an RoI on one is
+    background if it overlaps another object a little); Fast R-CNN's published code trains on them.
     """
     return [_candidates(split, n, boxes) for n, boxes in enumerate(proposals)]
 

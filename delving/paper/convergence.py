@@ -119,7 +119,7 @@ def by_epoch(run: Run) -> np.ndarray:
 
 def mean_training(run: Run) -> float:
     """The training error's mean over the whole run, percent."""
-    return float(np.mean(run.steps.err))
+    return run.mean(run.steps.err)
 
 
 def final_gap(run: Run) -> float:

@@ -270,8 +270,8 @@ def diminish(asked: Asked, pairs: list[tuple[Run, Run]]) -> Finding:
 def _early_gradient(run: Run, he: Run) -> float:
     """Mean log10 of the conv gradient's norm over the log lines until `he` left ln(classes)."""
     early = run.steps.step <= min(he.departure, run.steps.step.iloc[-1])
-    return float(np.log10(run.steps.conv_grad_norm[early].clip(lower=1e-12)).mean())
+    return run.mean(np.log10(run.steps.conv_grad_norm[early].clip(lower=1e-12)))
 
 
 def _end_ratio(run: Run) -> float:
-    return float((run.tail.conv_grad_norm / run.tail.conv_decay_norm).mean())
+    return run.mean(run.tail.conv_grad_norm / run.tail.conv_decay_norm)

@@ -8,14 +8,16 @@ import zipfile
 
 import numpy as np
 import pytest
-from helpers import encode, write_file, write_folder
+from helpers import encode, make_images, write_file, write_folder
 from PIL import Image
 
+from delving.data import lacking
 from delving.data import verify as module
 from delving.data.images import Images
 from delving.data.sources import find_folder
 from delving.data.verify import verify_data
 from delving.data.zips import ZipReader, list_members
+from delving.schema import Data
 
 
 @pytest.fixture
@@ -88,13 +90,22 @@ def test_what_imagenet_lacks_is_told_where_nothing_was_left_out_on_purpose(root,
     code, out, _ = delving("data", "verify", *words)
     assert code == 0
     assert out.splitlines()[:3] == [
-        "not all of ImageNet: 2 classes (paper: 1,000)",
-        "not all of ImageNet: 6 training images (paper: 1,281,167)",
-        "not all of ImageNet: 4 validation images (paper: 50,000)",
+        "not all of imagenet: 2 classes (paper: 1,000)",
+        "not all of imagenet: 6 training images (paper: 1,281,167)",
+        "not all of imagenet: 4 validation images (paper: 50,000)",
     ]
     told = json.loads(delving("data", "verify", *words, "--json")[1])
     assert told["lacking"][0] == "2 classes (paper: 1,000)"
     assert "not all" not in delving("data", "verify", *words, "data.classes=2")[1]
+
+
+def test_what_tiny_imagenet_lacks_of_the_classes_asked_for_is_told():
+    """It has 500 training images of each class."""
+    files, val = make_images([(8, 8)] * 6, classes=3), make_images([(8, 8)] * 3, classes=3)
+    told = "6 training images (the whole set has 1,500 of these classes)"
+    assert lacking(Data(name="tiny_imagenet"), files, val) == [told]
+    assert lacking(Data(name="tiny_imagenet", train_images=6), files, val) == []
+    assert lacking(Data(name="cifar10"), files, val) == []
 
 
 def test_the_command_says_sound_and_ends_with_zero(root, verify):
