@@ -12,14 +12,14 @@ from functools import partial
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from delving import device as devices
 from delving.artefact import MODELS, Asked, Claim, Shown, printed, published
 from delving.build import build_model
 from delving.config import compose
 from delving.judge import Finding, judge_no_larger, number, settled
-from delving.net import CROP, build_net, describe
+from delving.net import CROP, Net, build_net, describe
 from delving.notation import Layer, count_depth, read_layers
 from delving.rectifier import build_relu
 from delving.session import plan_recipe
@@ -33,6 +33,8 @@ ASIDE, FEW = {"b-relu", "c-relu"}, 3
 LEAST = 3  # rounds, however long they take
 LARGEST = 128  # images of the paper's mini-batch
 NOISE = 1 << 20  # numbers
+LIMIT = 2**-6  # of their size: with it no response or gradient vanishes or explodes in any net
+ALIGNED = 64  # numbers: where torch itself lets a tensor begin, or a multiple of that
 WITHIN, SHARE, SLOWER = 1.0, 0.01, 5.0  # percent
 ALLOWED = 100 * math.log(1 + SLOWER / 100)  # log points, the same either way round
 
@@ -42,7 +44,11 @@ def measure(asked: Asked) -> dict:
     device = devices.pick_device(_told_of("device", asked.overrides))
     devices.prepare_backend(device)
     precision = devices.pick_precision(_told_of("precision", asked.overrides), device)
-    steps = {name: _build_step(name, device, precision) for name in TIMED}
+    nets = {name: _build(name) for name in TIMED}
+    place = torch.empty(2, max(map(_room_for, nets.values())), device=device,
+                        dtype=devices.number_type(precision))  # fmt: skip
+    _fill(place)
+    steps = {name: _step_of(net, place, precision) for name, net in nets.items()}
     # The first step also allocates and picks algorithms: what it takes is an upper bound.
     first = sum(_timed(step, 1, device) for step in steps.values())
     rounds, limit = asked.settings["rounds"], asked.settings["seconds"]
@@ -91,17 +97,52 @@ def _fit(images: float) -> int:
     return batch
 
 
-def _build_step(name: str, device: torch.device, precision: str) -> Callable[[int], None]:
-    """A function that takes a step on `batch` images of noise: forward, backward, update."""
+def _build(name: str) -> Net:
+    """A net as it lies in memory, without memory of its own."""
     model, act = name.split("-")
-    config = compose([f"model={model}", f"act={act}", "scale=paper"])
-    net = build_model(config, CLASSES)[0].to_empty(device=device).train()
-    number = devices.number_type(precision)
-    net = net.to(number).to(memory_format=torch.channels_last)
-    noise = torch.empty(NOISE, device=device, dtype=number).uniform_(-1, 1)
-    for parameter in net.parameters():
-        _fill(parameter.data, noise * parameter[0].numel() ** -0.5)
-    optimizer = build_optimizer(net, plan_recipe(config, CLASSES))
+    net = build_model(compose([f"model={model}", f"act={act}", "scale=paper"]), CLASSES)[0]
+    return net.to(memory_format=torch.channels_last)
+
+
+def _room_for(net: Net) -> int:
+    """How many numbers `_lay_out` needs for each of weights and velocities."""
+    return sum(_aligned(p.numel()) for p in net.parameters())
+
+
+def _aligned(count: int) -> int:
+    return -(-count // ALIGNED) * ALIGNED
+
+
+def _fill(place: Tensor) -> None:
+    """Fills the weights with the same noise over and over, the velocities with zeros. Times depend
+    on values only if they are not finite; drawing all of them would take as long as the steps."""
+    weights, velocities = place
+    noise = torch.empty(NOISE, device=place.device, dtype=place.dtype).uniform_(-LIMIT, LIMIT)
+    for part in weights.split(NOISE):
+        part.copy_(noise[: len(part)])
+    velocities.zero_()
+
+
+def _lay_out(net: Net, place: Tensor) -> dict[nn.Parameter, Tensor]:
+    """Puts a net's parameters into the first row of `place`; returns their velocities, which lie in
+    the second. All nets lie in the same place, as no two take a step at once: side by side they
+    would need 12 GB on a CPU."""
+    velocities, first = {}, 0
+    for module in net.modules():
+        for name, p in list(module.named_parameters(recurse=False)):
+            weights, velocity = (row[first:].as_strided(p.shape, p.stride()) for row in place)
+            setattr(module, name, nn.Parameter(weights))
+            velocities[getattr(module, name)] = velocity
+            first += _aligned(p.numel())
+    return velocities
+
+
+def _step_of(net: Net, place: Tensor, precision: str) -> Callable[[int], None]:
+    """A function that takes a step on `batch` images of noise: forward, backward, update."""
+    device, number = place.device, place.dtype
+    velocities = _lay_out(net.train(), place)
+    optimizer = build_optimizer(net, plan_recipe(compose(["scale=paper"]), CLASSES))
+    optimizer.velocity = velocities
 
     def step(batch: int) -> None:
         x = torch.randn(batch, 3, CROP, CROP, device=device, dtype=number)
@@ -116,14 +157,6 @@ def _build_step(name: str, device: torch.device, precision: str) -> Callable[[in
         optimizer.zero_grad()  # here, since the other nets need the memory meanwhile
 
     return step
-
-
-def _fill(values: Tensor, noise: Tensor) -> None:
-    """Fills the values with the noise, over and over. Times depend on values only if they are not
-    finite, and drawing all of them would take as long as the steps."""
-    flat = values.as_strided((values.numel(),), (1,))  # in the order of memory
-    for part in flat.split(len(noise)):
-        part.copy_(noise[: len(part)])
 
 
 def _timed(step: Callable[[int], None], batch: int, device: torch.device) -> float:

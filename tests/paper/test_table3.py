@@ -2,7 +2,9 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 from delving.paper import table3
 
@@ -58,11 +60,48 @@ def test_rounds_that_drift_are_judged_by_the_ratio_of_each(slower, verdict):
     assert table3._no_slower(ours, theirs).verdict == verdict
 
 
-def test_a_net_is_kept_in_the_numbers_it_is_timed_in(monkeypatch):
-    seen = []
-    monkeypatch.setattr(table3, "build_optimizer", lambda net, recipe: seen.append(net) or
-                        SimpleNamespace(param_groups=[]))  # fmt: skip
-    for precision in ("fp32", "bf16", "fp64"):
-        table3._build_step("small14-relu", table3.torch.device("cpu"), precision)
-    kinds = [{str(p.dtype) for p in net.parameters()} for net in seen]
-    assert kinds == [{"torch.float32"}, {"torch.float32"}, {"torch.float64"}]
+@pytest.mark.parametrize(
+    ("precision", "kind"),
+    [("fp32", torch.float32), ("bf16", torch.float32), ("fp64", torch.float64)],
+)
+def test_all_nets_lie_in_one_place_in_the_numbers_they_are_timed_in(precision, kind, monkeypatch):
+    """So that the memory of the largest net is enough: that of all would be 12 GB."""
+    seen, lay_out = [], table3._lay_out
+    monkeypatch.setattr(table3, "TIMED", ("small14-relu", "small14-prelu"))
+    monkeypatch.setattr(table3, "_timed", lambda step, batch, device: 1.0)
+    monkeypatch.setattr(
+        table3, "_lay_out", lambda net, place: seen.append((net, place)) or lay_out(net, place)
+    )
+    words, settings = ["device=cpu", f"precision={precision}"], {"rounds": 1, "seconds": 1}
+    table3.measure(SimpleNamespace(overrides=words, settings=settings))
+    [_, place], [prelu, same] = seen
+    assert place is same
+    assert (place.dtype, len(place)) == (kind, 2)
+    weights = [p.data_ptr() for p in prelu.parameters()]
+    sizes = [p.numel() * p.element_size() for p in prelu.parameters()]
+    ends = [start + size for start, size in zip(weights, sizes, strict=True)]
+    assert weights[0] == place.data_ptr()
+    assert all(end <= start for end, start in zip(ends, weights[1:], strict=False))
+    assert ends[-1] <= place[1].data_ptr()
+
+
+@pytest.mark.parametrize("model", ["vgg19", "a", "b", "c"])
+def test_noise_is_of_a_size_that_no_layer_makes_vanish_or_explode(model):
+    """By Eq. 9: times would depend on values that are not finite, or denormal."""
+    layers = [m for m in table3._build(f"{model}-relu").modules() if hasattr(m, "weight")]
+    gains = [m.weight[0].numel() * table3.LIMIT**2 / 3 / 2 for m in layers]
+    sizes = np.sqrt(np.cumprod(gains))  # of responses, the input being of size 1
+    assert 1e-12 < sizes.min() <= sizes.max() < 1e3
+
+
+def test_steps_leave_weights_and_velocities_finite():
+    net = table3._build("small14-prelu")
+    place = torch.empty(2, table3._room_for(net))
+    table3._fill(place)
+    step = table3._step_of(net, place, "fp32")
+    step(2)
+    before = place.clone()
+    step(2)
+    assert place.isfinite().all()
+    assert not torch.equal(place[1], before[1])  # the velocities are those of its optimizer
+    assert all(p.grad is None for p in net.parameters())
