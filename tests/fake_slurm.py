@@ -25,7 +25,8 @@ def install(folder):
     (folder / "slurm.py").write_text(Path(__file__).read_text(encoding="utf-8"), encoding="utf-8")
     for name in COMMANDS:
         script = folder / "bin" / name
-        script.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {folder}/slurm.py {name} "$@"\n')
+        call = f'"{sys.executable}" -IS "{folder}/slurm.py" {name} "$@"'
+        script.write_text(f"#!/bin/sh\nexec {call}\n", encoding="utf-8")
         script.chmod(0o755)
     return folder
 

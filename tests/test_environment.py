@@ -252,6 +252,8 @@ def test_a_listing_to_a_closed_stream_is_done(tmp_path):
     ],
 )
 def test_what_an_encoding_lacks_is_printed_as_an_escape(tmp_path, locale):
+    if "LC_ALL" in locale and not str(ROOT).isascii():
+        pytest.skip("in that locale Python itself cannot name this folder")
     make_run(tmp_path, "caf\u00e9-\u72ac-s0", changed())
     code, out, err = run("list", "runs", "--output-root", tmp_path, **locale)
     assert (code, err) == (0, b"")
