@@ -268,7 +268,7 @@ def diminish(asked: Asked, pairs: list[tuple[Run, Run]]) -> Finding:
 
 
 def _early_gradient(run: Run, he: Run) -> float:
-    """Mean log10 of the conv gradient's norm over the log lines until `he` left ln(classes)."""
+    """Mean log10 of the conv gradient's norm over the steps until `he` left ln(classes)."""
     early = run.steps.step <= min(he.departure, run.steps.step.iloc[-1])
     return run.mean(np.log10(run.steps.conv_grad_norm[early].clip(lower=1e-12)))
 
