@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from delving import paper, record
 from delving.artefact import Asked, Run, differences, mean_and_spread, printed, published
 
-some = settings(deadline=None, derandomize=True, max_examples=40)
+some = settings(max_examples=40)
 
 
 def run_of(folder, **told):

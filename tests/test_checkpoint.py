@@ -89,7 +89,7 @@ def flip(path, bit):
 
 
 @pytest.mark.tally("a bit flipped in a checkpoint's file: found, named, the one before used", 100)
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(max_examples=100)
 @given(file=st.sampled_from(FILES), bit=st.integers(0, 80_000))
 def test_a_flipped_bit_is_found_and_named_and_the_checkpoint_before_is_used(
     tmp_path_factory, file, bit

@@ -16,8 +16,8 @@ from delving.groups import GROUPS, choices
 from delving.naming import deviations, name_run
 from delving.schema import NEUTRAL, check_families, differences, leaves
 
-few = settings(deadline=None, derandomize=True, max_examples=4)
-many = settings(deadline=None, derandomize=True, max_examples=200)
+few = settings(max_examples=4)
+many = settings(max_examples=200)
 NETS = ("model", "act", "init", "scale")
 
 
@@ -522,7 +522,7 @@ meanings = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, derandomize=True, max_examples=5)
+@settings(max_examples=5)
 @given(meanings, meanings)
 def test_another_meaning_has_another_name_and_the_same_has_the_same(one, other):
     names = [name_run(compose(["scale=smoke", *(f"{k}={v}" for k, v in m.items())]))

@@ -28,7 +28,7 @@ def runs(tmp_path):
 
 
 # --- the mean ---
-@settings(deadline=None, derandomize=True, max_examples=15)
+@settings(max_examples=15)
 @given(seeds=st.lists(st.integers(0, 99), min_size=2, max_size=6), images=st.integers(1, 9))
 def test_probabilities_are_averaged_image_by_image(tmp_path_factory, seeds, images):
     root, labels = tmp_path_factory.mktemp("runs"), np.zeros(images, int)

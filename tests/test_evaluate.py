@@ -28,7 +28,7 @@ from delving.evaluate import error_rates, name_protocols, score_windows
 CROP, CLASSES = 28, 4
 SIZES = [(32, 32), (40, 32), (32, 40), (28, 28), (64, 33), (40, 32), (29, 51)]  # width, height
 PROTOCOLS = ("center", "ten_view", "dense")
-few = settings(deadline=None, max_examples=60, derandomize=True)
+few = settings(max_examples=60)
 
 
 def draw_pixels(size, seed):

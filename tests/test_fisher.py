@@ -27,7 +27,7 @@ from delving.paper.fisher import log_between, tabulate
 from delving.rectifier import RECTIFIERS
 from delving.signal import weight_layers
 
-few = settings(deadline=None, max_examples=30, derandomize=True)
+few = settings(max_examples=30)
 LINES = [
     {"conv1": "5x5, 6, /2"}, {"pool1": "2x2, /2"}, {"conv2": "2x2, 7, x2"},
     {"spp": "{2,1}"}, {"fc1": "9"}, {"fc2": "classes"},

@@ -12,7 +12,7 @@ from delving.groups import GROUPS, choices
 from delving.words import cut, shown
 
 NAMES = [*GROUPS, *WORDS, *SEEDS]
-QUICK = settings(derandomize=True, deadline=None, max_examples=60,
+QUICK = settings(max_examples=60,
                  suppress_health_check=list(HealthCheck))  # fmt: skip
 THOROUGH = settings(QUICK, max_examples=2000)
 

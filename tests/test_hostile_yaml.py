@@ -14,7 +14,7 @@ from delving.config import KEYS, amend, compose, from_yaml, load, to_yaml
 from delving.foreign import BYTES, DEPTH, EVENTS, check_yaml
 from delving.schema import NEUTRAL
 
-some = settings(deadline=None, derandomize=True, max_examples=40)
+some = settings(max_examples=40)
 GOOD = to_yaml(compose(["scale=smoke"]))
 LAUGHS = "".join(f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}]\n" for a, b in pairwise("abcdefghi"))
 SPAN = "seed: 0\n"
@@ -235,7 +235,7 @@ def test_any_text_loads_or_is_refused_by_name_in_one_line(text):
 
 @pytest.mark.long
 @pytest.mark.tally("a random config.yaml: loads or is refused by name", 2000)
-@settings(deadline=None, derandomize=True, max_examples=2000)
+@settings(max_examples=2000)
 @given(texts)
 def test_any_of_many_texts_loads_or_is_refused_by_name_in_one_line(text):
     check_any_text(text)
@@ -272,14 +272,14 @@ def check_paths(root, output):
     assert from_yaml(to_yaml(config), "here") == config
 
 
-@settings(deadline=None, derandomize=True, max_examples=20)
+@settings(max_examples=20)
 @given(paths, paths)
 def test_any_path_is_saved_and_read_again_as_it_was(root, output):
     check_paths(root, output)
 
 
 @pytest.mark.long
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(max_examples=100)
 @given(paths, paths)
 def test_any_of_many_paths_is_saved_and_read_again_as_it_was(root, output):
     check_paths(root, output)

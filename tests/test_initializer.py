@@ -38,7 +38,7 @@ from delving.rectifier import RECTIFIERS
 
 PUBLISHED = Path(delving.__file__).parent / "paper" / "published.yaml"
 CPU = torch.device("cpu")
-few = settings(deadline=None, max_examples=30, derandomize=True)
+few = settings(max_examples=30)
 counts, slopes = st.integers(1, 10_000), st.floats(-2, 2, allow_subnormal=False)
 
 

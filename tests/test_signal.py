@@ -30,7 +30,7 @@ from delving.signal import (
     with_geometry,
 )
 
-few = settings(deadline=None, max_examples=25, derandomize=True)
+few = settings(max_examples=25)
 POOLED = [
     {"conv1": "3x3, 6, /2"}, {"pool1": "2x2, /2"}, {"conv2": "2x2, 8, x2"},
     {"spp": "{2,1}"}, {"fc1": "8"}, {"fc2": "classes"},

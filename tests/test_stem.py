@@ -9,7 +9,7 @@ from torch import nn
 
 from delving.stem import convolve, fold_weight
 
-few = settings(deadline=None, max_examples=30, derandomize=True)
+few = settings(max_examples=30)
 
 
 def drawn(*shape, seed=0):

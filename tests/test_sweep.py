@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from delving.config import compose, expand
 from delving.groups import choices
 
-some = settings(deadline=None, derandomize=True, max_examples=50)
+some = settings(max_examples=50)
 
 
 @pytest.mark.parametrize(

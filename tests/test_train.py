@@ -46,7 +46,7 @@ RECIPE = Recipe(
     steps=100, epoch=10.0, batch=8, micro_batch=8, lr=0.1, warmup=0.0, switch=(0.6, 0.85),
     momentum=0.9, weight_decay=5e-4, color=0.0, seed=0,
 )  # fmt: skip
-few = settings(deadline=None, max_examples=40, derandomize=True)
+few = settings(max_examples=40)
 
 
 def build(act="prelu", dropout=0.0):

@@ -452,9 +452,7 @@ def test_a_damaged_archive_is_refused_and_nothing_of_it_is_kept(
     assert not [p for p in (tmp_path / "here").rglob("*") if p.is_file()]
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), min_size=1, max_size=3))
 def test_random_changes_are_refused_or_change_nothing(there, tmp_path, changes):
     archive = tmp_path / "one.zip"

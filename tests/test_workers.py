@@ -304,7 +304,7 @@ def test_a_task_begins_once_those_it_waits_for_have_ended_however_they_did(fate)
     assert (errors["first"] is None) == (fate == "sleep")
 
 
-@settings(deadline=None, derandomize=True, max_examples=6)
+@settings(max_examples=6)
 @given(
     waits=st.lists(st.sets(st.integers(0, 5), max_size=3), min_size=2, max_size=5),
     fates=st.lists(st.sampled_from(["nothing", "fail", "killed"]), min_size=5, max_size=5),

@@ -23,7 +23,7 @@ from delving.data.augment import (
     whole_views,
 )
 
-some = settings(deadline=None, derandomize=True, max_examples=60)
+some = settings(max_examples=60)
 # Without subnormal numbers: a training in the same process flushes them to zero.
 units = st.floats(0, 1, exclude_max=True, width=32, allow_subnormal=False)
 sizes = st.tuples(st.integers(8, 200), st.integers(8, 200))

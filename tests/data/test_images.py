@@ -170,14 +170,14 @@ def test_the_size_of_what_has_no_good_header_is_refused_by_its_name(kind):
         one(BROKEN[kind]).size(0)
 
 
-@settings(deadline=None, derandomize=True, max_examples=80)
+@settings(max_examples=80)
 @given(st.integers(0, len(JPEG) - 3))
 def test_a_jpeg_cut_anywhere_is_refused_never_half_shown(length):
     with pytest.raises(UndecodableImageError):
         decode(JPEG[:length], "cut.jpg")
 
 
-@settings(deadline=None, derandomize=True, max_examples=80)
+@settings(max_examples=80)
 @given(st.sampled_from([JPEG, PNG]), st.integers(0, 10_000), st.integers(1, 255))
 def test_a_damaged_byte_gives_an_image_or_the_one_error(data, place, mask):
     damaged = bytearray(data)
@@ -206,7 +206,7 @@ def listing(counts):
 sizes = st.lists(st.integers(1, 9), min_size=2, max_size=6)
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(max_examples=100)
 @given(sizes, st.data())
 def test_chosen_images_spread_evenly_over_the_classes(counts, data):
     images = listing(counts)
@@ -221,7 +221,7 @@ def test_chosen_images_spread_evenly_over_the_classes(counts, data):
         assert name.split("/")[0] == str(label)
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(max_examples=100)
 @given(sizes, st.data())
 def test_a_larger_choice_contains_the_smaller_and_first_ones_come_first(counts, data):
     images = listing(counts)

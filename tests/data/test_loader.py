@@ -86,7 +86,7 @@ def test_a_batch_is_bytes_labels_and_draws(alone):
     assert batch.bad == []
 
 
-@settings(deadline=None, derandomize=True, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(1, 30))
 def test_labels_follow_the_images_and_each_counts_once_an_epoch(batch):
     steps = -(-2 * COUNT // batch)
@@ -113,7 +113,7 @@ def counted(images):
 
 
 # --- shares of a batch ---
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(max_examples=100)
 @given(st.data(), st.integers(1, 300))
 def test_the_rows_of_all_ranks_are_the_batch_in_shares_of_almost_one_size(data, batch):
     ranks = data.draw(st.integers(1, batch))

@@ -17,7 +17,7 @@ from delving.data.loader import Cache, TrainingBatches
 from delving.data.regions import agrees, look_at
 from delving.kernels import compiled
 
-some = settings(deadline=None, derandomize=True, max_examples=150)
+some = settings(max_examples=150)
 places = st.floats(0, 1, exclude_max=True, width=32, allow_subnormal=False)
 cutting = pytest.mark.skipif(not agrees(), reason="no C++ compiler or no libjpeg-turbo")
 

@@ -35,7 +35,7 @@ def slow_tents(start, scale, size, crop):
     return weights / weights.sum(1, keepdims=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(8, 40), st.integers(4, 20), units, st.floats(0.2, 1.0))
 def test_weights_are_those_of_the_triangle(size, crop, where, share):
     scale = share * size / crop
@@ -49,7 +49,7 @@ def test_at_the_images_own_size_a_view_is_a_slice():
     assert torch.equal(weights, torch.eye(9)[3:7])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(14, 60), st.integers(14, 60), st.lists(units, min_size=4, max_size=4),
        st.booleans())  # fmt: skip
 def test_a_view_is_pillows_to_a_grey_level(width, height, uniform, flip):

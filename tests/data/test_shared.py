@@ -124,7 +124,7 @@ def test_loader_processes_of_two_trainings_divide_the_work(alone, memory, reads)
     assert not folders_in(memory)
 
 
-@settings(deadline=None, derandomize=True, max_examples=12)
+@settings(max_examples=12)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 12)), max_size=12), st.integers(1, 4))
 def test_any_order_of_steps_gives_the_same(alone, order, reach):
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:

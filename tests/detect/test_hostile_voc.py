@@ -11,7 +11,7 @@ from scenery import NAMES, annotation_xml, object_xml, voc_files, write_tar
 
 from delving.detect.voc import find_voc, load_split, parse_annotation
 
-many = settings(deadline=None, derandomize=True, max_examples=100)
+many = settings(max_examples=100)
 TRAINVAL = "VOCtrainval_06-Nov-2007.tar"
 FILES = voc_files({"000005": ((50, 40), [(0, (0, 0, 50, 40))]), "000007": ((30, 60), [])})
 GOOD = annotation_xml((50, 40), object_xml("cat", (1, 2, 30, 40)), object_xml("dog", (5, 5, 9, 9)))

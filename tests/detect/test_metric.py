@@ -21,7 +21,7 @@ from delving.detect.metric import (
 )
 from delving.detect.voc import parse_annotation
 
-many = settings(deadline=None, derandomize=True, max_examples=60)
+many = settings(max_examples=60)
 some = settings(many, max_examples=25)
 BOX, ELSEWHERE = (0, 0, 10, 10), (50, 50, 60, 60)
 HALF = (0, 0, 10, 5)  # 50 of BOX's 100 pixels and no others

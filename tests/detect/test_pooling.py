@@ -15,7 +15,7 @@ from delving.build import build_model
 from delving.detect.net import FastRCNN, map_geometry
 from delving.spp import SPP
 
-some = settings(deadline=None, derandomize=True, max_examples=40)
+some = settings(max_examples=40)
 
 
 # --- where cells look ---

@@ -13,7 +13,7 @@ from scenery import split_of
 
 from delving.detect.proposals import hash_of, load_proposals, pack
 
-many = settings(deadline=None, derandomize=True, max_examples=100)
+many = settings(max_examples=100)
 SPLIT = split_of(((40, 30), [(0, (5, 5, 30, 30))]), ((30, 40), []))  # images 0 and 1
 BOXES = [np.array([[1, 2, 30, 30], [0, 0, 40, 30], [1, 2, 30, 30]]), np.zeros((0, 4))]
 

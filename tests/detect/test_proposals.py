@@ -23,7 +23,7 @@ from delving.detect.proposals import (
 )
 from delving.detect.voc import load_split
 
-many = settings(deadline=None, derandomize=True, max_examples=30)
+many = settings(max_examples=30)
 HAS_OPENCV = module._opencv() is not None
 PICTURES = {"a": ((60, 40), [(0, (5, 5, 30, 30))]), "b": ((44, 50), []), "c": ((40, 40), [])}
 

@@ -26,7 +26,7 @@ from delving.detect.sample import (
     useful_images,
 )
 
-many = settings(deadline=None, derandomize=True, max_examples=50)
+many = settings(max_examples=50)
 SPLIT = split_of(
     ((60, 40), [(0, (10, 5, 30, 25)), (1, (35, 5, 55, 25), True)]),
     ((40, 62), [(2, (5, 30, 25, 50)), (0, (20, 5, 38, 20))]),

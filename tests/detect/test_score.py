@@ -21,7 +21,7 @@ from delving.detect.sample import Sizing
 from delving.detect.score import Judge, chance, joined, recall, score, suppress
 from delving.detect.train import detection_loss, learning_rate
 
-many = settings(deadline=None, derandomize=True, max_examples=50)
+many = settings(max_examples=50)
 LEAST, MOST = 0.01, 100
 
 
